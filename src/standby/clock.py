@@ -1,0 +1,42 @@
+"""Time and randomness: the only caller of the system's clock and random source.
+
+Everything else takes a `Clock`, so that tests hold time (`standby.testing.ManualClock`) and can
+make it jump. Wall time is for records and names; only the monotonic clock measures durations, so
+a jump of the wall clock can neither lengthen a checkpoint's age limit nor end it early.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from datetime import UTC, datetime
+
+
+class Clock:
+    """The system's clocks."""
+
+    def now(self) -> datetime:
+        """Wall time, in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary start, never going back."""
+        return time.monotonic()
+
+    def sleep(self, duration_s: float) -> None:
+        """Return after `duration_s` seconds."""
+        time.sleep(duration_s)
+
+
+SYSTEM_CLOCK = Clock()
+
+
+def new_uuid() -> uuid.UUID:
+    """A random (version 4) UUID."""
+    return uuid.uuid4()
+
+
+def new_token(size_bytes: int = 8) -> str:
+    """`size_bytes` random bytes as lower-case hex."""
+    return secrets.token_hex(size_bytes)

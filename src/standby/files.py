@@ -1,0 +1,423 @@
+"""The one door to the file system: positioned I/O, durability, holes, locks, clones.
+
+Every system call that Windows lacks is here beside its Windows branch. Foreign `OSError`s become
+`DiskIO` or `DiskFull` at this door. Tests wrap or replace `File` to record writes and syncs, to
+tear them, and to inject errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from standby import clock
+from standby.errors import DiskBusy, DiskFull, DiskIO, StandbyError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+Buffer = Any
+"""Anything of contiguous bytes: bytes, bytearray, memoryview, a uint8 array."""
+
+
+class BlockFile(Protocol):
+    """What disk formats need of a file. `File` is the real one."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def writable(self) -> bool: ...
+    def read_into(self, buffer: Buffer, offset: int) -> None: ...
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, data: Buffer, offset: int) -> None: ...
+    def resize(self, size: int) -> None: ...
+    def punch(self, offset: int, length: int) -> bool: ...
+    def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def _wrapped(path: Path, operation: str, offset: int, length: int, exc: OSError) -> StandbyError:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            available = shutil.disk_usage(path.parent).free
+        except OSError:
+            available = 0
+        return DiskFull(str(path), length, available)
+    return DiskIO(str(path), operation, offset, length, exc.strerror or str(exc))
+
+
+class File:
+    """One open file with positioned reads and writes that are whole or an error.
+
+    Thread-safe for reads and writes of different ranges. `size` is tracked here: it is read once
+    at open and follows our own writes and resizes.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False, create: bool = False) -> None:
+        """Open `path`; `create` makes a new file and refuses an existing one (FileExistsError
+        becomes DiskIO). A FIFO, device or folder is refused without blocking."""
+        flags = os.O_RDWR if writable or create else os.O_RDONLY
+        flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOINHERIT", 0)
+        if create:
+            flags |= os.O_CREAT | os.O_EXCL
+        self.path = path
+        self.writable = writable or create
+        try:
+            self.fd = os.open(path, flags, 0o600)
+        except OSError as exc:
+            raise DiskIO(str(path), "open", 0, 0, exc.strerror or str(exc)) from exc
+        try:
+            status = os.fstat(self.fd)
+            if not _is_regular(status):
+                raise DiskIO(str(path), "open", 0, 0, "not a regular file")
+        except BaseException:
+            os.close(self.fd)
+            self.fd = -1
+            raise
+        self._size = status.st_size
+
+    @property
+    def size(self) -> int:
+        """Length in bytes, as opened and as changed through this object."""
+        return self._size
+
+    def read_into(self, buffer: Buffer, offset: int) -> None:
+        """Fill `buffer` from `offset`; a short read is `DiskIO`, never zeros."""
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            try:
+                count = _pread(self.fd, view[done:], offset + done)
+            except OSError as exc:
+                raise _wrapped(self.path, "read", offset, len(view), exc) from exc
+            if count == 0:
+                raise DiskIO(
+                    str(self.path), "read", offset, len(view), f"file ends after {done} bytes"
+                )
+            done += count
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`; a short read is `DiskIO`."""
+        data = bytearray(length)
+        self.read_into(data, offset)
+        return bytes(data)
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Write all of `data` at `offset`."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            try:
+                done += _pwrite(self.fd, view[done:], offset + done)
+            except OSError as exc:
+                raise _wrapped(self.path, "write", offset, len(view), exc) from exc
+        self._size = max(self._size, offset + len(view))
+
+    def resize(self, size: int) -> None:
+        """Cut or extend to `size` bytes; an extension reads as zeros."""
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as exc:
+            raise _wrapped(self.path, "resize", self._size, abs(size - self._size), exc) from exc
+        self._size = size
+
+    def punch(self, offset: int, length: int) -> bool:
+        """Turn the range into a hole that reads as zeros; False where that is not possible."""
+        return _punch(self.fd, offset, length)
+
+    def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of each part that is not a hole, in order, within [start, stop)."""
+        return _data_ranges(self.fd, start, min(stop, self._size))
+
+    def sync(self) -> None:
+        """Return when everything written is on stable storage."""
+        try:
+            _fdatasync(self.fd)
+        except OSError as exc:
+            raise _wrapped(self.path, "sync", 0, 0, exc) from exc
+
+    def close(self) -> None:
+        """Close; a second call does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _is_regular(status: os.stat_result) -> bool:
+    import stat
+
+    return stat.S_ISREG(status.st_mode)
+
+
+if sys.platform == "win32":
+
+    def _pread(fd: int, view: memoryview, offset: int) -> int:
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def _pwrite(fd: int, view: memoryview, offset: int) -> int:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, view)
+
+    def _fdatasync(fd: int) -> None:
+        os.fsync(fd)
+
+    def _punch(fd: int, offset: int, length: int) -> bool:
+        return False
+
+    def _data_ranges(fd: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        if start < stop:
+            yield start, stop
+
+else:
+
+    def _pread(fd: int, view: memoryview, offset: int) -> int:
+        return os.preadv(fd, [view], offset)
+
+    def _pwrite(fd: int, view: memoryview, offset: int) -> int:
+        return os.pwrite(fd, view, offset)
+
+    def _fdatasync(fd: int) -> None:
+        getattr(os, "fdatasync", os.fsync)(fd)
+
+    _FALLOC_FL_KEEP_SIZE = 1
+    _FALLOC_FL_PUNCH_HOLE = 2
+
+    def _punch(fd: int, offset: int, length: int) -> bool:
+        fallocate = _libc_fallocate()
+        if fallocate is None:
+            return False
+        mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+        return bool(fallocate(fd, mode, offset, length) == 0)
+
+    def _libc_fallocate() -> Any:
+        global _fallocate
+        if _fallocate is False:
+            import ctypes
+
+            try:
+                function = ctypes.CDLL(None, use_errno=True).fallocate
+                function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+                function.restype = ctypes.c_int
+                _fallocate = function
+            except (OSError, AttributeError):
+                _fallocate = None
+        return _fallocate
+
+    _fallocate: Any = False
+
+    def _data_ranges(fd: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        seek_data = getattr(os, "SEEK_DATA", None)
+        if seek_data is None:
+            if start < stop:
+                yield start, stop
+            return
+        position = start
+        while position < stop:
+            try:
+                first = os.lseek(fd, position, seek_data)
+            except OSError as exc:
+                if exc.errno == errno.ENXIO:
+                    return
+                yield position, stop
+                return
+            if first >= stop:
+                return
+            last = min(os.lseek(fd, first, os.SEEK_HOLE), stop)
+            yield first, last
+            position = last
+
+
+# --- durability ------------------------------------------------------------------------------
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries (creations, renames, removals) stable. Windows does so itself."""
+    if sys.platform == "win32":
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace `path` by a file of `data`, whole or not at all: write beside it, sync, rename,
+    sync the folder."""
+    temporary = path.with_name(f".{path.name}.{clock.new_token(4)}.new")
+    try:
+        with File(temporary, create=True) as file:
+            file.write(data, 0)
+            file.sync()
+        rename_durably(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def rename_durably(old: Path, new: Path) -> None:
+    """Rename within a file system, replacing `new`, and make that stable."""
+    try:
+        old.replace(new)
+        sync_folder(new.parent)
+        if old.parent != new.parent:
+            sync_folder(old.parent)
+    except OSError as exc:
+        raise _wrapped(new, "rename", 0, 0, exc) from exc
+
+
+def remove_durably(path: Path) -> None:
+    """Remove a file, if it is there, and make that stable."""
+    try:
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as exc:
+        raise _wrapped(path, "remove", 0, 0, exc) from exc
+
+
+def make_folder_durably(path: Path) -> None:
+    """Make `path` and its missing parents, stable each in its own parent."""
+    if path.is_dir():
+        return
+    make_folder_durably(path.parent)
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(path.parent)
+    except OSError as exc:
+        raise _wrapped(path, "make folder", 0, 0, exc) from exc
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes an ordinary user can still write in the file system of `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+def clone(source: Path, target: Path) -> bool:
+    """Make `target` a copy-on-write clone of `source` (FICLONE: btrfs, XFS). False, and no
+    `target`, where the file system cannot; `target` must not exist."""
+    if sys.platform == "win32":
+        return False
+    else:
+        ficlone = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
+        with File(source) as old, File(target, create=True) as new:
+            try:
+                fcntl.ioctl(new.fd, ficlone, old.fd)
+                new.sync()
+                return True
+            except OSError:
+                target.unlink()
+                return False
+
+
+# --- locks -----------------------------------------------------------------------------------
+
+_FLOCK = "hhqqi4x"  # struct flock of Linux on 64 bits: type, whence, start, length, pid
+
+
+class ByteLock:
+    """An exclusive lock on one byte of a lock file, held until `release` or the process ends.
+
+    Linux: open-file-description locks, so threads and re-opens in one process exclude each other
+    too. Windows: a locked byte range. The file is created if missing and never renamed or removed.
+    """
+
+    def __init__(self, path: Path, byte: int = 0) -> None:
+        self.path = path
+        self.byte = byte
+        self._fd = -1
+
+    def acquire(self) -> bool:
+        """True when the lock is ours now; False when another holder has it. Does not wait."""
+        if self._fd >= 0:
+            return True
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        try:
+            if _lock_byte(fd, self.byte):
+                self._fd = fd
+                return True
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return False
+
+    def acquire_or_raise(self, holder: str) -> None:
+        """`acquire`, or DiskBusy saying `holder`."""
+        if not self.acquire():
+            raise DiskBusy(str(self.path), holder)
+
+    def release(self) -> None:
+        """Give the lock up; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def is_held(self) -> bool:
+        """True while this object holds the lock."""
+        return self._fd >= 0
+
+    def __enter__(self) -> ByteLock:
+        self.acquire_or_raise("locked by another process")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def is_byte_locked(path: Path, byte: int = 0) -> bool:
+    """Whether someone else holds the lock on that byte now; False when the file is missing."""
+    if not path.exists():
+        return False
+    probe = ByteLock(path, byte)
+    if probe.acquire():
+        probe.release()
+        return False
+    return True
+
+
+if sys.platform == "win32":
+
+    def _lock_byte(fd: int, byte: int) -> bool:
+        os.lseek(fd, byte, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+
+    def _lock_byte(fd: int, byte: int) -> bool:
+        set_lock = getattr(fcntl, "F_OFD_SETLK", fcntl.F_SETLK)
+        request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        try:
+            fcntl.fcntl(fd, set_lock, request)
+        except OSError as exc:
+            if exc.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            raise
+        return True

@@ -1,0 +1,66 @@
+"""What a session did: per disk, per machine, per session. Bytes unless the name says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class DiskReport:
+    """One disk task. `read` source bytes read; `skipped` allocated bytes not read (tracker, mark);
+    `changed` bytes that differ from the last point; `sent` on the link, after packing; `written`
+    into the point; `zeroed` made zero. `mode` is full, incremental, resume, seed or excluded;
+    `reason` says why. `busy_s` maps station (source, proxy, network, target, verify) to seconds it
+    was the one working."""
+
+    disk_id: str
+    place: str
+    mode: str = ""
+    reason: str = ""
+    virtual_size: int = 0
+    read: int = 0
+    skipped: int = 0
+    changed: int = 0
+    sent: int = 0
+    written: int = 0
+    zeroed: int = 0
+    resent_blocks: int = 0
+    busy_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class MachineReport:
+    """One VM. `outcome` is done, skipped, failed or interrupted; `steps_s` seconds by step."""
+
+    machine: str
+    machine_id: str
+    replica: str = ""
+    outcome: str = ""
+    point: str = ""
+    error: str = ""
+    warnings: list[str] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
+    disks: list[DiskReport] = field(default_factory=list)
+    steps_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class SessionReport:
+    """One session of a job. `outcome` is done, warnings or failed."""
+
+    id: str
+    job: str
+    started_at: str
+    ended_at: str = ""
+    outcome: str = ""
+    machines: list[MachineReport] = field(default_factory=list)
+
+    @property
+    def bottleneck(self) -> str:
+        """The station that was busiest over all disks, '' when nothing moved."""
+        totals: dict[str, float] = {}
+        for machine in self.machines:
+            for disk in machine.disks:
+                for station, seconds in disk.busy_s.items():
+                    totals[station] = totals.get(station, 0.0) + seconds
+        return max(totals, key=lambda name: totals[name]) if any(totals.values()) else ""

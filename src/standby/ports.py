@@ -1,0 +1,94 @@
+"""The interfaces between layers, each shaped by what its callers need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from standby.model.extent import Extent
+from standby.model.machine import Checkpoint, Machine, PowerState
+
+Buffer = Any
+"""Anything of contiguous bytes: bytes, bytearray, memoryview, a uint8 array."""
+
+Progress = Callable[[int, int], None]
+"""Called as progress(bytes done, bytes in all), at most some tens of times a second."""
+
+
+class VirtualDisk(Protocol):
+    """A disk as its guest sees it. Offsets and lengths are bytes, whole logical sectors.
+
+    Reads from several threads at once are allowed; one writer.
+    """
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def virtual_size(self) -> int: ...
+    @property
+    def logical_sector_size(self) -> int: ...
+    @property
+    def physical_sector_size(self) -> int: ...
+
+    def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
+        """What [start, stop) holds through all layers: in order, without gaps, coalesced."""
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Fill `buffer` with the content from `offset`; raises DiskRange past the end."""
+
+    def close(self) -> None:
+        """Flush if writable, close clean; a second call does nothing."""
+
+
+class WritableDisk(VirtualDisk, Protocol):
+    """A disk open for writing. What was written before `flush` returned survives a crash; what
+    was not is, per sector, the old or the new value."""
+
+    def write(self, offset: int, data: Buffer) -> None: ...
+    def zero(self, offset: int, length: int) -> None: ...
+    def flush(self) -> None: ...
+
+
+class TrackedChanges(Protocol):
+    """What a host's change tracker answers."""
+
+    @property
+    def ranges(self) -> Sequence[Extent] | None:
+        """May-have-changed ranges since the id asked about; None: the tracker cannot say."""
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot say, '' when it can."""
+
+
+class Host(Protocol):
+    """A source or target host as the backup server drives it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def machines(self) -> list[Machine]:
+        """All VMs, in order of name."""
+
+    def power_state(self, machine: Machine) -> PowerState: ...
+
+    def take_checkpoint(self, machine: Machine, intent_id: str) -> Checkpoint:
+        """Fix the disks' state. Raises MachineRunning where it cannot. Two checkpoints of an
+        unchanged VM that is off have the same id."""
+
+    def confirm_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Raise SourceChanged when what was read is not what the checkpoint fixed (RULES 11)."""
+
+    def release_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Give the checkpoint up; the tracker id of its state per controller place ('' or missing:
+        none). Repeating it is harmless."""
+
+    def release_leftovers(self) -> list[str]:
+        """Release what a dead process of this installation left; what was released, by name."""
+
+    def changes_since(
+        self, machine: Machine, place: str, tracker_id: str, checkpoint: Checkpoint
+    ) -> TrackedChanges: ...
+
+    def forget_tracker(self, machine: Machine, tracker_ids: Sequence[str]) -> None: ...

@@ -1,0 +1,46 @@
+"""Sizes in bytes: one place for the powers of two that the rest of the code counts in."""
+
+KiB = 1 << 10
+MiB = 1 << 20
+GiB = 1 << 30
+TiB = 1 << 40
+
+
+def format_bytes(count: int) -> str:
+    """`count` for people: '0 B', '4.0 KiB', '2.4 GiB'; binary units, one decimal."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if abs(value) < 1024 or unit == "PiB":
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def parse_size(text: str) -> int:
+    """Bytes meant by '4096', '64K', '64 KiB', '1.5G', '2TiB' (binary units throughout).
+
+    Raises ValueError naming the text when it is none of these or not a whole number of bytes.
+    """
+    cleaned = text.strip().replace(" ", "")
+    factor = 1
+    lowered = cleaned.lower()
+    for index, letter in enumerate("kmgtp", start=1):
+        for suffix in (letter + "ib", letter + "b", letter):
+            if lowered.endswith(suffix):
+                factor = 1 << (10 * index)
+                cleaned = cleaned[: -len(suffix)]
+                break
+        if factor != 1:
+            break
+    else:
+        if lowered.endswith("b"):
+            cleaned = cleaned[:-1]
+    try:
+        value = float(cleaned) * factor if "." in cleaned else int(cleaned) * factor
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not a size; write for example 512M, 64 GiB or 4096"
+        ) from None
+    if value < 0 or value != int(value):
+        raise ValueError(f"{text!r} is not a whole, non-negative number of bytes")
+    return int(value)
