@@ -1,0 +1,172 @@
+"""Every message of the protocol, msgspec-typed, tagged by its class name.
+
+Control connections carry `Call` and its answers `Reply` or `Failed`; data connections carry the
+rest. A message of an unknown tag, a missing field or a wrong type is a ProtocolError.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from standby.errors import ProtocolError
+
+
+class Message(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Base of all messages."""
+
+
+# --- control ---------------------------------------------------------------------------------
+
+
+class Call(Message, frozen=True, tag=True):
+    """The backup server asks a mover for `verb` with `arguments`; answered once by `id`."""
+
+    id: int
+    verb: str
+    arguments: dict[str, Any]
+
+
+class Reply(Message, frozen=True, tag=True):
+    """The result of call `id`, in builtin types."""
+
+    id: int
+    result: Any
+
+
+class Failed(Message, frozen=True, tag=True):
+    """Call `id` (or, on a data connection, the task) failed: `errors.error_to_wire`."""
+
+    id: int
+    error: dict[str, Any]
+
+
+class Progress(Message, frozen=True, tag=True):
+    """What task `id` has done so far: counters in bytes, by name."""
+
+    id: int
+    counters: dict[str, int]
+
+
+# --- data: source to target ------------------------------------------------------------------
+
+
+class Attach(Message, frozen=True, tag=True):
+    """First message on a data connection for a task: what follows belongs to `task`."""
+
+    task: str
+
+
+class GetIndex(Message, frozen=True, tag=True):
+    """Asks for the non-zero pages the target holds and their nodes."""
+
+
+class GetLeaves(Message, frozen=True, tag=True):
+    """Asks for the leaves of these pages as the target holds them; at most 64 pages."""
+
+    pages: list[int]
+
+
+class Batch(Message, frozen=True, tag=True):
+    """Extents of a disk. Payload: `rows` x (offset, length, kind) int64, then leaves uint64 of all
+    data pieces (absent when `digest` is set), then the data of all data rows unless it lies in
+    shared-memory `slot`. With `packing` the payload behind the message is one zstd frame of all
+    that. `digest` is the xxh3-128 of the leaves the receiver has to compute itself."""
+
+    rows: int
+    pieces: int
+    data_length: int
+    slot: int = -1
+    packing: str = ""
+    digest: bytes = b""
+
+
+class Mark(Message, frozen=True, tag=True):
+    """Everything below `offset` has been scanned and, where changed, sent before this."""
+
+    offset: int
+
+
+class Finish(Message, frozen=True, tag=True):
+    """No more batches: commit, read back, and say `Finished` or `Resend`."""
+
+
+# --- data: target to source ------------------------------------------------------------------
+
+
+class Index(Message, frozen=True, tag=True):
+    """Payload: `count` page numbers int64, then `count` nodes of 16 bytes."""
+
+    count: int
+
+
+class Leaves(Message, frozen=True, tag=True):
+    """Payload: `count` x 4096 uint64, in the order asked for."""
+
+    count: int
+
+
+class SlotFree(Message, frozen=True, tag=True):
+    """The shared-memory slot may be filled again."""
+
+    slot: int
+
+
+class Acknowledged(Message, frozen=True, tag=True):
+    """`written` bytes of this task are in the extent log now (RULES 7)."""
+
+    written: int
+
+
+class Resend(Message, frozen=True, tag=True):
+    """These (offset, length) ranges read back wrong; send them once more, then `Finish`."""
+
+    ranges: list[tuple[int, int]]
+
+
+class Finished(Message, frozen=True, tag=True):
+    """Everything is written, in the extent log, and reads back as it was sent."""
+
+    written: int
+    zeroed: int
+
+
+_ANY = (
+    Call
+    | Reply
+    | Failed
+    | Progress
+    | Attach
+    | GetIndex
+    | GetLeaves
+    | Batch
+    | Mark
+    | Finish
+    | Index
+    | Leaves
+    | SlotFree
+    | Acknowledged
+    | Resend
+    | Finished
+)
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encoded(message: Message) -> bytes:
+    """`message` as msgpack."""
+    return _encoder.encode(message)
+
+
+def decoder() -> msgspec.msgpack.Decoder[Message]:
+    """A decoder of any message; one per thread."""
+    return msgspec.msgpack.Decoder(_ANY)
+
+
+def decoded(data: memoryview, using: msgspec.msgpack.Decoder[Message], peer: str) -> Message:
+    """The message in `data`; raises ProtocolError."""
+    try:
+        return using.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise ProtocolError(peer, f"malformed message: {exc}") from exc
