@@ -413,6 +413,13 @@ class RepositoryError(StandbyError):
         return f"repository {self.path}: {self.problem}"
 
 
+@dataclass(eq=False)
+class RepositoryBusy(RepositoryError):
+    """Another process has been writing to the repository for too long."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+
+
 # --- 15: links and movers --------------------------------------------------------------------
 
 
