@@ -1,0 +1,91 @@
+"""What changed and what is zero: single passes over a disk's 4 KiB pieces.
+
+Owns the kernel `blocks` together with `digesting`. Everything here releases the GIL, reads any
+contiguous buffer, and takes the last piece as padded with zeros. Pieces are numbered from the
+start of the buffer; runs are half-open and maximal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from standby._kernels import blocks
+from standby._kernels.buffers import flat
+from standby.digesting import PIECE
+
+Buffer = Any
+Runs = NDArray[np.int64]
+
+ZERO = 0
+DATA = 1
+
+
+def scan(
+    data: Buffer, stored: NDArray[np.uint64], leaves_out: NDArray[np.uint64], runs_out: Runs
+) -> int:
+    """How many runs of changed pieces `data` has; they are the first rows of `runs_out`.
+
+    One pass, while a piece is in the L1 cache: the zero test, the leaf of every piece into
+    `leaves_out` (n,) uint64 (a zero piece has ZERO_LEAF and is not hashed), the comparison with
+    `stored` (n,) uint64. `runs_out` (m, 3) int64 has rows (first piece, stop piece, kind), kind
+    DATA = 1 or ZERO = 0; m >= n always suffices and is required. ValueError for wrong lengths
+    and overlapping buffers. Thread-safe.
+    """
+    return blocks.scan(flat(data), stored, leaves_out, runs_out)
+
+
+def compact(data: Buffer, runs: Runs) -> int:
+    """Move the DATA runs of `data` to its front, in order; returns the bytes kept.
+
+    `runs` (k, 3) int64 as from `scan`. The last piece counts with the bytes it has. ValueError
+    when the runs do not ascend within the data.
+    """
+    if not len(runs):
+        return 0
+    return blocks.compact(flat(data), np.ascontiguousarray(runs, np.int64))
+
+
+def changed_runs(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> Runs:
+    """(k, 2) int64: runs of positions where two arrays of leaves differ."""
+    runs = np.empty(((len(a) + 1) // 2, 2), np.int64)
+    return runs[: blocks.changed(a, b, runs)].copy()
+
+
+def differing_extents(a: Buffer, b: Buffer, granularity: int = PIECE) -> Runs:
+    """(k, 2) int64: runs of pieces of `granularity` bytes in which two equally long buffers
+    differ."""
+    first, second = flat(a), flat(b)
+    runs = np.empty((_pieces(first, granularity) // 2 + 1, 2), np.int64)
+    return runs[: blocks.differing(first, second, granularity, runs)].copy()
+
+
+def runs_of_zero(data: Buffer, granularity: int = PIECE) -> Runs:
+    """(k, 3) int64: all pieces of `data` as runs (first, stop, kind), kind 0 where they are
+    zeros."""
+    view = flat(data)
+    runs = np.empty((_pieces(view, granularity), 3), np.int64)
+    return runs[: blocks.zero_runs(view, granularity, runs)].copy()
+
+
+def is_zero(data: Buffer) -> bool:
+    """Whether all bytes are 0; leaves at the first that is not."""
+    return blocks.is_zero(flat(data))
+
+
+def kernel_variant() -> str:
+    """The CPU variant in use: scalar, sse2, avx2 or avx512."""
+    return blocks.variant()
+
+
+def available_variants() -> tuple[str, ...]:
+    """The CPU variants this machine runs, slowest first; STANDBY_KERNEL forces one."""
+    return blocks.variants()
+
+
+def _pieces(data: Buffer, granularity: int) -> int:
+    if granularity < 1:
+        raise ValueError(f"granularity must be positive, not {granularity}")
+    return -(-memoryview(data).nbytes // granularity)

@@ -1,0 +1,132 @@
+"""Leaves, nodes and root of a disk's digest tree.
+
+    level  covers   digest
+    leaf     4 KiB  xxh3-64 of the piece, the last one padded with zeros
+    1      256 KiB  xxh3-128 of 64 leaves (little-endian)
+    2       16 MiB  xxh3-128 of 64 nodes of the level below: a page
+    3        1 GiB
+    4       64 GiB
+    5        4 TiB
+    root            xxh3-128 of the virtual size (u64, little-endian) and all level-5 nodes
+
+A node is 16 bytes, xxh3-128 in its canonical (big-endian) form. What lies behind the end of the
+disk counts as zeros. Zero subtrees are constants and are never looped over. xxh3 finds accidents
+and moved bits, not an adversary: these digests say where to look, never that content is genuine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from standby._kernels import blocks
+from standby._kernels.buffers import flat
+from standby._kernels.variants import choose
+
+choose(blocks)
+
+Buffer = Any
+Leaves = NDArray[np.uint64]
+Nodes = NDArray[np.uint8]
+PageNumbers = NDArray[np.int64]
+
+PIECE = 4096
+FANOUT = 64
+BLOCK = PIECE * FANOUT
+PAGE = BLOCK * FANOUT
+LEAVES_PER_PAGE = FANOUT * FANOUT
+NODE = 16
+PAGE_LEVEL = 2
+TOP_LEVEL = 5
+TOP = PAGE * FANOUT**3
+
+ZERO_LEAF = np.uint64(blocks.ZERO_LEAF)
+
+
+def _zero_nodes() -> list[bytes]:
+    children = np.full((1, FANOUT), ZERO_LEAF, np.uint64)
+    node = np.empty((1, NODE), np.uint8)
+    blocks.join_leaves(children, node)
+    nodes = [node.tobytes()]
+    while len(nodes) < TOP_LEVEL:
+        blocks.join_nodes(np.tile(node, FANOUT), node)
+        nodes.append(node.tobytes())
+    return nodes
+
+
+_ZERO_NODES = _zero_nodes()
+
+
+def zero_node(level: int) -> bytes:
+    """The node of an all-zero subtree: level 1 covers 256 KiB, level 5 covers 4 TiB."""
+    if not 1 <= level <= TOP_LEVEL:
+        raise ValueError(f"levels go from 1 to {TOP_LEVEL}, not {level}")
+    return _ZERO_NODES[level - 1]
+
+
+def leaves(data: Buffer, out: Leaves | None = None) -> Leaves:
+    """(n,) uint64: the leaf of each 4 KiB piece of `data`, a short last one padded with zeros.
+
+    Written into `out` where given. Releases the GIL; 4 KiB costs about 0.2 µs.
+    """
+    view = flat(data)
+    if out is None:
+        out = np.empty(-(-memoryview(view).nbytes // PIECE), np.uint64)
+    blocks.leaves(view, out)
+    return out
+
+
+def block_nodes(leaves: Leaves) -> Nodes:
+    """(k, 16) uint8: the level-1 nodes over leaves whose count is a multiple of 64; a page's 4096
+    leaves give 64."""
+    children = np.ascontiguousarray(leaves, np.uint64).reshape(-1, FANOUT)
+    nodes = np.empty((len(children), NODE), np.uint8)
+    blocks.join_leaves(children, nodes)
+    return nodes
+
+
+def page_nodes(leaves: Leaves) -> Nodes:
+    """(n, 16) uint8: the level-2 node of each page of (n, 4096) leaves."""
+    pages = np.ascontiguousarray(leaves, np.uint64).reshape(-1, LEAVES_PER_PAGE)
+    return _joined(block_nodes(pages))
+
+
+def _joined(nodes: Nodes) -> Nodes:
+    children = nodes.reshape(-1, FANOUT * NODE)
+    parents = np.empty((len(children), NODE), np.uint8)
+    blocks.join_nodes(children, parents)
+    return parents
+
+
+def root_of_pages(virtual_size: int, page_numbers: PageNumbers, nodes: Nodes) -> bytes:
+    """The root over a disk of `virtual_size` bytes: 16 bytes.
+
+    `page_numbers` (n,) ascend without repeats and lie within the disk; `nodes` (n, 16) uint8 are
+    theirs; a page that is not named is zero. Cost goes with n, not with the disk's size.
+    """
+    numbers = np.ascontiguousarray(page_numbers, np.int64)
+    level_nodes = np.ascontiguousarray(nodes, np.uint8).reshape(-1, NODE)
+    if len(numbers) != len(level_nodes):
+        raise ValueError(f"{len(numbers)} page numbers, but {len(level_nodes)} nodes")
+    if len(numbers) and (
+        numbers[0] < 0
+        or int(numbers[-1]) >= -(-virtual_size // PAGE)
+        or not bool((numbers[1:] > numbers[:-1]).all())
+    ):
+        raise ValueError("page numbers must ascend and lie within the disk")
+    for level in range(PAGE_LEVEL, TOP_LEVEL):
+        numbers, level_nodes = _parents(level, numbers, level_nodes)
+    top = np.tile(np.frombuffer(zero_node(TOP_LEVEL), np.uint8), (-(-virtual_size // TOP), 1))
+    top[numbers] = level_nodes
+    return xxhash.xxh3_128_digest(virtual_size.to_bytes(8, "little") + top.tobytes())
+
+
+def _parents(level: int, numbers: PageNumbers, nodes: Nodes) -> tuple[PageNumbers, Nodes]:
+    """Numbers and nodes one level up; children that are not named are zero nodes of `level`."""
+    parents, place = np.unique(numbers // FANOUT, return_inverse=True)
+    children = np.tile(np.frombuffer(zero_node(level), np.uint8), (len(parents), FANOUT, 1))
+    children[place, numbers % FANOUT] = nodes
+    return parents, _joined(children)
