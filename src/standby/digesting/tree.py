@@ -130,3 +130,9 @@ def _parents(level: int, numbers: PageNumbers, nodes: Nodes) -> tuple[PageNumber
     children = np.tile(np.frombuffer(zero_node(level), np.uint8), (len(parents), FANOUT, 1))
     children[place, numbers % FANOUT] = nodes
     return parents, _joined(children)
+
+
+def leaves_digest(leaves: NDArray[np.uint64]) -> bytes:
+    """xxh3-128 of an array of leaves as little-endian bytes: proves that two sides computed the
+    same leaves without sending them."""
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(leaves, "<u8").data)

@@ -1,0 +1,164 @@
+"""The target proxy's station: receive batches, write the partial disk, prove what was written.
+
+One disk is one task and one thread, with a second one that reads back: while the next 256 MiB
+arrive, the last group commit's extents are read through a second, read-only open of the file and
+compared leaf by leaf with what was logged (RULES 7, 9).
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from standby.digesting import LEAVES_PER_PAGE
+from standby.errors import LinkError, ProtocolError, StandbyError, VerifyFailed, error_to_wire
+from standby.road.batches import DATA, parsed_batch
+from standby.road.packing import Unpacker
+from standby.road.partial import PartialDisk
+from standby.wire.link import Link
+from standby.wire.messages import (
+    Acknowledged,
+    Attach,
+    Batch,
+    Failed,
+    Finish,
+    Finished,
+    GetIndex,
+    GetLeaves,
+    Index,
+    Leaves,
+    Mark,
+    Resend,
+    SlotFree,
+)
+from standby.wire.shared_memory import SharedRing
+
+GET_LEAVES_MAX = 64
+
+
+@dataclass(slots=True)
+class ReceiveCounters:
+    """What one task did, bytes; `busy_s` seconds by station."""
+
+    written: int = 0
+    zeroed: int = 0
+    resent_blocks: int = 0
+    busy_s: dict[str, float] = field(default_factory=dict)
+
+
+class TargetProxy:
+    """Receives one disk from a data link into a partial disk."""
+
+    def __init__(
+        self,
+        task: str,
+        replica: str,
+        partial: PartialDisk,
+        virtual_size: int,
+        link: Link,
+        ring: SharedRing | None,
+        *,
+        verify_writes: str = "cache",
+    ) -> None:
+        self.counters = ReceiveCounters()
+        self._task = task
+        self._replica = replica
+        self._partial = partial
+        self._virtual_size = virtual_size
+        self._link = link
+        self._ring = ring
+        self._device = verify_writes == "device"
+        self._unpacker = Unpacker(link.peer)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"{task} read-back")
+        self._checks: list[Future[list[tuple[int, int]]]] = []
+        self._busy = {"target": 0.0, "verify": 0.0}
+
+    def run(self) -> ReceiveCounters:
+        """Receive until the source is done; on an error the source is told and everything
+        acknowledged stays for a resume."""
+        try:
+            message, _ = self._link.receive()
+            if not isinstance(message, Attach) or message.task != self._task:
+                raise ProtocolError(self._link.peer, f"expected task {self._task}, got {message}")
+            self._receive_all()
+        except BaseException as exc:
+            if not isinstance(exc, LinkError) or isinstance(exc, ProtocolError):
+                try:
+                    self._link.send(Failed(0, error_to_wire(exc, "target")))
+                except StandbyError:
+                    pass
+            raise
+        finally:
+            self._reader.shutdown(wait=True)
+        self.counters.busy_s = dict(self._busy)
+        return self.counters
+
+    def _receive_all(self) -> None:
+        resends = 0
+        while True:
+            message, payload = self._link.receive()
+            if isinstance(message, Batch):
+                started = time.monotonic()
+                self._write(message, payload)
+                if self._partial.should_commit():
+                    self._commit()
+                self._busy["target"] += time.monotonic() - started
+            elif isinstance(message, Mark):
+                self._partial.mark(message.offset)
+            elif isinstance(message, GetIndex):
+                numbers, nodes = self._partial.baseline.index()
+                self._link.send(Index(len(numbers)), np.ascontiguousarray(numbers), nodes)
+            elif isinstance(message, GetLeaves):
+                self._send_leaves(message.pages)
+            elif isinstance(message, Finish):
+                self._commit()
+                bad = [item for check in self._checks for item in check.result()]
+                self._checks.clear()
+                if not bad:
+                    self._link.send(Finished(self.counters.written, self.counters.zeroed))
+                    return
+                resends += 1
+                self.counters.resent_blocks += len(bad)
+                if resends > 1:
+                    raise VerifyFailed(self._replica, self._task, bad[0][0])
+                self._link.send(Resend(bad))
+            else:
+                raise ProtocolError(self._link.peer, f"unexpected {type(message).__name__}")
+
+    def _write(self, message: Batch, payload: memoryview) -> None:
+        slot = None
+        if message.slot >= 0:
+            if self._ring is None or message.slot >= self._ring.count:
+                raise ProtocolError(self._link.peer, f"no shared slot {message.slot}")
+            slot = self._ring.slot(message.slot)
+        if message.packing == "zstd":
+            payload = memoryview(self._unpacker.unpack(payload))
+        elif message.packing:
+            raise ProtocolError(self._link.peer, f"unknown packing {message.packing!r}")
+        batch = parsed_batch(message, payload, slot, self._virtual_size, self._link.peer)
+        self._partial.receive(batch.rows, batch.leaves, batch.data)
+        if message.slot >= 0:
+            self._link.send(SlotFree(message.slot))
+        self.counters.written += message.data_length
+        self.counters.zeroed += int(batch.rows[batch.rows[:, 2] != DATA, 1].sum())
+
+    def _commit(self) -> None:
+        self._partial.group_commit()
+        self._link.send(Acknowledged(self.counters.written))
+        self._checks.append(self._reader.submit(self._read_back))
+
+    def _read_back(self) -> list[tuple[int, int]]:
+        started = time.monotonic()
+        bad = self._partial.read_back(threads=1, device=self._device)
+        self._busy["verify"] += time.monotonic() - started
+        return bad
+
+    def _send_leaves(self, pages: list[int]) -> None:
+        if not 0 < len(pages) <= GET_LEAVES_MAX:
+            raise ProtocolError(self._link.peer, f"leaves of {len(pages)} pages asked for")
+        leaves = np.stack([self._partial.baseline.leaves(page) for page in pages])
+        assert leaves.shape == (len(pages), LEAVES_PER_PAGE)
+        self._link.send(Leaves(len(pages)), leaves)

@@ -1,0 +1,226 @@
+"""The backup server's handles on movers: start them as children, call their verbs."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import standby
+from standby.errors import LinkError, MoverDied, error_from_wire
+from standby.units import MiB
+from standby.wire.link import Link
+from standby.wire.messages import Call, Failed, Reply
+from standby.wire.shared_memory import SharedRing
+
+SLOTS = 6
+SLOT_SIZE = 4 * MiB
+"""Six slots of 4 MiB per connection: two filling, two in the writer's hands, two between them;
+more gained nothing on a 2.4 GB disk."""
+
+
+class MoverHandle:
+    """One mover: `call` a verb and wait. Thread-safe."""
+
+    def __init__(self, name: str, link: Link, process: subprocess.Popen[bytes] | None) -> None:
+        self.name = name
+        self.process = process
+        self._link = link
+        self._calls: dict[int, Future[Any]] = {}
+        self._lock = threading.Lock()
+        self._next_id = 1
+        self._dead = False
+        self._thread = threading.Thread(target=self._receive, name=f"{name} replies", daemon=True)
+        self._thread.start()
+
+    def start(self, verb: str, **arguments: Any) -> Future[Any]:
+        """Ask for `verb`; the future ends with its result, its error, or MoverDied."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._dead:
+                raise self._death()
+            number = self._next_id
+            self._next_id += 1
+            self._calls[number] = future
+        try:
+            self._link.send(Call(number, verb, arguments))
+        except LinkError:
+            with self._lock:
+                self._calls.pop(number, None)
+            raise self._death() from None
+        return future
+
+    def call(self, verb: str, **arguments: Any) -> Any:
+        """Ask for `verb` and wait for its result."""
+        return self.start(verb, **arguments).result()
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                message, _ = self._link.receive()
+                if isinstance(message, Reply | Failed):
+                    with self._lock:
+                        future = self._calls.pop(message.id, None)
+                    if future is None:
+                        continue
+                    if isinstance(message, Reply):
+                        future.set_result(message.result)
+                    else:
+                        future.set_exception(error_from_wire(message.error))
+        except LinkError:
+            with self._lock:
+                self._dead = True
+                calls = list(self._calls.values())
+                self._calls.clear()
+            for future in calls:
+                future.set_exception(self._death())
+
+    def _death(self) -> MoverDied:
+        status = "its control link ended"
+        if self.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self.process.wait(timeout=5)
+                status = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        return MoverDied(self.name, status)
+
+    def close(self) -> None:
+        """End the mover in good order: it closes its files and exits."""
+        self._link.shutdown()
+        self._thread.join(timeout=5)
+        self._link.close()
+        if self.process is not None:
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+class MoverPair:
+    """A source and a target mover with `connections` data connections between them.
+
+    `connection()` lends the number of a free one; a task uses it alone.
+    """
+
+    def __init__(self, source: MoverHandle, target: MoverHandle, connections: int) -> None:
+        self.source = source
+        self.target = target
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(connections):
+            self._free.put(number)
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[int]:
+        """The number of a data connection, ours until the block ends."""
+        number = self._free.get()
+        try:
+            yield number
+        finally:
+            self._free.put(number)
+
+    def close(self) -> None:
+        """End both movers."""
+        self.source.close()
+        self.target.close()
+
+    def __enter__(self) -> MoverPair:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def child_movers(connections: int = 2) -> MoverPair:
+    """Start a source and a target mover as child processes of this one."""
+    rings = [SharedRing.create(SLOTS, SLOT_SIZE) for _ in range(connections)]
+    try:
+        source, target = _started(connections, rings)
+    finally:
+        for handle in rings:
+            SharedRing.close_handle(handle)
+    return MoverPair(source, target, connections)
+
+
+def _child_environment() -> dict[str, str]:
+    environment = dict(os.environ)
+    package_root = str(Path(standby.__file__).parent.parent)
+    known = environment.get("PYTHONPATH", "")
+    environment["PYTHONPATH"] = package_root + (os.pathsep + known if known else "")
+    # One thread per stream is ours to choose; numpy's thread pools only cost start-up time.
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return environment
+
+
+def _started(connections: int, rings: list[str]) -> tuple[MoverHandle, MoverHandle]:
+    """Both children, each with its end of every connection: inherited descriptors on POSIX,
+    sockets shared with the child's process id (over its standard input) on Windows."""
+    data = [socket.socketpair() for _ in range(connections)]
+    command = [sys.executable, "-m", "standby.road.mover"]
+    environment = _child_environment()
+    handles = []
+    for side, role in enumerate(("source", "target")):
+        name = f"{role} mover"
+        ours, theirs = socket.socketpair()
+        ends = [theirs, *(pair[side] for pair in data)]
+        fixed: dict[str, Any] = {"name": name, "role": role, "rings": rings}
+        fixed |= {"slots": SLOTS, "slot_size": SLOT_SIZE}
+        if sys.platform == "win32":
+            process = subprocess.Popen([*command, "-"], stdin=subprocess.PIPE, env=environment)
+            shared = [base64.b64encode(end.share(process.pid)).decode() for end in ends]
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(fixed | {"sockets": shared}).encode() + b"\n")
+            process.stdin.close()
+        else:
+            numbers = [end.fileno() for end in ends]
+            process = subprocess.Popen(
+                [*command, json.dumps(fixed | {"sockets": numbers})],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(*numbers, *(int(handle) for handle in rings)),
+                env=environment,
+            )
+        for end in ends:
+            end.close()
+        handles.append(MoverHandle(name, Link(ours, name), process))
+    return handles[0], handles[1]
+
+
+def thread_movers(connections: int, source_verbs: Any, target_verbs: Any) -> MoverPair:
+    """Both movers as threads of this process, for tests with in-memory hosts.
+
+    `source_verbs` and `target_verbs` are called with (data links, rings) and return the verbs.
+    """
+    from standby.road.mover import Mover
+
+    rings: list[SharedRing | None] = []
+    for _ in range(connections):
+        handle = SharedRing.create(SLOTS, SLOT_SIZE)
+        rings.append(SharedRing(handle, SLOTS, SLOT_SIZE))
+        SharedRing.close_handle(handle)
+    pairs = [socket.socketpair() for _ in range(connections)]
+    handles = []
+    for side, (name, make) in enumerate(
+        (("source mover", source_verbs), ("target mover", target_verbs))
+    ):
+        ours, theirs = socket.socketpair()
+        peer = "target mover" if side == 0 else "source mover"
+        links = [Link(pair[side], peer) for pair in pairs]
+        mover = Mover(name, Link(theirs, "backup server"), [make(links, rings)], links)
+        threading.Thread(target=mover.serve, name=name, daemon=True).start()
+        handles.append(MoverHandle(name, Link(ours, name), None))
+    return MoverPair(handles[0], handles[1], connections)

@@ -1,0 +1,228 @@
+"""What a session would do, decided purely from facts: no I/O, no clock.
+
+`plan_disk` looks at what is at the target, in the repository and known by the tracker, picks the
+cheapest trustworthy way to find the change (DESIGN, "How a change is found"), and says why. The
+same decision drives the session and is shown by `job plan`; each forecast names its basis.
+"""
+
+from __future__ import annotations
+
+import enum
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from standby.model.extent import Extent
+
+
+class Mode(enum.StrEnum):
+    """What a disk task does."""
+
+    FULL = "full"
+    INCREMENTAL = "incremental"
+    RESUME = "resume"
+    SEED = "seed"
+    NEW_CHAIN = "new chain"
+    EXCLUDED = "excluded"
+
+
+class Basis(enum.StrEnum):
+    """How sure a forecast is."""
+
+    EXACT = "exact"
+    ESTIMATED = "estimated"
+    UPPER_BOUND = "upper bound"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A forecast in bytes; `low` and `high` are the range of an estimate."""
+
+    value: int
+    basis: Basis
+    low: int = 0
+    high: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TargetDiskFacts:
+    """The disk in the replica's newest point."""
+
+    root: str
+    virtual_size: int
+    logical_sector_size: int
+    tracker_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PartialFacts:
+    """An unfinished transfer at the target. `mark`: below it everything was scanned and sent."""
+
+    point_id: str
+    checkpoint_id: str
+    logged_bytes: int = 0
+    mark: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """Everything `plan_disk` needs. `allocated` is what the source stores, 0 when not measured;
+    `tracked` are the tracker's ranges, None where it cannot say (`tracker_reason`); `history` the
+    changed bytes of the last incremental sessions, newest last."""
+
+    place: str
+    disk_id: str
+    virtual_size: int
+    logical_sector_size: int
+    allocated: int
+    checkpoint_id: str
+    block_size: int
+    target: TargetDiskFacts | None = None
+    partial: PartialFacts | None = None
+    repository_root: str = ""
+    tracked: tuple[Extent, ...] | None = None
+    tracker_reason: str = ""
+    is_excluded: bool = False
+    has_seed: bool = False
+    history: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """What happens to one disk. `baseline`, `candidates`, `resume_mark` are the source proxy's
+    (road.source_proxy); `builds_on_repository`: staged pages lie above the repository's newest
+    state; `has_parent`: the new file is a child of the newest point's."""
+
+    place: str
+    disk_id: str
+    virtual_size: int
+    mode: Mode
+    reason: str
+    baseline: str = "none"
+    builds_on_repository: bool = False
+    has_parent: bool = False
+    candidates: tuple[Extent, ...] | None = None
+    resume_mark: int = 0
+    read: Figure = Figure(0, Basis.EXACT)
+    send: Figure = Figure(0, Basis.EXACT)
+    space: Figure = Figure(0, Basis.EXACT)
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePlan:
+    """What happens to one VM: `action` is replicate, skip or conflict."""
+
+    machine: str
+    machine_id: str
+    replica: str
+    action: str
+    reason: str = ""
+    disks: tuple[DiskPlan, ...] = ()
+    warnings: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """`job plan`: every VM the job's names match. `is_exact`: made with --scan."""
+
+    job: str
+    machines: tuple[MachinePlan, ...]
+    free_bytes: int = 0
+    is_exact: bool = False
+    warnings: tuple[str, ...] = field(default_factory=tuple)
+
+
+def plan_disk(facts: DiskFacts) -> DiskPlan:
+    """The cheapest trustworthy way to bring this disk to its checkpoint's state."""
+    if facts.is_excluded:
+        return DiskPlan(
+            facts.place, facts.disk_id, facts.virtual_size, Mode.EXCLUDED, "excluded by the job"
+        )
+    target = facts.target
+    is_same_shape = target is not None and (
+        (target.virtual_size, target.logical_sector_size)
+        == (facts.virtual_size, facts.logical_sector_size)
+    )
+    in_repository = target is not None and facts.repository_root == target.root and is_same_shape
+    candidates: tuple[Extent, ...] | None = None
+    mark = 0
+    if facts.partial is not None:
+        mode, baseline = Mode.RESUME, "target"
+        reason = "an interrupted transfer is continued"
+        if facts.partial.checkpoint_id == facts.checkpoint_id:
+            mark = facts.partial.mark
+        else:
+            reason += " from a newer checkpoint"
+    elif target is None:
+        mode, baseline, reason = Mode.FULL, "none", "first restore point"
+        if facts.has_seed:
+            mode, baseline, reason = Mode.SEED, "target", "a seed disk is compared and updated"
+    elif not is_same_shape:
+        mode, baseline = Mode.NEW_CHAIN, "target"
+        reason = _shape_change(facts, target)
+    elif not in_repository:
+        mode, baseline = Mode.INCREMENTAL, "target"
+        known = "has other" if facts.repository_root else "has no"
+        reason = f"the repository {known} digests of the newest point; compared with the target's"
+    elif facts.tracked is not None:
+        mode, baseline, candidates = Mode.INCREMENTAL, "repository", facts.tracked
+        reason = "the host's change tracker says what may have changed"
+    else:
+        mode, baseline = Mode.INCREMENTAL, "repository"
+        why = facts.tracker_reason or "no change tracker"
+        reason = f"compared with the repository's digests ({why})"
+    forecast = _forecasts(facts, mode, candidates)
+    return DiskPlan(
+        facts.place,
+        facts.disk_id,
+        facts.virtual_size,
+        mode,
+        reason,
+        baseline,
+        in_repository,
+        is_same_shape,
+        candidates,
+        mark,
+        *forecast,
+    )
+
+
+def _shape_change(facts: DiskFacts, target: TargetDiskFacts) -> str:
+    if target.logical_sector_size != facts.logical_sector_size:
+        return (
+            f"sector size changed from {target.logical_sector_size} to "
+            f"{facts.logical_sector_size}; a new chain starts"
+        )
+    verb = "grew" if facts.virtual_size > target.virtual_size else "shrank"
+    return f"the disk {verb} from {target.virtual_size} to {facts.virtual_size} bytes; a new chain"
+
+
+def _forecasts(
+    facts: DiskFacts, mode: Mode, candidates: Sequence[Extent] | None
+) -> tuple[Figure, Figure, Figure]:
+    """Bytes to read, to send, and to store at the target."""
+    if candidates is not None:
+        read = Figure(sum(extent.length for extent in candidates), Basis.EXACT)
+    else:
+        read = Figure(facts.allocated, Basis.EXACT)
+    if mode is Mode.INCREMENTAL and facts.history:
+        middle = int(statistics.median(facts.history))
+        send = Figure(
+            min(middle, read.value), Basis.ESTIMATED, min(facts.history), max(facts.history)
+        )
+    else:
+        already = facts.partial.logged_bytes if facts.partial is not None else 0
+        send = Figure(max(0, read.value - already), Basis.UPPER_BOUND)
+    return read, send, _space(facts, send, mode)
+
+
+def _space(facts: DiskFacts, send: Figure, mode: Mode) -> Figure:
+    """Blocks are whole (RULES 13): scattered changes can each take a block, but never more than
+    the disk has."""
+    whole = -(-facts.virtual_size // facts.block_size) * facts.block_size
+    copied = facts.target.virtual_size if mode is Mode.NEW_CHAIN and facts.target else 0
+    if send.basis is Basis.ESTIMATED:
+        return Figure(min(send.value, whole), Basis.ESTIMATED, send.low, min(whole, send.high * 4))
+    blocks = -(-send.value // facts.block_size) + 1 if send.value else 0
+    return Figure(min(blocks * facts.block_size + min(copied, whole), whole), Basis.UPPER_BOUND)
