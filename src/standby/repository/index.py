@@ -101,9 +101,7 @@ def leaves_array(
 ) -> NDArray[np.uint64]:
     """(n, 4096) uint64 in the order of `wanted`; ZERO_LEAF for what was not `found`. Each page is
     checked against its node; a difference is a RepositoryError that names `of` and the page."""
-    out = np.full(
-        (len(wanted), digesting.LEAVES_PER_PAGE), digesting.ZERO_LEAF, dtype=np.uint64
-    )
+    out = np.full((len(wanted), digesting.LEAVES_PER_PAGE), digesting.ZERO_LEAF, dtype=np.uint64)
     places: dict[int, list[int]] = {}
     for row, page in enumerate(wanted):
         places.setdefault(int(page), []).append(row)

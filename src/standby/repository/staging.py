@@ -14,6 +14,7 @@ from standby import digesting
 from standby.repository.database import Database, delete_doomed
 from standby.repository.index import (
     Index,
+    StoredPage,
     effective_index,
     leaves_array,
     overlaid,
@@ -86,9 +87,7 @@ class Staging:
         if len(page_numbers) == 0:
             return
         if min(page_numbers) < 0 or max(page_numbers) >= self._page_count:
-            raise ValueError(
-                f"page {max(page_numbers)} of a disk with {self._page_count} pages"
-            )
+            raise ValueError(f"page {max(page_numbers)} of a disk with {self._page_count} pages")
         nodes = digesting.page_nodes(rows)
         is_zero = (rows == digesting.ZERO_LEAF).all(axis=1)
         stored = rows.astype("<u8", copy=False)
@@ -184,7 +183,7 @@ class Staging:
         with self._database.lock:
             self._flush(self._mark)
             with self._database.reading() as connection:
-                found = []
+                found: list[StoredPage] = []
                 if self._base_sequence is not None:
                     found += stored_pages(connection, self._disk_id, self._base_sequence, pages)
                 found += staged_pages(connection, self._id, pages)

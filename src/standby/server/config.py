@@ -1,0 +1,325 @@
+"""standby.toml as frozen values, every key checked; and what else can be said before a job runs.
+
+The file is the configuration, the database holds state only. Unknown keys are refused with the
+nearest known one, secrets are references, relative paths count from the file's folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from standby.errors import ConfigurationError, UnknownName
+from standby.model.job import ReplicationJob
+from standby.strict_toml import Table, nearest, read_toml
+from standby.units import MiB
+
+FILE_NAME = "standby.toml"
+STATE_FILE_NAME = "standby-state.sqlite"
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Names of the installation, hosts, repositories, jobs: usable in messages, files and URIs."""
+
+SUFFIX = re.compile(r"[A-Za-z0-9._-]{0,32}")
+
+HYPERV_KINDS = ("hyperv", "hyperv-cluster")
+HOST_KINDS = ("folder", *HYPERV_KINDS)
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """A source or target host. `path` is the folder of a folder host. `kind` is 'folder'; a
+    program, not the file, may also use 'memory' (`standby.testing`)."""
+
+    name: str
+    kind: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MoverConfig:
+    """A mover process on another machine: host:port."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyConfig:
+    """A mover's duty as a proxy. `max_tasks` disks at once; `paths` maps a host's name to
+    {folder as the host sees it: as the proxy sees it}. An empty `mover` is one on this machine."""
+
+    name: str
+    mover: str = ""
+    max_tasks: int = 2
+    paths: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the whole server may use. `max_tasks` disks at once over all jobs; `task_memory` bytes
+    of batches in flight per disk task."""
+
+    max_tasks: int = 4
+    task_memory: int = 64 * MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole standby.toml. `schedules` maps a job to its schedule table, which this release keeps
+    and does not act on."""
+
+    path: Path
+    installation: str
+    state_database: Path
+    hosts: dict[str, HostConfig]
+    repositories: dict[str, Path]
+    jobs: dict[str, ReplicationJob]
+    movers: dict[str, MoverConfig] = field(default_factory=dict)
+    proxies: dict[str, ProxyConfig] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    schedules: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def job(self, name: str) -> ReplicationJob:
+        """The job of that name, or UnknownName with those there are."""
+        if name not in self.jobs:
+            raise UnknownName("job", name, tuple(self.jobs))
+        return self.jobs[name]
+
+
+def load_config(path: Path) -> Config:
+    """`path` (a standby.toml, or a folder that holds one) as values; ConfigurationError naming
+    file, table and key for the first thing that is wrong. Looks at no other file."""
+    if path.is_dir():
+        path = path / FILE_NAME
+    root = read_toml(path, "`standby init` writes one to start from")
+    general = root.table("standby")
+    installation = _name(general, "installation")
+    state_database = general.path("state_database", STATE_FILE_NAME)
+    if "://" in general.text("state_database", STATE_FILE_NAME):
+        raise general.error(
+            "state_database", "must be a path", "only SQLite files are supported in this release"
+        )
+    general.done()
+    limits = _limits(root.table("limits"))
+    movers = {name: _mover(name, table) for name, table in _named(root, "movers")}
+    hosts = {name: _host(name, table) for name, table in _named(root, "hosts")}
+    proxies = {name: _proxy(name, table, movers, hosts) for name, table in _named(root, "proxies")}
+    repositories = {n: _repository(table, movers) for n, table in _named(root, "repositories")}
+    jobs = {n: _job(n, table, hosts, repositories) for n, table in _named(root, "jobs")}
+    schedules = {
+        name: schedule
+        for name, table in _named(root, "jobs")
+        if (schedule := _schedule(table.table("schedule")))
+    }
+    root.done()
+    return Config(
+        path.absolute(),
+        installation,
+        state_database,
+        hosts,
+        repositories,
+        jobs,
+        movers,
+        proxies,
+        limits,
+        schedules,
+    )
+
+
+def _named(root: Table, kind: str) -> list[tuple[str, Table]]:
+    """The tables of `kind` with their names, each a valid name."""
+    table = root.table(kind)
+    names = table.keys()
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise table.error(name, f"{name!r} is not a usable name", _NAME_HINT)
+    return [(name, table.table(name)) for name in names]
+
+
+_NAME_HINT = "letters, digits, '.', '_' and '-', at most 64, beginning with a letter or digit"
+
+
+def _name(table: Table, key: str) -> str:
+    if not table.has(key):
+        raise table.error(
+            key,
+            "is missing",
+            f'give this installation a name that never changes: {key} = "main-site" in [standby];'
+            " replicas carry it",
+        )
+    name = table.text(key)
+    if not NAME.fullmatch(name):
+        raise table.error(key, f"{name!r} is not a usable name", _NAME_HINT)
+    return name
+
+
+def _limits(table: Table) -> Limits:
+    limits = Limits(
+        max_tasks=table.integer("max_tasks", 4, minimum=1, maximum=1024),
+        task_memory=table.size("task_memory", 64 * MiB, minimum=16 * MiB),
+    )
+    table.done()
+    return limits
+
+
+def _mover(name: str, table: Table) -> MoverConfig:
+    mover = MoverConfig(name, table.text("address"))
+    table.done()
+    return mover
+
+
+def _host(name: str, table: Table) -> HostConfig:
+    kind = table.text("kind", choices=HOST_KINDS)
+    if kind == "folder":
+        host = HostConfig(name, kind, table.path("path"))
+        table.done()
+        return host
+    if kind == "hyperv":
+        table.text("address")
+    else:
+        table.texts("nodes")
+    credentials = table.table("credentials")
+    credentials.text("username", "")
+    credentials.secret("password", "")
+    credentials.done()
+    table.done()
+    raise table.error(
+        "kind", f"hosts of kind {kind} are not in this release", 'use kind = "folder"'
+    )
+
+
+def _proxy(
+    name: str, table: Table, movers: dict[str, MoverConfig], hosts: dict[str, HostConfig]
+) -> ProxyConfig:
+    mover = table.text("mover", "")
+    if mover:
+        _known(table, "mover", mover, movers)
+    maps = table.table("paths")
+    paths = {}
+    for host in maps.keys():  # noqa: SIM118 (a Table, not a dict)
+        if host not in hosts:
+            raise _unknown(maps, host, "host", host, hosts)
+        places = maps.table(host)
+        paths[host] = {place: places.text(place) for place in places.keys()}  # noqa: SIM118
+    proxy = ProxyConfig(name, mover, table.integer("max_tasks", 2, minimum=1, maximum=256), paths)
+    table.done()
+    return proxy
+
+
+def _repository(table: Table, movers: dict[str, MoverConfig]) -> Path:
+    mover = table.text("mover", "")
+    if mover:
+        _known(table, "mover", mover, movers)
+    path = table.path("path")
+    table.done()
+    return path
+
+
+def _schedule(table: Table) -> dict[str, str]:
+    """Kept as written; `daily`, `every` and `days` are the words a schedule may use."""
+    return {key: table.text(key) for key in ("daily", "every", "days") if table.has(key)}
+
+
+def _job(
+    name: str, table: Table, hosts: dict[str, HostConfig], repositories: dict[str, Path]
+) -> ReplicationJob:
+    default = ReplicationJob(name, "", "", "", ())
+    job = replace(
+        default,
+        source=_known(table, "source", table.text("source"), hosts),
+        target=_known(table, "target", table.text("target"), hosts),
+        repository=_repository_of(table, repositories),
+        machines=_patterns(table, "machines", None),
+        exclude_machines=_patterns(table, "exclude_machines", ()),
+        exclude_disks=_disk_patterns(table, "exclude_disks"),
+        restore_points=table.integer("restore_points", 7, minimum=1, maximum=1000),
+        suffix=table.text("suffix", default.suffix),
+        compression=table.text("compression", "auto", choices=("auto", "none", "fast", "high")),
+        verify_writes=table.text("verify_writes", "cache", choices=("cache", "device")),
+        rpo_s=table.duration_s("rpo", 0),
+        max_tasks=table.integer("max_tasks", default.max_tasks, minimum=1, maximum=256),
+        max_machines=table.integer("max_machines", default.max_machines, minimum=1, maximum=256),
+        checkpoint_max_age_s=table.duration_s(
+            "checkpoint_max_age", default.checkpoint_max_age_s, minimum=60
+        ),
+        checkpoint_max_growth=table.size("checkpoint_max_growth", 0),
+        seed=_seed(table.table("seed")),
+        map=_map(table.table("map")),
+    )
+    schedule = table.table("schedule")
+    _schedule(schedule)
+    schedule.done()
+    table.done()
+    if not job.machines:
+        raise table.error("machines", "names no VM", 'write for example machines = ["web*"]')
+    if not SUFFIX.fullmatch(job.suffix):
+        raise table.error(
+            "suffix", f"{job.suffix!r} is not usable", "letters, digits, '.', '_', '-'"
+        )
+    if job.source == job.target:
+        raise table.error(
+            "target", f"is the source, {job.source}", "a replica belongs on another host"
+        )
+    both = sorted(set(job.map) & {machine for machine, wanted in job.seed.items() if wanted})
+    if both:
+        raise table.error("map", f"{both[0]} is in seed too", "a VM is seeded or mapped, not both")
+    return job
+
+
+def _repository_of(table: Table, repositories: dict[str, Path]) -> str:
+    if table.has("repository"):
+        return _known(table, "repository", table.text("repository"), repositories)
+    if len(repositories) == 1:
+        return next(iter(repositories))
+    if repositories:
+        raise table.error("repository", "is missing", f"one of {', '.join(repositories)}")
+    raise table.error(
+        "repository", "is missing", 'add a table: [repositories.main] with path = "…"'
+    )
+
+
+def _patterns(table: Table, key: str, default: tuple[str, ...] | None) -> tuple[str, ...]:
+    patterns = table.texts(key, default)
+    if "" in patterns:
+        raise table.error(key, "holds an empty name")
+    return patterns
+
+
+def _disk_patterns(table: Table, key: str) -> tuple[str, ...]:
+    patterns = _patterns(table, key, ())
+    for pattern in patterns:
+        machine, _, place = pattern.partition(":")
+        if not machine or not place:
+            raise table.error(
+                key, f"{pattern!r} names no disk", "write VM:place, for example db01:scsi:0:1"
+            )
+    return patterns
+
+
+def _seed(table: Table) -> dict[str, bool]:
+    return {machine: table.boolean(machine) for machine in table.keys()}  # noqa: SIM118
+
+
+def _map(table: Table) -> dict[str, str]:
+    folders = {}
+    for machine in table.keys():  # noqa: SIM118
+        folders[machine] = table.text(machine)
+        if not folders[machine]:
+            raise table.error(machine, "is empty", "write the VM's folder at the target")
+    return folders
+
+
+def _known(table: Table, key: str, name: str, known: Mapping[str, object]) -> str:
+    if name not in known:
+        raise _unknown(table, key, key, name, known)
+    return name
+
+
+def _unknown(
+    table: Table, key: str, kind: str, name: str, known: Mapping[str, object]
+) -> ConfigurationError:
+    hint = nearest(name, list(known)) or f"known: {', '.join(known) or 'none'}"
+    return table.error(key, f"there is no {kind} named {name!r}", hint)

@@ -1,0 +1,188 @@
+"""What `standby check` finds beyond the file itself: paths, and VMs that two jobs claim."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from standby.errors import ConfigurationError
+from standby.model.job import ReplicationJob
+from standby.model.machine import Machine
+from standby.road.target_rules import load_target_rules
+from standby.server.config import Config
+
+
+class Level(enum.StrEnum):
+    """`ERROR` stops a job, `WARNING` deserves a look."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to tell the user: on what, what is wrong, what to do."""
+
+    level: Level
+    where: str
+    problem: str
+    hint: str = ""
+
+
+def selects(job: ReplicationJob, machine: str) -> bool:
+    """Whether the job takes the VM of that name: one of `machines` matches and none of
+    `exclude_machines`, shell wildcards, without regard to case."""
+    name = machine.casefold()
+    return any(fnmatchcase(name, pattern.casefold()) for pattern in job.machines) and not any(
+        fnmatchcase(name, pattern.casefold()) for pattern in job.exclude_machines
+    )
+
+
+def excludes_disk(job: ReplicationJob, machine: str, place: str) -> bool:
+    """Whether one of `exclude_disks` ('VM:place') matches the disk, without regard to case."""
+    name = f"{machine}:{place}".casefold()
+    return any(fnmatchcase(name, pattern.casefold()) for pattern in job.exclude_disks)
+
+
+def replica_conflicts(
+    jobs: Iterable[ReplicationJob],
+    machines_by_host: Mapping[str, Sequence[Machine]],
+    target_folders: Mapping[str, Path] | None = None,
+) -> list[Finding]:
+    """One VM in two jobs to one target folder (RULES 1), per VM. Without `target_folders` (host
+    name: folder) two hosts count as two folders. Sources missing in the inventory have no VMs."""
+    claims: dict[tuple[str, str, str], list[ReplicationJob]] = {}
+    names: dict[tuple[str, str, str], str] = {}
+    for job in jobs:
+        target = str((target_folders or {}).get(job.target, job.target))
+        for machine in machines_by_host.get(job.source, ()):
+            if selects(job, machine.name):
+                key = (target, job.source, machine.id)
+                claims.setdefault(key, []).append(job)
+                names[key] = machine.name
+    return [
+        Finding(
+            Level.ERROR,
+            f"[jobs.{claimants[1].name}] machines",
+            f"VM {names[key]} of host {key[1]} is in jobs "
+            f"{' and '.join(job.name for job in claimants)}, which write to one target folder",
+            "add it to exclude_machines of all but one of them: "
+            f'exclude_machines = ["{names[key]}"]',
+        )
+        for key, claimants in claims.items()
+        if len(claimants) > 1
+    ]
+
+
+def check_paths(config: Config) -> list[Finding]:
+    """What is wrong with the folders that the file names. Changes nothing."""
+    findings = [*_shared_folders(config), *_nested_folders(config)]
+    sources = {job.source for job in config.jobs.values()}
+    targets = {job.target for job in config.jobs.values()}
+    for host in config.hosts.values():
+        if host.kind != "folder":
+            continue
+        where = f"[hosts.{host.name}] path"
+        if host.name in targets:
+            findings += _writable(where, host.path)
+            findings += _target_rules(host.path)
+        if host.name in sources:
+            findings += _readable(where, host.path)
+        if host.name not in sources | targets:
+            findings.append(Finding(Level.WARNING, f"[hosts.{host.name}]", "no job uses this host"))
+    for name, path in config.repositories.items():
+        findings += _writable(f"[repositories.{name}] path", path)
+    findings += _writable("[standby] state_database", config.state_database.parent)
+    if not config.jobs:
+        findings.append(
+            Finding(Level.WARNING, str(config.path), "there is no job", "add a table [jobs.NAME]")
+        )
+    return findings
+
+
+def _readable(where: str, folder: Path) -> list[Finding]:
+    if not folder.exists():
+        hint = "check the path, or whether the file system is mounted"
+        return [Finding(Level.ERROR, where, f"{folder} does not exist", hint)]
+    if not folder.is_dir():
+        return [Finding(Level.ERROR, where, f"{folder} is not a folder")]
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return [Finding(Level.ERROR, where, f"{folder} cannot be read by this user")]
+    return []
+
+
+def _writable(where: str, folder: Path) -> list[Finding]:
+    """A missing folder is fine where it can be made."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        return [Finding(Level.ERROR, where, f"{existing} is not a folder")]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        what = f"{folder} cannot be written by this user"
+        return [Finding(Level.ERROR, where, what, f"give it write access to {existing}")]
+    return []
+
+
+def _target_rules(folder: Path) -> list[Finding]:
+    try:
+        load_target_rules(folder)
+    except ConfigurationError as exc:
+        return [Finding(Level.ERROR, exc.where, exc.problem, exc.hint)]
+    return []
+
+
+def _resolved(config: Config) -> dict[str, Path]:
+    return {
+        host.name: host.path.resolve() for host in config.hosts.values() if host.kind == "folder"
+    }
+
+
+def _shared_folders(config: Config) -> list[Finding]:
+    by_folder: dict[Path, list[str]] = {}
+    for name, folder in _resolved(config).items():
+        by_folder.setdefault(folder, []).append(name)
+    return [
+        Finding(
+            Level.ERROR,
+            f"[hosts.{names[1]}] path",
+            f"{folder} is the folder of host {names[0]} too",
+            "one folder is one host; give the second its own folder",
+        )
+        for folder, names in by_folder.items()
+        if len(names) > 1
+    ]
+
+
+def _nested_folders(config: Config) -> list[Finding]:
+    """A host's folder inside another's would be listed as a VM there; a repository inside a
+    host's folder goes down with it."""
+    hosts = _resolved(config)
+    findings = []
+    for inner, folder in hosts.items():
+        for outer, parent in hosts.items():
+            if parent in folder.parents:
+                findings.append(
+                    Finding(
+                        Level.ERROR,
+                        f"[hosts.{inner}] path",
+                        f"{folder} lies inside the folder of host {outer}, {parent}",
+                        "keep hosts' folders apart",
+                    )
+                )
+    for name, path in config.repositories.items():
+        for host, parent in hosts.items():
+            if parent in (path.resolve(), *path.resolve().parents):
+                findings.append(
+                    Finding(
+                        Level.ERROR,
+                        f"[repositories.{name}] path",
+                        f"{path} lies inside the folder of host {host}, {parent}",
+                        "put the repository beside it",
+                    )
+                )
+    return findings

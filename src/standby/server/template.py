@@ -1,0 +1,86 @@
+"""The standby.toml that `standby init` writes: valid as it stands once two paths are right."""
+
+from __future__ import annotations
+
+import json
+
+_TEMPLATE = """\
+# standby.toml: what is replicated, from where, to where.
+# `standby check` reads it and says what is wrong; unknown keys are refused.
+# Relative paths count from this file's folder. Sizes: "512 MiB", "64 GiB". Durations: "30m", "12h".
+
+[standby]
+# Who this installation is; replicas carry the name, so never change it.
+installation = {installation}
+# Sessions, alarms, caches. Losing it loses history, never a replica.
+# state_database = "standby-state.sqlite"
+
+# --- hosts: where VMs run and where replicas are kept ---------------------------------------
+# A folder host has one folder per VM, with a vm.toml and the VM's VHDX files.
+
+[hosts.production]
+kind = "folder"
+path = {source}  # <- the folder with your VMs
+
+[hosts.recovery]
+kind = "folder"
+path = {target}  # <- the folder for the replicas, on other storage
+# A file standby-target.toml in that folder is the target's own say, whoever orders otherwise:
+#   keep_points_min = 3
+#   keep_days_min = 7
+
+# --- repository: digests of every replica, near the source; about 0.2 % of the data ---------
+
+[repositories.main]
+path = {repository}
+
+# --- jobs -----------------------------------------------------------------------------------
+
+[jobs.nightly]
+source = "production"
+target = "recovery"
+machines = ["*"]                      # names, with * and ?
+# exclude_machines = ["test*"]
+# exclude_disks = ["db01:scsi:0:1"]   # VM:place
+restore_points = 7
+# suffix = "_replica"                 # replica name = VM name + suffix
+rpo = "24h"                           # alarm when the newest point is older
+# verify_writes = "cache"             # "device": read back from the disk itself, slower
+# compression = "auto"                # none, fast, high; auto: none on one machine
+# max_tasks = 2                       # disks at once
+# max_machines = 2                    # VMs at once
+# checkpoint_max_age = "12h"          # the longest a checkpoint is kept on the source
+# checkpoint_max_growth = "64 GiB"    # and the most it may grow; without it: no limit
+# repository = "main"                 # needed when there are several
+
+# [jobs.nightly.seed]                 # disk files already put into the replica's folder
+# web01 = true
+# [jobs.nightly.map]                  # a VM at the target to take over, by its folder there
+# db01 = "old-db01"
+
+# --- limits of the whole server -------------------------------------------------------------
+
+# [limits]
+# max_tasks = 4                       # disks at once, over all jobs
+# task_memory = "64 MiB"              # batches in flight per disk
+"""
+
+
+def config_template(
+    installation: str,
+    source: str = "vms",
+    target: str = "replicas",
+    repository: str = "repository",
+) -> str:
+    """The commented text of a new standby.toml. Every value is quoted as TOML needs it."""
+    return _TEMPLATE.format(
+        installation=_quoted(installation),
+        source=_quoted(source),
+        target=_quoted(target),
+        repository=_quoted(repository),
+    )
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string: JSON's escapes are a part of TOML's."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
