@@ -73,6 +73,14 @@ def overlaid(base: Index, numbers: NDArray[np.int64], nodes: list[bytes | None])
     return merged[order], np.concatenate([base[1][kept], new])[order]
 
 
+def adds_up(virtual_size: int, index: Index, root: bytes) -> bool:
+    """Whether the index has the root; a damaged one may name pages outside the disk."""
+    try:
+        return digesting.root_of_pages(virtual_size, *index) == root
+    except ValueError:
+        return False
+
+
 def stored_pages(
     connection: sqlite3.Connection, disk_id: int, sequence: int, pages: Sequence[int]
 ) -> Iterable[StoredPage]:

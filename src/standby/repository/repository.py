@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from standby import digesting
 from standby.repository import retiring, verifying
 from standby.repository.database import REBUILD, Database, delete_doomed
-from standby.repository.index import Index, effective_index, leaves_array, stored_pages
+from standby.repository.index import Index, adds_up, effective_index, leaves_array, stored_pages
 from standby.repository.staging import (
     Mark,
     StagedDisk,
@@ -98,13 +98,13 @@ class Repository:
         in the newest state or the one of `point_id`. Checked against the state's root."""
         with self._database.reading() as connection:
             disk_id, state = self._known_state(connection, replica, disk, point_id)
-            numbers, nodes = effective_index(connection, disk_id, state.sequence)
-        if digesting.root_of_pages(state.virtual_size, numbers, nodes) != state.root:
+            index = effective_index(connection, disk_id, state.sequence)
+        if not adds_up(state.virtual_size, index, state.root):
             raise self._database.error(
                 f"{_of(replica, disk)}: the digest pages of point {state.point_id} do not add up"
                 f" to its root {state.root.hex()}: the index is damaged. {REBUILD}"
             )
-        return numbers, nodes
+        return index
 
     def leaves(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 from standby import digesting
 from standby.errors import RepositoryError
 from standby.repository.database import Database
-from standby.repository.index import LEAVES_BYTES, effective_index
+from standby.repository.index import LEAVES_BYTES, adds_up, effective_index
 
 _ORPHANS = """
 SELECT count(*) FROM leaves WHERE id NOT IN (
@@ -50,7 +50,7 @@ def _states(connection: sqlite3.Connection) -> list[str]:
         _STATES
     ).fetchall():
         index = effective_index(connection, disk_id, sequence)
-        if digesting.root_of_pages(virtual_size, *index) != root:
+        if not adds_up(virtual_size, index, root):
             found.append(
                 f"replica {replica}, disk {disk}: the pages of point {point_id} do not add up to"
                 f" its root {root.hex()}"
