@@ -1,0 +1,1 @@
+"""What tests need and users may: disks, hosts and links in memory, with faults on demand."""
