@@ -1,0 +1,193 @@
+"""The VMs of a folder host: which folders there are, what they hold, which files a disk is of."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from standby import files
+from standby.disk import vhdx
+from standby.errors import ConfigurationError, DiskError, DiskIO, ParentRefused
+from standby.host.folder import vm_toml
+from standby.host.folder.vm_toml import MachineFile
+from standby.model.machine import Machine, MachineDisk
+
+REPLICA_RECORD = "replica.json"
+_VHDX_SIGNATURE = b"vhdxfile"
+_LAYERS_MAX = 512
+"""A chain longer than this is a loop or a mistake; keeping 512 restore points is beyond any job."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFile:
+    """What one file of a disk's chain says of itself; the GUIDs are '' for a raw image."""
+
+    path: Path
+    virtual_size: int
+    logical_sector_size: int
+    physical_sector_size: int
+    page83: str = ""
+    file_write_guid: str = ""
+    data_write_guid: str = ""
+    has_parent: bool = False
+
+
+def is_replica_folder(folder: Path) -> bool:
+    """Whether `folder` holds a replica of ours (or anything that says so)."""
+    return os.path.lexists(folder / REPLICA_RECORD)
+
+
+def machine_files(root: Path, host: str, *, replicas: bool = False) -> list[MachineFile]:
+    """Every VM under `root`, in order of name; replicas only where asked.
+
+    Raises ConfigurationError for a vm.toml that is wrong, and when two VMs share an id or a name
+    (ignoring case): which one a job means would be a guess.
+    """
+    found = []
+    try:
+        with os.scandir(root) as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"host {host}", f"folder {root} cannot be listed: {exc.strerror}"
+        ) from exc
+    for name in names:
+        folder = root / name
+        if name.startswith(".") or not os.path.lexists(folder / vm_toml.FILE_NAME):
+            continue
+        if not replicas and is_replica_folder(folder):
+            continue
+        found.append(machine_file(root, name))
+    _refuse_duplicates(root, found)
+    return sorted(found, key=lambda item: (item.machine.name.lower(), item.machine.name))
+
+
+def machine_file(root: Path, folder: str) -> MachineFile:
+    """The VM in `<root>/<folder>`; a folder that is a link is refused."""
+    path = plain_path(root, folder)
+    return vm_toml.load(path / vm_toml.FILE_NAME, folder)
+
+
+def _refuse_duplicates(root: Path, found: list[MachineFile]) -> None:
+    for key in ("id", "name"):
+        first: dict[str, Machine] = {}
+        for item in found:
+            value = str(getattr(item.machine, key))
+            other = first.setdefault(value.lower(), item.machine)
+            if other is not item.machine:
+                raise ConfigurationError(
+                    str(root / item.machine.folder / vm_toml.FILE_NAME),
+                    f"{key} {value!r} is that of the VM in folder {other.folder!r} too",
+                    "Give one of them another; a copied VM needs its own id and name",
+                )
+
+
+def plain_path(folder: Path, relative: str) -> Path:
+    """`<folder>/<relative>` if no component below `folder` is a symbolic link or leads out.
+
+    Raises ConfigurationError otherwise. A missing last component is the caller's to find.
+    """
+    problem = vm_toml.path_problem(relative)
+    if problem:
+        raise ConfigurationError(str(folder), f"path {problem}")
+    path = folder
+    for component in relative.split("/"):
+        path = path / component
+        if _is_link(path):
+            raise ConfigurationError(
+                str(path), "is a link; a VM's folder and files must be the real ones"
+            )
+    return path
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    reparse = getattr(status, "st_file_attributes", 0) & 0x400  # junctions and the like
+    return stat.S_ISLNK(status.st_mode) or bool(reparse)
+
+
+def read_disk_file(path: Path) -> DiskFile:
+    """What the file at `path` says of itself, parents unopened. A raw image is whole 512-byte
+    sectors with no header; anything else raises DiskError."""
+    with files.File(path) as file:
+        signature = file.read(0, 8) if file.size >= 8 else b""
+        size = file.size
+    if signature == _VHDX_SIGNATURE:
+        info = vhdx.read_info(path)
+        return DiskFile(
+            path,
+            info.virtual_size,
+            info.logical_sector_size,
+            info.physical_sector_size,
+            info.page83,
+            info.file_write_guid,
+            info.data_write_guid,
+            info.has_parent,
+        )
+    if size == 0 or size % 512:
+        raise DiskIO(str(path), "open", 0, size, "neither VHDX nor whole sectors of a raw image")
+    return DiskFile(path, size, 512, 512)
+
+
+def disk_chain(folder: Path, file: str) -> list[DiskFile]:
+    """All layers of the disk whose newest is `<folder>/<file>`, newest first.
+
+    A parent is looked for only inside the VM's folder, by the locator's relative path; anything
+    else raises ParentRefused.
+    """
+    path = plain_path(folder, file)
+    chain = [read_disk_file(path)]
+    while chain[-1].has_parent:
+        parent = _parent_path(folder, chain[-1].path)
+        if any(layer.path == parent for layer in chain) or len(chain) >= _LAYERS_MAX:
+            raise ParentRefused(str(chain[-1].path), str(parent), "the chain is a loop or too long")
+        chain.append(read_disk_file(parent))
+    return chain
+
+
+def _parent_path(folder: Path, child: Path) -> Path:
+    locator = vhdx.read_info(child).locator
+    relative = locator.get("relative_path", "").replace("\\", "/")
+    if not relative:
+        raise ParentRefused(str(child), "?", "the locator has no relative path")
+    path = Path(os.path.normpath(child.parent / relative))
+    try:
+        inside = path.relative_to(folder)
+        plain_path(folder, inside.as_posix())
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ParentRefused(str(child), str(path), "not a regular file")
+    except (ValueError, ConfigurationError) as exc:
+        raise ParentRefused(
+            str(child), str(path), f"outside the VM's folder {folder}, or through a link"
+        ) from exc
+    except OSError as exc:
+        raise ParentRefused(str(child), str(path), exc.strerror or str(exc)) from exc
+    return path
+
+
+def described(root: Path, machine: Machine) -> Machine:
+    """`machine` with what its disk files say: virtual size, sector size, page-83 identity.
+
+    A disk that cannot be read keeps size 0, so that the VM is still listed and can be asked
+    about; taking a checkpoint of it names the fault.
+    """
+    folder = plain_path(root, machine.folder)
+    return replace(machine, disks=tuple(_described(folder, disk) for disk in machine.disks))
+
+
+def _described(folder: Path, disk: MachineDisk) -> MachineDisk:
+    try:
+        info = read_disk_file(plain_path(folder, disk.file))
+    except (DiskError, ConfigurationError):
+        return disk
+    return replace(
+        disk,
+        virtual_size=info.virtual_size,
+        logical_sector_size=info.logical_sector_size,
+        page83=info.page83,
+    )
