@@ -289,6 +289,37 @@ def rename_durably(old: Path, new: Path) -> None:
         raise _wrapped(new, "rename", 0, 0, exc) from exc
 
 
+def rename_to_new(old: Path, new: Path) -> bool:
+    """Rename within a file system unless `new` exists, and make that stable; False where it does.
+
+    A kill in between may leave both names for the one file; calling again removes the old one.
+    """
+    try:
+        if sys.platform == "win32":
+            old.rename(new)
+        else:
+            try:
+                os.link(old, new, follow_symlinks=False)
+            except FileExistsError:
+                if not old.samefile(new):
+                    raise
+            except OSError as exc:
+                if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                    raise
+                if new.exists():  # a file system without links: not atomic, but the best there is
+                    return False
+                old.rename(new)
+            old.unlink(missing_ok=True)
+        sync_folder(new.parent)
+        if old.parent != new.parent:
+            sync_folder(old.parent)
+    except FileExistsError:
+        return False
+    except OSError as exc:
+        raise _wrapped(new, "rename", 0, 0, exc) from exc
+    return True
+
+
 def remove_durably(path: Path) -> None:
     """Remove a file, if it is there, and make that stable."""
     try:
@@ -397,6 +428,22 @@ def is_byte_locked(path: Path, byte: int = 0) -> bool:
         probe.release()
         return False
     return True
+
+
+def is_range_locked(path: Path, start: int, length: int) -> bool:
+    """Whether another process, or another descriptor of this one, holds any lock (a shared one
+    too) in the byte range. The lock is looked at, never taken. Always False on Windows."""
+    if sys.platform == "win32":
+        return False
+    else:
+        ask = getattr(fcntl, "F_OFD_GETLK", fcntl.F_GETLK)
+        request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        with File(path) as file:
+            try:
+                answer = fcntl.fcntl(file.fd, ask, request)
+            except OSError as exc:
+                raise _wrapped(path, "look at locks", start, length, exc) from exc
+        return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
 if sys.platform == "win32":

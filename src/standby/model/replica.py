@@ -129,9 +129,10 @@ class ReplicaRecord:
 
     `points` are the ids committed before `generation` was last raised: a point record of an older
     generation that is not among them came from a fenced writer and does not count (RULES 2, 3).
-    `ready` maps a disk id to its ready layer as we left it; `failover_point` and
-    `failover_started_at` are set while the state is failover. `serve_pid` and `serve_started` name
-    the detached disk server of a running replica VM.
+    `ready` maps a disk id to its ready layer as we left it, above the files of `ready_point`; while
+    ready layers are being renewed `ready_next` holds the new ones, and a layer on disk may be either.
+    `failover_point` and `failover_started_at` are set while the state is failover. `serve_pid` and
+    `serve_started` name the detached disk server of a running replica VM.
     """
 
     format: int
@@ -142,6 +143,8 @@ class ReplicaRecord:
     disks: tuple[ReplicaDisk, ...]
     points: tuple[str, ...] = ()
     ready: dict[str, LayerFile] | None = None
+    ready_point: str = ""
+    ready_next: dict[str, LayerFile] | None = None
     failover_point: str = ""
     failover_started_at: str = ""
     damage: str = ""

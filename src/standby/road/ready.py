@@ -1,0 +1,109 @@
+"""The ready layers: what the replica VM is attached to, always (RULES 4).
+
+Each is an empty child of one point's newest file. Renewing makes all new ones beside, writes down
+what they are, renames each over the old one, and writes down that this is done. Until then either
+of the two is ours; anything else in that place was written by the VM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PureWindowsPath
+
+from standby import killpoints
+from standby.disk import vhdx
+from standby.errors import ReplicaStarted
+from standby.files import remove_durably, sync_folder
+from standby.model.point import RestorePoint
+from standby.model.replica import LayerFile, ReplicaRecord
+from standby.road import naming
+from standby.road.lease import WriterLease
+from standby.road.points import replicated_disks
+from standby.road.records import inner_path, layer_evidence, layer_facts
+from standby.road.replica import ReplicaFolder
+
+
+def renew(
+    folder: ReplicaFolder,
+    lease: WriterLease,
+    point: RestorePoint,
+    *,
+    drop_writes: bool = False,
+    is_running: Callable[[], bool] | None = None,
+    host_folder: str | None = None,
+    sparse: bool = True,
+    **changes: object,
+) -> ReplicaRecord:
+    """Put new ready layers above `point`, all disks; replica.json as it is then.
+
+    Raises ReplicaStarted, having changed nothing, when the replica VM runs or an old ready layer
+    is not as we left it; `drop_writes` throws away what was written to it. `host_folder` is the
+    replica's folder as the host sees it, for absolute locators; `sparse` False for hosts that
+    refuse sparse files (RULES 13). `changes` go into replica.json with the last step.
+    """
+    record = folder.record()
+    if is_running is not None and is_running():
+        raise ReplicaStarted(folder.name, str(folder.path), "the replica VM is running")
+    if not drop_writes:
+        for path, evidence in folder.touched_ready(record):
+            raise ReplicaStarted(folder.name, str(path), evidence)
+    lease.check()
+    renewed = {
+        disk.disk_id: _prepare(folder, lease, disk.chain[0].file, disk.disk_id, host_folder, sparse)
+        for disk in replicated_disks(point)
+    }
+    killpoints.reach("ready layers prepared")
+    lease.update(ready=_as_found(folder, record), ready_next=renewed)
+    killpoints.reach("ready layers announced")
+    for disk_id in renewed:
+        disk_folder = folder.disk_path(disk_id)
+        candidate = disk_folder / naming.ready_candidate(lease.generation)
+        lease.rename(candidate, disk_folder / naming.READY)
+        killpoints.reach("ready layer renamed")
+    for disk_id in (record.ready or {}).keys() - renewed.keys():
+        lease.check()
+        remove_durably(folder.disk_path(disk_id) / naming.READY)
+    done = lease.update(ready=renewed, ready_next=None, ready_point=point.id, **changes)
+    killpoints.reach("ready layer renewed")
+    return done
+
+
+def is_current(folder: ReplicaFolder, record: ReplicaRecord, point: RestorePoint) -> bool:
+    """Whether every ready layer is there, as we left it, above `point`, and none is under way."""
+    return (
+        record.ready_next is None
+        and record.ready_point == point.id
+        and (record.ready or {}).keys() == {disk.disk_id for disk in replicated_disks(point)}
+        and not any(layer_evidence(folder.path, layer) for layer in (record.ready or {}).values())
+    )
+
+
+def _prepare(
+    folder: ReplicaFolder,
+    lease: WriterLease,
+    parent: str,
+    disk_id: str,
+    host_folder: str | None,
+    sparse: bool,
+) -> LayerFile:
+    """A new empty child beside the ready layer, stable on disk; its facts under the final name."""
+    path = folder.disk_path(disk_id) / naming.ready_candidate(lease.generation)
+    remove_durably(path)
+    on_host = str(PureWindowsPath(host_folder) / parent) if host_folder else None
+    child = vhdx.create_child(
+        path, inner_path(folder.path, parent), parent_path_on_host=on_host, sparse=sparse
+    )
+    child.close()
+    sync_folder(path.parent)
+    return layer_facts(folder.path, f"{disk_id}/{naming.READY}", path)
+
+
+def _as_found(folder: ReplicaFolder, record: ReplicaRecord) -> dict[str, LayerFile]:
+    """The ready layers that lie there now: after a kill in a renewal some are the old, some the
+    new ones. One that was written (and is to be dropped) is recorded as it was left."""
+    found: dict[str, LayerFile] = {}
+    for layers in (record.ready or {}, record.ready_next or {}):
+        for disk_id, layer in layers.items():
+            if disk_id not in found or not layer_evidence(folder.path, layer):
+                found[disk_id] = layer
+    return found

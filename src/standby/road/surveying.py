@@ -1,0 +1,163 @@
+"""What a target says of a replica with only its folder alive: for prepare (RULES 6), for people."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+from standby.errors import ReplicaMissing, StandbyError
+from standby.model.replica import ReplicaIdentity, ReplicaState, legal_actions
+from standby.road import naming
+from standby.road.extent_log import ExtentLog
+from standby.road.lease import holder_of, is_processing
+from standby.road.points import PartialState, TargetState, parsed_time, target_disks
+from standby.road.replica import ReplicaFolder
+
+
+def target_state(folder: ReplicaFolder) -> TargetState:
+    """What the target holds. Raises ReplicaMissing where there is no replica, ReplicaConflict or
+    PointDamaged where its records cannot be read."""
+    record = folder.record()
+    scan = folder.scan_points(record)
+    newest = scan.valid[-1] if scan.valid else None
+    return TargetState(
+        identity=record.identity,
+        generation=record.generation,
+        state=record.state,
+        newest=newest.id if newest else "",
+        points=tuple(point.id for point in scan.valid),
+        known_disks=record.disks,
+        disks=target_disks(newest) if newest else (),
+        partials=partials(folder),
+    )
+
+
+def partials(folder: ReplicaFolder) -> tuple[PartialState, ...]:
+    """Every unfinished transfer with a readable extent log, older generations' too."""
+    found = []
+    for path in sorted(folder.path.glob("*/*.extents")):
+        name = naming.partial_name(path.name)
+        if name is None or not path.with_suffix(".partial.vhdx").exists():
+            continue
+        try:
+            log = ExtentLog.open(path, writable=False)
+        except StandbyError:
+            continue  # resuming judges it when the transfer begins; until then it holds nothing
+        found.append(
+            PartialState(
+                path.parent.name,
+                name.point,
+                name.generation,
+                log.checkpoint_id,
+                log.logged_bytes,
+                log.mark,
+            )
+        )
+        log.close()
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class PointSummary:
+    """One restore point for a list: `size` is the bytes its own layers take as files."""
+
+    id: str
+    taken_at: str
+    committed_at: str
+    consistency: str
+    size: int
+    changed_bytes: int
+    disks: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """A replica as its folder shows it; `newest_age_s` is None without a point, `findings` are
+    sentences about what is not as it should be."""
+
+    name: str
+    machine: str
+    folder: str
+    identity: ReplicaIdentity
+    state: ReplicaState
+    generation: int
+    is_processing: bool
+    holder: str
+    points: tuple[PointSummary, ...]
+    newest_age_s: float | None
+    ready_point: str
+    failover_point: str
+    failover_started_at: str
+    actions: tuple[str, ...]
+    free_bytes: int
+    findings: tuple[str, ...]
+
+
+def status(folder: ReplicaFolder) -> ReplicaStatus:
+    """Everything about the replica; only a folder without a readable replica.json raises."""
+    if not folder.exists():
+        raise ReplicaMissing(folder.name, str(folder.record_path), "it is not there")
+    record = folder.record()
+    scan = folder.scan_points(record)
+    processing = is_processing(folder)
+    age = None
+    if scan.valid and (taken := parsed_time(scan.valid[-1].taken_at)) is not None:
+        age = (folder.clock.now() - taken).total_seconds()
+    return ReplicaStatus(
+        name=folder.name,
+        machine=record.name,
+        folder=str(folder.path),
+        identity=record.identity,
+        state=record.state,
+        generation=record.generation,
+        is_processing=processing,
+        holder=holder_of(folder) if processing else "",
+        points=tuple(
+            PointSummary(
+                point.id,
+                point.taken_at,
+                point.committed_at,
+                point.consistency,
+                sum(disk.chain[0].size for disk in point.disks if disk.chain),
+                point.changed_bytes,
+                len(point.disks),
+            )
+            for point in scan.valid
+        ),
+        newest_age_s=age,
+        ready_point=record.ready_point,
+        failover_point=record.failover_point,
+        failover_started_at=record.failover_started_at,
+        actions=tuple(str(action) for action in legal_actions(record.state)),
+        free_bytes=shutil.disk_usage(folder.path).free,
+        findings=tuple(findings(folder)),
+    )
+
+
+def findings(folder: ReplicaFolder) -> list[str]:
+    """What is not as it should be, one sentence each."""
+    record = folder.record()
+    scan = folder.scan_points(record)
+    found = [f"marked damaged: {record.damage}"] if record.damage else []
+    found += [f"restore point {point_id}: record: {problem}" for point_id, problem in scan.damaged]
+    found += [
+        f"restore point {point.id} does not count: a writer of generation {point.generation} put "
+        "it there after it had been fenced; its files may be deleted"
+        for point in scan.void
+    ]
+    found += [f"{layer.file}: {evidence}" for layer, evidence in folder.touched_layers(scan.valid)]
+    if record.state in (ReplicaState.NEW, ReplicaState.READY, ReplicaState.DAMAGED):
+        found += [
+            f"{path.relative_to(folder.path).as_posix()} was written outside of a failover: "
+            f"{evidence}"
+            for path, evidence in folder.touched_ready(record)
+        ]
+    if record.ready_next is not None:
+        found.append("renewing the ready layers was cut off; the next session or failover ends it")
+    newest = scan.valid[-1].id if scan.valid else ""
+    if record.state is ReplicaState.READY and record.ready_point != newest:
+        found.append(
+            f"the ready layers are above {record.ready_point or 'no point'}, the newest is {newest}"
+        )
+    found += [f"{name}: unknown file; it is left alone" for name in folder.unknown_files()]
+    return found
