@@ -91,6 +91,14 @@ class Table:
             raise self._mistyped(key, values, "a table")
         return Table(self.file, f"{self.name}.{key}" if self.name else key, values)
 
+    def tables(self, key: str) -> list[Table]:
+        """The tables written as [[key]], in order; none when the file has none."""
+        values = self._values[key] if self.has(key) else []
+        if not isinstance(values, list) or not all(isinstance(item, dict) for item in values):
+            raise self._mistyped(key, values, f"tables, each headed [[{key}]]")
+        name = f"{self.name}.{key}" if self.name else key
+        return [Table(self.file, f"{name} {number}", item) for number, item in enumerate(values, 1)]
+
     def text(self, key: str, default: str | None = None, *, choices: tuple[str, ...] = ()) -> str:
         """A string; one of `choices` where given. Required when there is no default."""
         value = self._value(key, default, "a text in quotes")

@@ -97,24 +97,18 @@ def owner_token(state_folder: Path | None) -> str:
         return "00000000"
     path = state_folder / "checkpoint-owner"
     files.make_folder_durably(state_folder)
-    for _ in range(2):
-        try:
-            text = path.read_text(encoding="ascii").strip()
-            if re.fullmatch(r"[0-9a-f]{8}", text):
-                return text
-            raise ConfigurationError(str(path), f"holds {text[:40]!r}, not 8 hex digits")
-        except FileNotFoundError:
-            pass
-        own = path.with_name(f".{path.name}.{clock.new_token(4)}")
-        try:
-            files.write_durably(own, clock.new_token(4).encode())
-            os.link(own, path)
-            files.sync_folder(state_folder)
-        except FileExistsError:
-            pass
-        finally:
+    if not path.exists():
+        own = path.with_name(f".{path.name}.{clock.new_token(4)}.new")
+        files.write_durably(own, clock.new_token(4).encode())
+        if not files.rename_to_new(own, path):
             own.unlink(missing_ok=True)
-    raise ConfigurationError(str(path), "cannot be made")
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(str(path), f"cannot be read: {exc}") from exc
+    if not re.fullmatch(r"[0-9a-f]{8}", text):
+        raise ConfigurationError(str(path), f"holds {text[:40]!r}, not 8 hex digits")
+    return text
 
 
 def take(
