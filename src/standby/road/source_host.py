@@ -17,8 +17,8 @@ import numpy as np
 
 from standby import killpoints
 from standby.disk import open_disk
-from standby.errors import ConfigurationError, ProtocolError
-from standby.model.extent import Extent
+from standby.errors import ConfigurationError, ProtocolError, SourceChanged
+from standby.model.extent import Extent, Kind
 from standby.ports import VirtualDisk
 from standby.repository import Repository, Staging
 from standby.road.batches import LeafArray
@@ -53,6 +53,7 @@ class SendDisk(msgspec.Struct, frozen=True):
     candidates: list[tuple[int, int]] | None
     resume_mark: int
     compression: str
+    virtual_size: int
     threads: int = 2
 
 
@@ -108,6 +109,7 @@ class SourceVerbs:
         self._data = data
         self._rings = rings
         self._opener = opener
+        self._running: dict[str, SourceProxy] = {}
 
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Run `verb`; NotImplemented for one of another role."""
@@ -116,6 +118,10 @@ class SourceVerbs:
                 return "source"
             if verb == "send_disk":
                 return msgspec.to_builtins(self.send_disk(msgspec.convert(arguments, SendDisk)))
+            if verb == "progress":
+                return {task: list(proxy.progress()) for task, proxy in self._running.items()}
+            if verb == "measure_disk":
+                return self.measure_disk(msgspec.convert(arguments["disk"], SourceDisk))
             if verb == "scan_disk":
                 return msgspec.to_builtins(self.scan_disk(msgspec.convert(arguments, SendDisk)))
         except msgspec.ValidationError as exc:
@@ -125,11 +131,33 @@ class SourceVerbs:
     def close(self) -> None:
         """Nothing outlives a task."""
 
+    def measure_disk(self, wanted: SourceDisk) -> dict[str, int]:
+        """Sizes of a disk, and the bytes it stores, by its allocation tables."""
+        disk = self._opener(wanted)
+        try:
+            allocated = sum(item.length for item in disk.extents() if item.kind == Kind.DATA)
+            return {"virtual_size": disk.virtual_size, "allocated": allocated}
+        finally:
+            disk.close()
+
     def send_disk(self, wanted: SendDisk) -> SendResult:
         """Send what changed of one disk and stage its leaves."""
+        try:
+            return self._send_disk(wanted)
+        except BaseException:
+            self._data[wanted.connection].shutdown()  # else the target would wait for ever
+            raise
+        finally:
+            self._running.pop(wanted.task, None)
+
+    def _send_disk(self, wanted: SendDisk) -> SendResult:
         disk = self._opener(wanted.disk)
         repository = Repository(Path(wanted.repository)) if wanted.repository else None
         try:
+            if disk.virtual_size != wanted.virtual_size:
+                raise SourceChanged(
+                    wanted.task, str(disk.path), f"its size is {disk.virtual_size} bytes now"
+                )
             stored: StoredLeaves | None = None
             staging: Staging | None = None
             if repository is not None:
@@ -166,6 +194,7 @@ class SourceVerbs:
                 self._data[wanted.connection],
                 self._rings[wanted.connection],
             )
+            self._running[wanted.task] = proxy
             counters = proxy.run()
             killpoints.reach("last extent")
             root = ""

@@ -90,6 +90,7 @@ class SourceProxy:
         self.remote: PageIndex = (np.empty(0, np.int64), np.empty((0, 16), np.uint8))
         self._in_flight: dict[int, int] = {}
         self._next_group = 0
+        self._pages: PageNumbers = np.empty(0, np.int64)
         self._marked = task.resume_mark
 
     # --- the whole task ----------------------------------------------------------------------
@@ -118,6 +119,10 @@ class SourceProxy:
             receiver.join(timeout=10)
         self.counters.busy_s = dict(self._busy)
         return self.counters
+
+    def progress(self) -> tuple[int, int]:
+        """(bytes of disk scanned, bytes to scan), by whole pages."""
+        return self._next_group * PAGE, len(self._pages) * PAGE
 
     def _make_private_slots(self) -> None:
         count = self.task.threads * 2

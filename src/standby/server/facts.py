@@ -1,0 +1,128 @@
+"""Gathering what `plan` decides from: the target's word, the repository, the tracker, the source."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from standby.disk.vhdx import default_block_size
+from standby.errors import RepositoryError
+from standby.model.extent import Extent
+from standby.model.job import ReplicationJob
+from standby.model.machine import Checkpoint, CheckpointDisk, Machine
+from standby.model.replica import ReplicaIdentity
+from standby.ports import Host
+from standby.repository import Repository
+from standby.road.points import DiskMatches, TargetState
+from standby.server.config_check import excludes_disk
+from standby.server.movers import MoverHandle
+from standby.server.plan import DiskFacts, DiskPlan, PartialFacts, TargetDiskFacts, plan_disk
+
+
+def repository_key(identity: ReplicaIdentity) -> str:
+    """What a replica is called in the repository: its whole identity."""
+    return "/".join(
+        (identity.installation, identity.source_host, identity.machine_id, identity.job)
+    )
+
+
+def converge_repository(repository: Repository, key: str, state: TargetState) -> None:
+    """Finish a commit that a kill separated from its point: what is staged for the target's newest
+    point, with the very roots that point has, becomes the newest state. Anything staged for a
+    point that can no longer come is dropped."""
+    staged = {item.disk: item for item in repository.staged(key)}
+    if not staged:
+        return
+    roots = {disk.disk_id: disk.root for disk in state.disks}
+    if state.newest and all(item.point_id == state.newest for item in staged.values()):
+        with contextlib.suppress(RepositoryError):
+            repository.commit(
+                key, state.newest, {disk: bytes.fromhex(roots[disk]) for disk in staged}
+            )
+            return
+        repository.discard(key)
+        return
+    waiting = {item.point_id for item in state.partials if item.point_id > state.newest}
+    for disk, item in staged.items():
+        if item.point_id not in waiting:
+            repository.discard(key, disk)
+
+
+def disk_plans(
+    job: ReplicationJob,
+    machine: Machine,
+    checkpoint: Checkpoint,
+    matches: DiskMatches,
+    state: TargetState | None,
+    repository: Repository | None,
+    key: str,
+    source: Host,
+    source_root: Path,
+    mover: MoverHandle,
+    history: Mapping[str, tuple[int, ...]],
+) -> dict[str, DiskPlan]:
+    """The plan of every disk of the VM, by controller place. `history` maps a disk's id to the
+    changed bytes of its last incremental sessions."""
+    at_target = {disk.disk_id: disk for disk in state.disks} if state else {}
+    newest = state.newest if state else ""
+    partials = {
+        item.disk_id: item for item in (state.partials if state else ()) if item.point_id > newest
+    }
+    known = repository.states(key) if repository is not None else {}
+    plans = {}
+    for disk in checkpoint.disks:
+        disk_id = matches.matched[disk.place].id
+        held = at_target.get(disk_id)
+        partial = partials.get(disk_id)
+        tracked, reason = _tracked(
+            source, machine, disk, held.tracker_id if held else "", checkpoint
+        )
+        is_excluded = excludes_disk(job, machine.name, disk.place)
+        facts = DiskFacts(
+            place=disk.place,
+            disk_id=disk_id,
+            virtual_size=disk.virtual_size,
+            logical_sector_size=disk.logical_sector_size,
+            allocated=0 if is_excluded else allocated_bytes(mover, source_root, disk),
+            checkpoint_id=checkpoint.id,
+            block_size=default_block_size(disk.virtual_size),
+            target=None
+            if held is None
+            else TargetDiskFacts(
+                held.root, held.virtual_size, held.logical_sector_size, held.tracker_id
+            ),
+            partial=None
+            if partial is None
+            else PartialFacts(
+                partial.point_id, partial.checkpoint_id, partial.logged_bytes, partial.mark
+            ),
+            repository_root=known[disk_id].root.hex() if disk_id in known else "",
+            tracked=tracked,
+            tracker_reason=reason,
+            is_excluded=is_excluded,
+            has_seed=job.seed.get(machine.name, False),
+            history=history.get(disk_id, ()),
+        )
+        plans[disk.place] = plan_disk(facts)
+    return plans
+
+
+def _tracked(
+    source: Host, machine: Machine, disk: CheckpointDisk, tracker_id: str, checkpoint: Checkpoint
+) -> tuple[tuple[Extent, ...] | None, str]:
+    """The tracker's answer: only one that counts from the id in the newest point is asked for."""
+    if not tracker_id:
+        return None, "no change tracker"
+    answer = source.changes_since(machine, disk.place, tracker_id, checkpoint)
+    if answer.ranges is None:
+        return None, answer.reason
+    return tuple(answer.ranges), ""
+
+
+def allocated_bytes(mover: MoverHandle, source_root: Path, disk: CheckpointDisk) -> int:
+    """Bytes the source disk stores, by its allocation tables: nothing is read."""
+    measured = mover.call(
+        "measure_disk", disk={"root": str(source_root), "files": list(disk.files)}
+    )
+    return int(measured["allocated"])
