@@ -112,16 +112,19 @@ class Staging:
             self._flush(Mark(checkpoint_id, offset))
 
     def _flush(self, mark: Mark) -> None:
+        if not self._pending and mark == self._mark:
+            with self._database.reading() as connection:
+                self._check_owner(connection)
+            return
         with self._database.writing() as connection:
             self._check_owner(connection)
             for page, (node, data) in self._pending.items():
                 self._write(connection, page, node, data)
             delete_doomed(connection)
-            if mark != self._mark:
-                connection.execute(
-                    "UPDATE stagings SET mark_checkpoint = ?, mark_offset = ? WHERE id = ?",
-                    (*mark, self._id),
-                )
+            connection.execute(
+                "UPDATE stagings SET mark_checkpoint = ?, mark_offset = ? WHERE id = ?",
+                (*mark, self._id),
+            )
         self._pending.clear()
         self._mark = mark
 
