@@ -49,7 +49,7 @@ DOORS: dict[str, frozenset[str]] = {
     "zstandard": frozenset({"road/packing.py", "wan"}),
     "sqlalchemy": frozenset({"server/store.py"}),
     "alembic": frozenset({"server/store.py", "server/migrations"}),
-    "xxhash": frozenset({"digesting.py"}),
+    "xxhash": frozenset({"digesting"}),
     "msgspec": frozenset(MAY_IMPORT) - BOTTOM - {"_kernels"} - KERNEL_OWNERS,
     "winrm": frozenset({"host/hyperv"}),
     "fastapi": frozenset({"server/api"}),
@@ -108,7 +108,11 @@ def imports_of(file: str, text: str) -> Iterator[Import]:
         at_run_time = id(node) not in typing_only
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(file, node.lineno, alias.name, at_run_time)
+                if alias.name != "standby":  # the package itself: what is taken from it counts
+                    yield Import(file, node.lineno, alias.name, at_run_time)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "standby":
+            if not node.attr.startswith("__"):
+                yield Import(file, node.lineno, f"standby.{_part_named(node.attr)}", at_run_time)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -119,8 +123,12 @@ def imports_of(file: str, text: str) -> Iterator[Import]:
             for alias in node.names:
                 if alias.name == "__version__":
                     continue
-                name = alias.name if alias.name in MAY_IMPORT else "__init__"
-                yield Import(file, node.lineno, f"standby.{name}", at_run_time)
+                yield Import(file, node.lineno, f"standby.{_part_named(alias.name)}", at_run_time)
+
+
+def _part_named(name: str) -> str:
+    """The part that a name taken from the package itself belongs to."""
+    return name if name in MAY_IMPORT else "__init__"
 
 
 def breach_of(found: Import) -> str:
@@ -212,6 +220,7 @@ def test_no_two_parts_import_each_other() -> None:
         ("errors.py", "from standby import digesting"),
         ("road/mover.py", "import time"),
         ("road/mover.py", "from standby import BackupServer"),
+        ("road/mover.py", "import standby\nstandby.BackupServer"),
         ("cli/main.py", "import requests"),
     ],
 )
@@ -228,6 +237,7 @@ def test_a_breach_is_noticed(file: str, text: str) -> None:
         ("road/packing.py", "import zstandard"),
         ("cli/job.py", "from standby import BackupServer"),
         ("server/driver.py", "from standby import errors, __version__"),
+        ("server/movers.py", "import standby\nstandby.__file__"),
     ],
 )
 def test_what_is_allowed_passes(file: str, text: str) -> None:
