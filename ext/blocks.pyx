@@ -10,50 +10,48 @@ cdef extern from "blocks.h" nogil:
     ctypedef struct variant_t "blocks_variant":
         const char *name
         void (*leaves)(const uint8_t *, size_t, uint64_t *) noexcept nogil
-        size_t (*scan)(const uint8_t *, size_t, const uint64_t *, uint64_t *, int64_t *) noexcept nogil
+        size_t (*scan)(const uint8_t *, size_t, const uint64_t *, uint64_t *,
+                       int64_t *) noexcept nogil
         void (*join_leaves)(const uint64_t *, size_t, uint8_t *) noexcept nogil
         void (*join_nodes)(const uint8_t *, size_t, uint8_t *) noexcept nogil
         int (*is_zero)(const uint8_t *, size_t) noexcept nogil
         size_t (*zero_runs)(const uint8_t *, size_t, size_t, int64_t *) noexcept nogil
     const variant_t table "blocks_variants"[]
     int supported "blocks_supported"(int) noexcept
-    size_t c_changed "blocks_changed"(const uint64_t *, const uint64_t *, size_t, int64_t *) noexcept
+    size_t c_changed "blocks_changed"(
+        const uint64_t *, const uint64_t *, size_t, int64_t *) noexcept
     size_t c_differing "blocks_differing"(
         const uint8_t *, const uint8_t *, size_t, size_t, int64_t *) noexcept
     int c_runs_valid "blocks_runs_valid"(const int64_t *, size_t, size_t) noexcept
     size_t c_compact "blocks_compact"(uint8_t *, size_t, const int64_t *, size_t) noexcept
 
-cdef const variant_t *active = &table[0]
-
 ZERO_LEAF = ZERO
+cdef const variant_t *active = &table[max([i for i in range(VARIANTS) if supported(i)])]
 
 
 def variants():
-    """Names of the variants this machine runs, slowest first."""
     return tuple([table[i].name.decode() for i in range(VARIANTS) if supported(i)])
 
 
 def variant():
-    """Name of the variant in use."""
     return active.name.decode()
 
 
 def select(str name not None):
-    """Use the variant of that name; ValueError when there is none such here."""
     global active
     for i in range(VARIANTS):
-        if table[i].name.decode() == name and supported(i):
+        if supported(i) and table[i].name.decode() == name:
             active = &table[i]
             return
     raise ValueError(name)
 
 
-cdef inline size_t pieces_of(size_t length, size_t granularity) noexcept nogil:
+cdef inline size_t pieces(size_t length, size_t granularity) noexcept nogil:
     return length // granularity + (length % granularity != 0)
 
 
-cdef inline bint apart(const void *a, size_t a_length, const void *b, size_t b_length) noexcept nogil:
-    return (<uintptr_t>a + a_length <= <uintptr_t>b) or (<uintptr_t>b + b_length <= <uintptr_t>a)
+cdef inline bint apart(const void *a, size_t a_size, const void *b, size_t b_size) noexcept nogil:
+    return <uintptr_t>a + a_size <= <uintptr_t>b or <uintptr_t>b + b_size <= <uintptr_t>a
 
 
 cdef int require(bint fact, str problem) except -1:
@@ -63,44 +61,42 @@ cdef int require(bint fact, str problem) except -1:
 
 
 def leaves(const uint8_t[::1] data not None, uint64_t[::1] out not None):
-    cdef size_t length = data.shape[0], count = pieces_of(length, PIECE)
-    require(<size_t>out.shape[0] == count, "out must hold one leaf per piece")
-    require(apart(&data[0], length, &out[0], 8 * count), "data and out overlap")
+    cdef size_t length = data.shape[0], count = out.shape[0]
+    require(count == pieces(length, PIECE), "out must hold one leaf per piece")
+    require(apart(&data[0], length, &out[0], 8 * count), "buffers overlap")
     with nogil:
         active.leaves(&data[0], length, &out[0])
 
 
 def scan(const uint8_t[::1] data not None, const uint64_t[::1] stored not None,
          uint64_t[::1] leaves_out not None, int64_t[:, ::1] runs_out not None):
-    cdef size_t length = data.shape[0], count = pieces_of(length, PIECE), found
-    cdef size_t room = 24 * <size_t>runs_out.shape[0]
-    require(<size_t>stored.shape[0] == count, "stored must hold one leaf per piece")
-    require(<size_t>leaves_out.shape[0] == count, "leaves_out must hold one leaf per piece")
-    require(runs_out.shape[1] == 3, "runs_out must have 3 columns")
-    require(<size_t>runs_out.shape[0] >= count, "runs_out must hold one run per piece")
+    cdef size_t length = data.shape[0], count = pieces(length, PIECE), found
+    cdef size_t rows = runs_out.shape[0], old = stored.shape[0], new = leaves_out.shape[0]
+    require(old == count and new == count, "stored and leaves_out must hold one leaf per piece")
+    require(rows >= count and runs_out.shape[1] == 3, "runs_out must be (one row per piece, 3)")
     require(apart(&data[0], length, &leaves_out[0], 8 * count)
             and apart(&stored[0], 8 * count, &leaves_out[0], 8 * count)
-            and apart(&data[0], length, &runs_out[0, 0], room)
-            and apart(&stored[0], 8 * count, &runs_out[0, 0], room)
-            and apart(&leaves_out[0], 8 * count, &runs_out[0, 0], room), "buffers overlap")
+            and apart(&data[0], length, &runs_out[0, 0], 24 * rows)
+            and apart(&stored[0], 8 * count, &runs_out[0, 0], 24 * rows)
+            and apart(&leaves_out[0], 8 * count, &runs_out[0, 0], 24 * rows), "buffers overlap")
     with nogil:
         found = active.scan(&data[0], length, &stored[0], &leaves_out[0], &runs_out[0, 0])
     return found
 
 
 def join_leaves(const uint64_t[:, ::1] children not None, uint8_t[:, ::1] out not None):
-    cdef size_t count = children.shape[0]
+    cdef size_t count = children.shape[0], rows = out.shape[0]
     require(children.shape[1] == 64, "children must be (n, 64)")
-    require(<size_t>out.shape[0] == count and out.shape[1] == 16, "out must be (n, 16)")
+    require(rows == count and out.shape[1] == 16, "out must be (n, 16)")
     require(apart(&children[0, 0], 512 * count, &out[0, 0], 16 * count), "buffers overlap")
     with nogil:
         active.join_leaves(&children[0, 0], count, &out[0, 0])
 
 
 def join_nodes(const uint8_t[:, ::1] children not None, uint8_t[:, ::1] out not None):
-    cdef size_t count = children.shape[0]
+    cdef size_t count = children.shape[0], rows = out.shape[0]
     require(children.shape[1] == 1024, "children must be (n, 1024)")
-    require(<size_t>out.shape[0] == count and out.shape[1] == 16, "out must be (n, 16)")
+    require(rows == count and out.shape[1] == 16, "out must be (n, 16)")
     require(apart(&children[0, 0], 1024 * count, &out[0, 0], 16 * count), "buffers overlap")
     with nogil:
         active.join_nodes(&children[0, 0], count, &out[0, 0])
@@ -115,10 +111,10 @@ def is_zero(const uint8_t[::1] data not None):
 
 
 def zero_runs(const uint8_t[::1] data not None, size_t granularity, int64_t[:, ::1] out not None):
-    cdef size_t length = data.shape[0], found
-    require(granularity > 0 and out.shape[1] == 3, "granularity > 0 and out (n, 3) needed")
-    require(<size_t>out.shape[0] >= pieces_of(length, granularity), "out is too short")
-    require(apart(&data[0], length, &out[0, 0], 24 * <size_t>out.shape[0]), "buffers overlap")
+    cdef size_t length = data.shape[0], rows = out.shape[0], found
+    require(granularity > 0, "granularity must be positive")
+    require(rows >= pieces(length, granularity) and out.shape[1] == 3, "out is too small")
+    require(apart(&data[0], length, &out[0, 0], 24 * rows), "buffers overlap")
     with nogil:
         found = active.zero_runs(&data[0], length, granularity, &out[0, 0])
     return found
@@ -126,11 +122,11 @@ def zero_runs(const uint8_t[::1] data not None, size_t granularity, int64_t[:, :
 
 def changed(const uint64_t[::1] a not None, const uint64_t[::1] b not None,
             int64_t[:, ::1] out not None):
-    cdef size_t count = a.shape[0], room = out.shape[0], found
+    cdef size_t count = a.shape[0], rows = out.shape[0], found
     require(a.shape[0] == b.shape[0], "a and b differ in length")
-    require(out.shape[1] == 2 and room >= (count + 1) // 2, "out must be ((n + 1) // 2, 2)")
-    require(apart(&a[0], 8 * count, &out[0, 0], 16 * room)
-            and apart(&b[0], 8 * count, &out[0, 0], 16 * room), "buffers overlap")
+    require(rows >= (count + 1) // 2 and out.shape[1] == 2, "out is too small")
+    require(apart(&a[0], 8 * count, &out[0, 0], 16 * rows)
+            and apart(&b[0], 8 * count, &out[0, 0], 16 * rows), "buffers overlap")
     with nogil:
         found = c_changed(&a[0], &b[0], count, &out[0, 0])
     return found
@@ -138,12 +134,12 @@ def changed(const uint64_t[::1] a not None, const uint64_t[::1] b not None,
 
 def differing(const uint8_t[::1] a not None, const uint8_t[::1] b not None, size_t granularity,
               int64_t[:, ::1] out not None):
-    cdef size_t length = a.shape[0], room = out.shape[0], found
-    require(a.shape[0] == b.shape[0], "a and b differ in length")
-    require(granularity > 0 and out.shape[1] == 2, "granularity > 0 and out (n, 2) needed")
-    require(room >= (pieces_of(length, granularity) + 1) // 2, "out is too short")
-    require(apart(&a[0], length, &out[0, 0], 16 * room)
-            and apart(&b[0], length, &out[0, 0], 16 * room), "buffers overlap")
+    cdef size_t length = a.shape[0], rows = out.shape[0], found
+    require(granularity > 0 and a.shape[0] == b.shape[0], "a and b differ in length")
+    require(rows >= (pieces(length, granularity) + 1) // 2, "out is too small")
+    require(out.shape[1] == 2, "out must have 2 columns")
+    require(apart(&a[0], length, &out[0, 0], 16 * rows)
+            and apart(&b[0], length, &out[0, 0], 16 * rows), "buffers overlap")
     with nogil:
         found = c_differing(&a[0], &b[0], length, granularity, &out[0, 0])
     return found
@@ -152,12 +148,8 @@ def differing(const uint8_t[::1] a not None, const uint8_t[::1] b not None, size
 def compact(uint8_t[::1] data not None, const int64_t[:, ::1] runs not None):
     cdef size_t length = data.shape[0], count = runs.shape[0], kept
     require(runs.shape[1] == 3, "runs must have 3 columns")
-    require(apart(&data[0], length, &runs[0, 0], 24 * count), "data and runs overlap")
-    require(c_runs_valid(&runs[0, 0], count, pieces_of(length, PIECE)),
-            "runs must ascend, not overlap, and lie within the data")
+    require(apart(&data[0], length, &runs[0, 0], 24 * count), "buffers overlap")
+    require(c_runs_valid(&runs[0, 0], count, pieces(length, PIECE)), "runs must ascend in data")
     with nogil:
         kept = c_compact(&data[0], length, &runs[0, 0], count)
     return kept
-
-
-active = &table[max([i for i in range(VARIANTS) if supported(i)])]

@@ -13,6 +13,7 @@ enum {
     BLOCKS_PIECE = 4096,
     BLOCKS_FANOUT = 64,
     BLOCKS_NODE = 16,
+    BLOCKS_PREFETCH = 2048, /* bytes ahead */
     BLOCKS_ZERO = 0, /* kinds of a run */
     BLOCKS_DATA = 1
 };
@@ -75,9 +76,9 @@ static inline void blocks_pair_store(uint64_t *to, blocks_pair pair)
 #define V_IS_ZERO(x) (((x).a | (x).b) == 0)
 #include "blocks_body.h"
 
-/* --- x86-64 with GCC or clang --------------------------------------------------------------- */
+/* --- x86-64 with GCC or clang (clang-cl has no intrinsics beyond its flags: scalar) ---------- */
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(_MSC_VER)
 #define BLOCKS_X86 1
 #include <immintrin.h>
 

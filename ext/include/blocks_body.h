@@ -14,18 +14,36 @@
  *   V_PRIME          all lanes XXH3_PRIME32_1
  *   V_IS_ZERO(a)     true when all bits are 0
  *
- * The digest is XXH3 for more than 240 bytes (see xxh3_constants.h), with the lane pairing of the
- * specification: lane i takes the product of its own words and the plain word of lane i ^ 1.
+ * The digest is XXH3 for more than 240 bytes (see xxh3_constants.h). The specification adds to
+ * lane i, per stripe, the product of its own halves and the plain word of lane i ^ 1. Sums commute:
+ * the plain words are summed on their own and exchanged once per block of 16 stripes, which saves
+ * one shuffle of five operations per stripe (58 to 70 GB/s with avx512, 34 to 43 with avx2, 256 KiB
+ * in cache, bench/bench_kernels.py).
  */
 
 #define V_COUNT (XXH3_STRIPE / V_BYTES)
 
-TARGET static inline void FN(accumulate)(V *acc, const uint8_t *stripe, const uint8_t *key)
+/* Unrolled, the key of each stripe becomes an aligned constant of its own. The prefetch crosses
+ * 4 KiB borders where the hardware's stops: up to +15 % from memory, nothing lost in cache. It may
+ * point past the buffer, where it does nothing. */
+TARGET static inline void FN(accumulate)(V *acc, V *plain, const uint8_t *stripe,
+                                         const uint8_t *key)
 {
+    STANDBY_PREFETCH((uintptr_t)stripe + BLOCKS_PREFETCH);
     for (int i = 0; i < V_COUNT; i++) {
         const V words = V_LOAD(stripe + (size_t)i * V_BYTES);
         const V mixed = V_XOR(words, V_LOAD(key + (size_t)i * V_BYTES));
-        acc[i] = V_ADD(acc[i], V_ADD(V_MUL(mixed, V_HIGH(mixed)), V_SWAP(words)));
+        acc[i] = V_ADD(acc[i], V_MUL(mixed, V_HIGH(mixed)));
+        plain[i] = V_ADD(plain[i], words);
+    }
+}
+
+/* Bring the plain sums into the lanes beside them, and start them anew. */
+TARGET static inline void FN(exchange)(V *acc, V *plain)
+{
+    for (int i = 0; i < V_COUNT; i++) {
+        acc[i] = V_ADD(acc[i], V_SWAP(plain[i]));
+        plain[i] = V_XOR(plain[i], plain[i]);
     }
 }
 
@@ -42,25 +60,32 @@ TARGET static inline void FN(scramble)(V *acc)
 /* The eight lanes after `length` bytes; length is a constant > 240 wherever this is inlined. */
 TARGET static inline void FN(lanes)(const uint8_t *data, size_t length, uint64_t lanes[8])
 {
-    V acc[V_COUNT];
+    V acc[V_COUNT], plain[V_COUNT];
     const uint8_t *stripe = data;
     const size_t blocks = (length - 1) / XXH3_BLOCK;
     const size_t rest = (length - 1 - blocks * XXH3_BLOCK) / XXH3_STRIPE;
-    for (int i = 0; i < V_COUNT; i++)
+    for (int i = 0; i < V_COUNT; i++) {
         acc[i] = V_WORDS(xxh3_start + (size_t)i * (V_BYTES / 8));
+        plain[i] = V_XOR(acc[i], acc[i]);
+    }
     for (size_t block = 0; block < blocks; block++) {
+        STANDBY_UNROLL_16
         for (int n = 0; n < XXH3_STRIPES_PER_BLOCK; n++, stripe += XXH3_STRIPE)
-            FN(accumulate)(acc, stripe, xxh3_secret + n * XXH3_KEY_STEP);
+            FN(accumulate)(acc, plain, stripe, xxh3_secret + n * XXH3_KEY_STEP);
+        FN(exchange)(acc, plain);
         FN(scramble)(acc);
     }
+    STANDBY_UNROLL_16
     for (size_t n = 0; n < rest; n++, stripe += XXH3_STRIPE)
-        FN(accumulate)(acc, stripe, xxh3_secret + n * XXH3_KEY_STEP);
-    FN(accumulate)(acc, data + length - XXH3_STRIPE, xxh3_secret + XXH3_KEY_LAST);
+        FN(accumulate)(acc, plain, stripe, xxh3_secret + n * XXH3_KEY_STEP);
+    FN(accumulate)(acc, plain, data + length - XXH3_STRIPE, xxh3_secret + XXH3_KEY_LAST);
+    FN(exchange)(acc, plain);
     for (int i = 0; i < V_COUNT; i++)
         V_STORE(lanes + (size_t)i * (V_BYTES / 8), acc[i]);
 }
 
-TARGET static inline uint64_t FN(leaf_of_piece)(const uint8_t *data)
+/* Out of line: inlined, the compiler keeps the zero test's vectors alive across it. */
+TARGET STANDBY_NOINLINE static uint64_t FN(leaf_of_piece)(const uint8_t *data)
 {
     uint64_t lanes[8];
     FN(lanes)(data, BLOCKS_PIECE, lanes);

@@ -75,6 +75,17 @@ def is_zero(data: Buffer) -> bool:
     return blocks.is_zero(flat(data))
 
 
+def aligned_buffer(length: int) -> NDArray[np.uint8]:
+    """A new (length,) uint8 array that starts on a 4 KiB border; not cleared.
+
+    Read into these: vectors that straddle cache lines cost `scan` a third of its speed in cache,
+    and O_DIRECT wants the same alignment.
+    """
+    room = np.empty(length + PIECE, np.uint8)
+    start = -room.ctypes.data % PIECE
+    return room[start : start + length]
+
+
 def kernel_variant() -> str:
     """The CPU variant in use: scalar, sse2, avx2 or avx512."""
     return blocks.variant()
