@@ -43,14 +43,19 @@ class NbdClient:
         else:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(str(address))
+            # A server that hangs must fail the test, not hold it up.
+            self.socket.settimeout(60)
         self.structured = False
         self.size = 0
         self.flags = 0
         self.block_sizes: tuple[int, int, int] | None = None
         self._cookie = 0
-        magic, option_magic, self.handshake_flags = protocol.GREETING.unpack(
-            self.receive(protocol.GREETING.size)
-        )
+        try:
+            greeting = self.receive(protocol.GREETING.size)
+        except OSError:
+            self.socket.close()
+            raise
+        magic, option_magic, self.handshake_flags = protocol.GREETING.unpack(greeting)
         assert (magic, option_magic) == (protocol.INIT_MAGIC, protocol.OPTION_MAGIC)
         self.socket.sendall(protocol.CLIENT_FLAGS.pack(client_flags))
 
