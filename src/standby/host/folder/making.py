@@ -38,6 +38,7 @@ def new_machine(
     folder already; by default one of 1 GiB at scsi:0:0. Files named by `boot` are put there by
     the caller.
     """
+    contents = {"scsi:0:0": GiB} if disks is None else disks
     folder = folder or re.sub(r"[^A-Za-z0-9._-]", "_", name).strip(".") or "vm"
     if _RESERVED.fullmatch(folder):
         folder += "_"
@@ -45,7 +46,7 @@ def new_machine(
     if (path / vm_toml.FILE_NAME).exists():
         raise ConfigurationError(str(path), "holds a VM already")
     described = []
-    for number, (place, content) in enumerate((disks or {"scsi:0:0": GiB}).items()):
+    for number, (place, content) in enumerate(contents.items()):
         file = content if isinstance(content, Path) else Path(f"disk{number}.vhdx")
         relative = file.relative_to(path) if file.is_absolute() else file
         described.append(MachineDisk(place, relative.as_posix(), host_id=str(new_uuid())))
@@ -61,7 +62,7 @@ def new_machine(
     )
     text = vm_toml.render(machine, boot)
     files.make_folder_durably(path)
-    for disk, content in zip(described, (disks or {"scsi:0:0": GiB}).values(), strict=True):
+    for disk, content in zip(described, contents.values(), strict=True):
         if not isinstance(content, Path):
             vhdx.create(path / disk.file, content).close()
     files.write_durably(path / vm_toml.FILE_NAME, text.encode())

@@ -132,8 +132,15 @@ def _tail(log: Path) -> str:
 
 
 def can_use_kvm() -> bool:
-    """Whether /dev/kvm is there for this user."""
-    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+    """Whether this user may use KVM and the processor virtualises. /dev/kvm alone does not say: a
+    software KVM (as in some cloud machines) offers it and then hangs every ordinary guest."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    try:
+        words = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return False
+    return "vmx" in words or "svm" in words
 
 
 def command_line(
