@@ -491,6 +491,21 @@ class JobBusy(JobError):
     retry: ClassVar[Retry] = Retry.LATER
 
 
+@dataclass(eq=False)
+class StateDatabaseError(StandbyError):
+    """The backup server's database cannot be used."""
+
+    exit_code: ClassVar[int] = 16
+    database: str
+    problem: str
+    hint: str = ""
+
+    def message(self) -> str:
+        return f"state database {self.database}: {self.problem}" + (
+            f". {self.hint}" if self.hint else ""
+        )
+
+
 # --- across processes ------------------------------------------------------------------------
 
 
