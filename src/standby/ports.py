@@ -87,6 +87,9 @@ class Host(Protocol):
     def release_leftovers(self) -> list[str]:
         """Release what a dead process of this installation left; what was released, by name."""
 
+    def state_files(self, machine: Machine) -> dict[str, str]:
+        """Small files that belong to the VM's state (UEFI variables): name to base64."""
+
     def changes_since(
         self, machine: Machine, place: str, tracker_id: str, checkpoint: Checkpoint
     ) -> TrackedChanges: ...

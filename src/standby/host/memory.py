@@ -326,6 +326,10 @@ class MemoryHost:
             held.disks.clear()
         return [self._find(held.checkpoint.machine_id).machine.name for held in orphans]
 
+    def state_files(self, machine: Machine) -> dict[str, str]:
+        """A VM in memory has no firmware state."""
+        return {}
+
     def changes_since(
         self, machine: Machine, place: str, tracker_id: str, checkpoint: Checkpoint
     ) -> TrackedRanges:

@@ -7,7 +7,6 @@ hot in cache, and only the changed 4 KiB runs stay in the slot.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from standby import comparing, digesting
+from standby.clock import SYSTEM_CLOCK
 from standby.digesting import LEAVES_PER_PAGE, PAGE, PIECE, ZERO_LEAF
 from standby.model.extent import Extent
 from standby.ports import VirtualDisk
@@ -170,16 +170,16 @@ class PageScanner:
                 size = min(READ_SIZE, stop - position)
                 self._room(size)
                 view = self.builder.tail(size)
-                begun = time.monotonic()
+                begun = SYSTEM_CLOCK.monotonic()
                 self.disk.read_into(position, view)
-                read = time.monotonic()
+                read = SYSTEM_CLOCK.monotonic()
                 low, high = (position - start) // PIECE, -(-(position + size - start) // PIECE)
                 count = comparing.scan(view, stored[low:high], leaves[low:high], self.runs)
                 if count:
                     self.builder.keep(position, size, self.runs[:count], leaves[low:high])
                     changed = True
                 self.busy_source += read - begun
-                self.busy_proxy += time.monotonic() - read
+                self.busy_proxy += SYSTEM_CLOCK.monotonic() - read
                 self.read += size
                 position += size
         if changed:
@@ -199,12 +199,12 @@ class PageScanner:
                 known[low:high] = False
             if is_data:
                 view = self.page_buffer[first - start : stop - start]
-                begun = time.monotonic()
+                begun = SYSTEM_CLOCK.monotonic()
                 self.disk.read_into(first, view)
-                read = time.monotonic()
+                read = SYSTEM_CLOCK.monotonic()
                 digesting.leaves(view, leaves[low:high])
                 self.busy_source += read - begun
-                self.busy_proxy += time.monotonic() - read
+                self.busy_proxy += SYSTEM_CLOCK.monotonic() - read
                 self.read += stop - first
         node = digesting.page_nodes(leaves.reshape(1, -1))[0].tobytes()
         if known is None and node == self.remote_index.node(page):

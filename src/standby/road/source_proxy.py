@@ -17,13 +17,13 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from standby import comparing, digesting
+from standby.clock import SYSTEM_CLOCK
 from standby.digesting import LEAVES_PER_PAGE, PAGE, PIECE
 from standby.errors import LinkError, ProtocolError, StandbyError, error_from_wire
 from standby.model.extent import Extent, Kind
@@ -260,9 +260,9 @@ class SourceProxy:
 
     def take_slot(self) -> tuple[int, memoryview]:
         """A free slot; waits for the target, which is the back-pressure."""
-        started = time.monotonic()
+        started = SYSTEM_CLOCK.monotonic()
         index = self._free_slots.get()
-        self.account("network", time.monotonic() - started)
+        self.account("network", SYSTEM_CLOCK.monotonic() - started)
         if index < 0:
             self._raise_failure()
         if self._ring is not None:
@@ -281,10 +281,10 @@ class SourceProxy:
         """Send what `builder` collected; the slot belongs to the target until it says otherwise."""
         rows, leaves = builder.tables()
         data = builder.slot[: builder.filled]
-        started = time.monotonic()
+        started = SYSTEM_CLOCK.monotonic()
         if packer is not None:
             frame = packer.pack(rows, data)
-            packed = time.monotonic()
+            packed = SYSTEM_CLOCK.monotonic()
             self.account("proxy", packed - started)
             started = packed
             digest = digesting.leaves_digest(leaves)
@@ -301,7 +301,7 @@ class SourceProxy:
             sent = rows.nbytes + leaves.nbytes + len(data)
         zeroed = int(rows[rows[:, 2] == 0, 1].sum())
         with self._lock:
-            self._busy["network"] += time.monotonic() - started
+            self._busy["network"] += SYSTEM_CLOCK.monotonic() - started
             self.counters.sent += sent
             self.counters.changed += len(data) + zeroed
             self.counters.zeroed += zeroed

@@ -33,7 +33,7 @@ from standby.road.committing import commit, recover
 from standby.road.lease import WriterLease
 from standby.road.merging import finish_merge, merge_oldest, pending_merge
 from standby.road.naming import READY
-from standby.road.partial import PartialDisk, PartialSpec
+from standby.road.partial import PartialDisk, PartialSpec, SealedDisk
 from standby.road.points import disk_of, points_kept_by
 from standby.road.replica import ReplicaFolder, folder_name
 from standby.road.surveying import target_state
@@ -52,6 +52,7 @@ class _OpenReplica:
     folder: ReplicaFolder
     lease: WriterLease
     partials: dict[str, PartialDisk] = field(default_factory=dict)
+    sealed: dict[str, SealedDisk] = field(default_factory=dict)
 
     def close(self) -> None:
         for partial in self.partials.values():
@@ -256,6 +257,7 @@ class TargetVerbs:
             clock=self._clock,
         )
         replica.partials[disk_id] = partial
+        replica.sealed.pop(disk_id, None)
         return {"point": partial.point_id, "acknowledged": partial.acknowledged_bytes}
 
     def _seed_of(self, folder: ReplicaFolder, disk_id: str) -> tuple[Path, ...]:
@@ -292,8 +294,10 @@ class TargetVerbs:
             )
             counters = proxy.run()
             killpoints.reach("verified")
+            sealed = partial.seal()
+            replica.sealed[disk_id] = sealed
             return {
-                "root": partial.root().hex(),
+                "root": sealed.root.hex(),
                 "written": counters.written,
                 "zeroed": counters.zeroed,
                 "resent_blocks": counters.resent_blocks,
@@ -317,7 +321,7 @@ class TargetVerbs:
         state_files: dict[str, str],
         changed_bytes: int,
     ) -> None:
-        """Seal every disk, compare its root with the source's, and make the restore point."""
+        """Make the restore point of the sealed disks, whose roots must be the source's."""
         replica = self._open(path)
         sealed = {}
         recorded = []
@@ -326,10 +330,9 @@ class TargetVerbs:
             if item["excluded"]:
                 recorded.append(PointDisk(disk_id, item["place"], 0, 0, 0, "", (), excluded=True))
                 continue
-            partial = replica.partials[disk_id]
-            spec = partial.spec
-            done = partial.seal()
-            if item["root"] and done.root.hex() != item["root"]:
+            spec = replica.partials[disk_id].spec
+            done = replica.sealed[disk_id]
+            if done.root.hex() != item["root"]:
                 raise VerifyFailed(replica.folder.name, disk_id, 0)
             sealed[disk_id] = done
             recorded.append(
@@ -369,6 +372,7 @@ class TargetVerbs:
             sealed,
         )
         replica.partials.clear()
+        replica.sealed.clear()
 
     def renew_ready(self, path: str) -> dict[str, str]:
         """A new ready layer above the newest point; {place: file, relative to the replica}."""

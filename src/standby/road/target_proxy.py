@@ -7,12 +7,12 @@ compared leaf by leaf with what was logged (RULES 7, 9).
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from standby.clock import SYSTEM_CLOCK
 from standby.digesting import LEAVES_PER_PAGE
 from standby.errors import LinkError, ProtocolError, StandbyError, VerifyFailed, error_to_wire
 from standby.road.batches import DATA, parsed_batch
@@ -101,11 +101,11 @@ class TargetProxy:
         while True:
             message, payload = self._link.receive()
             if isinstance(message, Batch):
-                started = time.monotonic()
+                started = SYSTEM_CLOCK.monotonic()
                 self._write(message, payload)
                 if self._partial.should_commit():
                     self._commit()
-                self._busy["target"] += time.monotonic() - started
+                self._busy["target"] += SYSTEM_CLOCK.monotonic() - started
             elif isinstance(message, Mark):
                 self._partial.mark(message.offset)
             elif isinstance(message, GetIndex):
@@ -151,9 +151,9 @@ class TargetProxy:
         self._checks.append(self._reader.submit(self._read_back))
 
     def _read_back(self) -> list[tuple[int, int]]:
-        started = time.monotonic()
+        started = SYSTEM_CLOCK.monotonic()
         bad = self._partial.read_back(threads=1, device=self._device)
-        self._busy["verify"] += time.monotonic() - started
+        self._busy["verify"] += SYSTEM_CLOCK.monotonic() - started
         return bad
 
     def _send_leaves(self, pages: list[int]) -> None:

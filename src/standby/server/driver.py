@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from standby.server.store import Store
 
 from standby import killpoints
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
@@ -40,11 +39,11 @@ from standby.ports import Host
 from standby.repository import Repository
 from standby.road.naming import new_point_id
 from standby.road.points import DiskMatches, TargetState, match_disks
-from standby.road.records import parsed_target_state
 from standby.server import facts
 from standby.server.movers import MoverPair
 from standby.server.plan import DiskPlan, Mode
 from standby.server.retention import changed_share, is_changed_share_unusual
+from standby.server.store import Store
 
 ProgressCallback = Callable[[str, str, int, int], None]
 """Called as progress(machine, disk place, bytes scanned, bytes to scan) from any thread."""
@@ -187,7 +186,7 @@ class MachineDriver:
         self._path = found["path"]
         self.report.replica = Path(self._path).name
         self.report.warnings.extend(found["warnings"])
-        state = parsed_target_state(found["state"])
+        state = msgspec.convert(found["state"], TargetState)
         if known is not None and len(state.points) < known.points and not context.accept_loss:
             raise ReplicaMissing(
                 self.report.replica,

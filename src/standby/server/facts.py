@@ -1,4 +1,4 @@
-"""Gathering what `plan` decides from: the target's word, the repository, the tracker, the source."""
+"""Gathering what `plan` decides from: target, repository, tracker and source."""
 
 from __future__ import annotations
 

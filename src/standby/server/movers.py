@@ -110,12 +110,14 @@ class MoverHandle:
 class MoverPair:
     """A source and a target mover with `connections` data connections between them.
 
-    `connection()` lends the number of a free one; a task uses it alone.
+    `connection()` lends the number of a free one; a task uses it alone. A pair in which a task
+    failed is `is_broken`: its connections may hold half a conversation, and it is not used again.
     """
 
     def __init__(self, source: MoverHandle, target: MoverHandle, connections: int) -> None:
         self.source = source
         self.target = target
+        self.is_broken = False
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(connections):
             self._free.put(number)

@@ -13,6 +13,7 @@ where replicas are asked for, so that a wildcard never makes a replica of a repl
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,6 +47,9 @@ __all__ = [
     "new_machine",
     "update_replica_machine",
 ]
+
+
+STATE_FILE_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +216,16 @@ class FolderHost:
         return [path for path in entries if path.is_dir() and not path.is_symlink()]
 
     # --- trackers ---
+
+    def state_files(self, machine: Machine) -> dict[str, str]:
+        """The UEFI variables (at most 1 MiB) as base64, by file name; empty where there are none."""
+        if not machine.nvram:
+            return {}
+        folder = inventory.plain_path(self.path, machine.folder)
+        path = inventory.plain_path(folder, machine.nvram)
+        if not path.is_file() or path.stat().st_size > STATE_FILE_MAX:
+            return {}
+        return {machine.nvram: base64.b64encode(path.read_bytes()).decode()}
 
     def changes_since(
         self, machine: Machine, place: str, tracker_id: str, checkpoint: Checkpoint

@@ -1,0 +1,305 @@
+"""The verbs of replicas: list, show, failover, undo, permanent failover, verify, power.
+
+Everything works on the target folders alone: `Replicas.of_folder` needs no configuration, no
+database and no repository. With a configuration the source VM is looked at too (a failover while
+it runs has to be meant), and a repair can take pieces from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from standby.clock import SYSTEM_CLOCK, Clock
+from standby.disk import open_disk
+from standby.errors import ConfigurationError, StandbyError, UnknownName
+from standby.host.folder import FolderHost
+from standby.model.job import ReplicationJob
+from standby.model.machine import PowerState
+from standby.model.point import RestorePoint
+from standby.model.replica import (
+    Action,
+    ReplicaIdentity,
+    ReplicaRecord,
+    ReplicaState,
+    legal_actions,
+)
+from standby.ports import Host, Progress, VirtualDisk
+from standby.road.failing_over import (
+    FailoverResult,
+    check_startable,
+    failover,
+    mark_damaged,
+    permanent_failover,
+    undo_failover,
+)
+from standby.road.lease import WriterLease
+from standby.road.points import TargetState, chosen_point, parsed_time
+from standby.road.repairing import RepairReport, repair
+from standby.road.replica import ReplicaFolder
+from standby.road.surveying import ReplicaStatus, status
+from standby.road.target_rules import load_target_rules
+from standby.road.verifying import PointVerdict, verify_point
+from standby.server.config import Config
+from standby.server.store import Store
+
+
+class Replicas:
+    """The replicas below some target folders."""
+
+    def __init__(
+        self,
+        config: Config | None,
+        store: Store | None,
+        host: Callable[[str], Host] | None,
+        clock: Clock = SYSTEM_CLOCK,
+        roots: dict[str, Path] | None = None,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._host = host
+        self._clock = clock
+        if roots is None and config is not None:
+            targets = {job.target for job in config.jobs.values()}
+            roots = {
+                name: config.hosts[name].path for name in sorted(targets) if name in config.hosts
+            }
+        self._roots = roots or {}
+
+    @classmethod
+    def of_folder(cls, target: Path, clock: Clock = SYSTEM_CLOCK) -> Replicas:
+        """The replicas in a target folder, with nothing else left alive."""
+        if not target.is_dir():
+            raise ConfigurationError(str(target), "is not a folder", "Name the target's folder")
+        return cls(None, None, None, clock, {"target": target})
+
+    # --- which ---------------------------------------------------------------------------------
+
+    def folders(self) -> list[ReplicaFolder]:
+        """Every replica's folder, in order of name."""
+        found = []
+        for root in self._roots.values():
+            if not root.is_dir():
+                continue
+            for path in sorted(root.iterdir()):
+                folder = ReplicaFolder(path, self._clock)
+                if path.is_dir() and folder.exists():
+                    found.append(folder)
+        return sorted(found, key=lambda folder: folder.name)
+
+    def folder(self, name: str) -> ReplicaFolder:
+        """The replica of that name, or of the VM of that name where that is unambiguous."""
+        folders = self.folders()
+        named = [folder for folder in folders if folder.name == name]
+        if not named:
+            named = [folder for folder in folders if _machine_name(folder) == name]
+        if len(named) == 1:
+            return named[0]
+        if len(named) > 1:
+            places = ", ".join(str(folder.path) for folder in named)
+            raise ConfigurationError(name, f"means several replicas: {places}", "Use --target")
+        raise UnknownName("replica", name, tuple(folder.name for folder in folders))
+
+    def all(self) -> list[ReplicaStatus]:
+        """The state of every replica, those that are permanent left out."""
+        found = []
+        for folder in self.folders():
+            with contextlib.suppress(StandbyError):
+                state = status(folder)
+                if state.state is not ReplicaState.PERMANENT:
+                    found.append(state)
+        return found
+
+    def show(self, name: str) -> ReplicaStatus:
+        """Everything about one replica."""
+        return status(self.folder(name))
+
+    def newest_age_s(self, job: ReplicationJob, machine_id: str) -> float | None:
+        """Seconds since the checkpoint of the newest point of the VM's replica; None without."""
+        for folder in self.folders():
+            with contextlib.suppress(StandbyError):
+                identity = folder.record().identity
+                if (identity.machine_id, identity.job) == (machine_id, job.name):
+                    newest = folder.newest()
+                    taken = parsed_time(newest.taken_at) if newest is not None else None
+                    return (self._clock.now() - taken).total_seconds() if taken else None
+        return None
+
+    def refusal(self, identity: ReplicaIdentity, state: TargetState | None) -> str:
+        """Why a session would leave this replica alone, '' when it would not."""
+        if state is not None and Action.SESSION not in legal_actions(state.state):
+            return f"the replica is in state {state.state}"
+        known = self._store.known_replica(identity) if self._store is not None else None
+        if known is not None and known.points > (len(state.points) if state is not None else 0):
+            return f"the target holds fewer restore points than the {known.points} known"
+        return ""
+
+    # --- failover ------------------------------------------------------------------------------
+
+    def failover(
+        self,
+        name: str,
+        *,
+        point: str | None = None,
+        adopt: bool = False,
+        source_may_run: bool = False,
+        power_on: bool = False,
+    ) -> FailoverResult:
+        """Fail over to `point` (newest; an id; an ISO time), and start the VM if asked."""
+        folder = self.folder(name)
+        result = failover(
+            folder,
+            point=point,
+            adopt=adopt,
+            source_running=self._source_is_running(folder.record()),
+            source_may_run=source_may_run,
+            is_running=self._is_running(folder),
+        )
+        if power_on:
+            self.power(name, on=True)
+        return result
+
+    def undo_failover(self, name: str, *, drop_writes: bool = False) -> ReplicaRecord:
+        """Drop what the replica VM wrote; the replica is ready again at its newest point."""
+        folder = self.folder(name)
+        return undo_failover(folder, drop_writes, is_running=self._is_running(folder))
+
+    def permanent_failover(self, name: str) -> ReplicaRecord:
+        """The replica VM becomes a VM of its own, unless the target's own rules forbid it."""
+        folder = self.folder(name)
+        return permanent_failover(folder, load_target_rules(folder.path.parent))
+
+    def power(self, name: str, *, on: bool, force: bool = False) -> PowerState:
+        """Start or stop the VM of a replica that failed over; what it is then."""
+        folder = self.folder(name)
+        host = FolderHost("target", folder.path.parent, None, self._clock)
+        if on:
+            check_startable(folder)
+            machine = host.machine_in(folder.name)
+            host.start(machine)
+            pid, started = host.disk_server(machine)
+            with WriterLease.acquire(folder, "power", action=Action.VERIFY) as lease:
+                lease.update(serve_pid=pid, serve_started=started)
+        else:
+            machine = host.machine_in(folder.name)
+            host.stop(machine, force=force)
+        return host.power_state(machine)
+
+    def _is_running(self, folder: ReplicaFolder) -> Callable[[], bool]:
+        def is_running() -> bool:
+            if not (folder.path / "vm.toml").exists():
+                return False
+            host = FolderHost("target", folder.path.parent, None, self._clock)
+            return host.power_state(host.machine_in(folder.name)) is not PowerState.OFF
+
+        return is_running
+
+    def _source_is_running(self, record: ReplicaRecord) -> bool:
+        """Whether the source VM is known to run; an unreachable source is why failovers exist."""
+        if self._host is None:
+            return False
+        with contextlib.suppress(StandbyError, KeyError):
+            host = self._host(record.identity.source_host)
+            for machine in host.machines():
+                if machine.id == record.identity.machine_id:
+                    return host.power_state(machine) in (PowerState.RUNNING, PowerState.PAUSED)
+        return False
+
+    # --- verify --------------------------------------------------------------------------------
+
+    def verify(
+        self,
+        name: str,
+        *,
+        point: str | None = None,
+        progress: Progress | None = None,
+        threads: int = 2,
+    ) -> list[PointVerdict]:
+        """Read every byte of a point (None: of all) against its digests. A damaged piece marks the
+        replica damaged; a replica whose points all verify is no longer damaged."""
+        folder = self.folder(name)
+        points = folder.points()
+        wanted = points if point is None else (chosen_point(folder.name, points, point),)
+        verdicts = [
+            verify_point(folder, item.id, device=True, threads=threads, progress=progress)
+            for item in wanted
+        ]
+        self._record_verdicts(folder, verdicts, is_whole=point is None)
+        return verdicts
+
+    def _record_verdicts(
+        self, folder: ReplicaFolder, verdicts: list[PointVerdict], *, is_whole: bool
+    ) -> None:
+        bad = [item.point_id for item in verdicts if not item.is_ok]
+        state = folder.record().state
+        if bad and Action.MARK_DAMAGED in legal_actions(state):
+            with WriterLease.acquire(folder, "verify", action=Action.MARK_DAMAGED) as lease:
+                mark_damaged(folder, lease, f"verify found damage in {', '.join(bad)}")
+        elif not bad and is_whole and state is ReplicaState.DAMAGED:
+            with WriterLease.acquire(folder, "verify", action=Action.VERIFY) as lease:
+                lease.update(state=ReplicaState.READY, damage="")
+
+    def repair(self, name: str, verdicts: list[PointVerdict]) -> list[RepairReport]:
+        """Write damaged pieces anew where the source, or another replica of the VM, still has
+        exactly the recorded content; what could not be had is in the reports."""
+        folder = self.folder(name)
+        with contextlib.ExitStack() as stack:
+            disks = self._repair_sources(folder, stack)
+
+            def read_piece(disk_id: str, offset: int, length: int) -> bytes | None:
+                for disk in disks.get(disk_id, ()):
+                    if offset + length <= disk.virtual_size:
+                        data = bytearray(length)
+                        with contextlib.suppress(StandbyError):
+                            disk.read_into(offset, data)
+                            return bytes(data)
+                return None
+
+            with WriterLease.acquire(folder, "repair", action=Action.REPAIR) as lease:
+                return [
+                    repair(folder, lease, verdict, read_piece)
+                    for verdict in verdicts
+                    if not verdict.is_ok
+                ]
+
+    def _repair_sources(
+        self, folder: ReplicaFolder, stack: contextlib.ExitStack
+    ) -> dict[str, list[VirtualDisk]]:
+        """The source VM's disks as they are now, by the replica's disk id; leaves decide whether
+        a piece of them is the one that was recorded."""
+        record = folder.record()
+        found: dict[str, list[VirtualDisk]] = {}
+        if self._host is None or self._config is None:
+            return found
+        with contextlib.suppress(StandbyError, KeyError):
+            host = self._host(record.identity.source_host)
+            root = self._config.hosts[record.identity.source_host].path
+            places = {disk.place: disk.id for disk in record.disks}
+            for machine in host.machines():
+                if machine.id != record.identity.machine_id:
+                    continue
+                for item in machine.disks:
+                    disk = open_disk(root / machine.folder / item.file)
+                    stack.callback(disk.close)
+                    if item.place in places:
+                        found.setdefault(places[item.place], []).append(disk)
+        return found
+
+    # --- points -----------------------------------------------------------------------
+
+    def chosen(self, name: str, point: str | None) -> RestorePoint:
+        """The point that `point` means: None the newest, an id, or a time."""
+        folder = self.folder(name)
+        return chosen_point(folder.name, folder.points(), point)
+
+    def point_chain(self, name: str, point: str | None, disk_id: str) -> tuple[Path, ...]:
+        """The files of one disk at a point, newest layer first."""
+        return self.folder(name).chain_paths(self.chosen(name, point), disk_id)
+
+
+def _machine_name(folder: ReplicaFolder) -> str:
+    with contextlib.suppress(StandbyError):
+        newest = folder.newest()
+        return newest.machine.name if newest is not None else ""
+    return ""
