@@ -24,14 +24,14 @@ enum {
 /* Add piece `i` to the runs (first, stop, kind); returns how many runs there are now. */
 static inline size_t blocks_extend(int64_t *runs, size_t count, size_t i, int64_t kind)
 {
-    int64_t *last = runs + 3 * count - 3;
-    if (count && last[1] == (int64_t)i && last[2] == kind) {
-        last[1]++;
+    int64_t *next = runs + 3 * count;
+    if (count && next[-2] == (int64_t)i && next[-1] == kind) {
+        next[-2]++;
         return count;
     }
-    last[3] = (int64_t)i;
-    last[4] = (int64_t)i + 1;
-    last[5] = kind;
+    next[0] = (int64_t)i;
+    next[1] = (int64_t)i + 1;
+    next[2] = kind;
     return count + 1;
 }
 

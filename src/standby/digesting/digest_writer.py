@@ -37,32 +37,27 @@ class DigestWriter:
         self.virtual_size = virtual_size
         self.is_complete = complete
         self._pages = -(-virtual_size // PAGE)
-        self._numbers: list[int] = []
-        self._offsets: list[int] = []
-        self._nodes: list[bytes] = []
+        self._last = -1
+        self._index = bytearray()
         self._end = layout.FIRST_PAGE
         self._temporary = path.with_name(f".{path.name}.{clock.new_token(4)}.new")
         self._file = File(self._temporary, create=True)
 
     def add(self, page_number: int, leaves: Leaves) -> None:
         """Append one page: its (4096,) leaves, ZERO_LEAF where the disk is zero or has ended."""
-        if not (self._numbers[-1] if self._numbers else -1) < page_number < self._pages:
+        if not self._last < page_number < self._pages:
             raise ValueError(f"page {page_number} is out of order or outside the disk")
         if leaves.shape != (LEAVES_PER_PAGE,) or leaves.dtype != np.uint64:
             raise ValueError("a page is 4096 uint64 leaves")
-        if bool((leaves == ZERO_LEAF).all()):
-            if self.is_complete:
-                return
-            self._append(page_number, 0, zero_node(2))
-            return
-        self._file.write(np.ascontiguousarray(leaves, "<u8").view(np.uint8), self._end)
-        self._append(page_number, self._end, page_nodes(leaves).tobytes())
-        self._end += layout.PAGE_BYTES
-
-    def _append(self, page_number: int, offset: int, node: bytes) -> None:
-        self._numbers.append(page_number)
-        self._offsets.append(offset)
-        self._nodes.append(node)
+        self._last = page_number
+        if not bool((leaves == ZERO_LEAF).all()):
+            self._file.write(np.ascontiguousarray(leaves, "<u8").view(np.uint8), self._end)
+            self._index += layout.ENTRY_ROW.pack(
+                page_number, self._end, page_nodes(leaves).tobytes()
+            )
+            self._end += layout.PAGE_BYTES
+        elif not self.is_complete:
+            self._index += layout.ENTRY_ROW.pack(page_number, 0, zero_node(2))
 
     def finish(self, root: bytes) -> None:
         """Write index and footer, sync, rename to `path`, sync the folder.
@@ -70,10 +65,7 @@ class DigestWriter:
         `root` is the digest root of the state this file belongs to; that of a complete file is
         compared with its pages (ValueError).
         """
-        index = np.empty(len(self._numbers), layout.ENTRY)
-        index["page"] = self._numbers
-        index["offset"] = self._offsets
-        index["node"] = np.frombuffer(b"".join(self._nodes), np.uint8).reshape(-1, 16)
+        index = np.frombuffer(self._index, layout.ENTRY)
         if len(root) != 16 or (
             self.is_complete
             and root_of_pages(self.virtual_size, index["page"].astype(np.int64), index["node"])
@@ -82,7 +74,7 @@ class DigestWriter:
             raise ValueError(f"{root.hex()} is not the root of these pages")
         flags = layout.FLAG_COMPLETE if self.is_complete else 0
         header = layout.HEADER.pack(layout.HEADER_MAGIC, layout.VERSION, flags, self.virtual_size)
-        entries = index.tobytes()
+        entries = bytes(self._index)
         start = layout.FOOTER.pack(self._end, len(index), root, bytes(16), b"")
         check = layout.checksum(header, entries, start[: layout.FOOTER_CHECKED])
         footer = layout.FOOTER.pack(self._end, len(index), root, check, layout.FOOTER_MAGIC)

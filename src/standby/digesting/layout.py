@@ -26,13 +26,16 @@ FOOTER_CHECKED = 32
 ENTRY = np.dtype([("page", "<u8"), ("offset", "<u8"), ("node", "u1", 16)])
 """One page in the index; offset 0: the page is all zeros and nothing is stored."""
 
+ENTRY_ROW = struct.Struct("<QQ16s")
+"""The same, for one at a time."""
+
 FIRST_PAGE = 4096
 PAGE_BYTES = LEAVES_PER_PAGE * 8
 VIRTUAL_SIZE_MAX = 1 << 56
 """64 PiB: a thousand times the largest VHDX, and page numbers stay far from overflow."""
 
 assert HEADER.size == FOOTER.size == 64
-assert ENTRY.itemsize == 32
+assert ENTRY.itemsize == ENTRY_ROW.size == 32
 
 
 def checksum(header: bytes, index: bytes, footer_start: bytes) -> bytes:

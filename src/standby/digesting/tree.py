@@ -91,14 +91,9 @@ def block_nodes(leaves: Leaves) -> Nodes:
 def page_nodes(leaves: Leaves) -> Nodes:
     """(n, 16) uint8: the level-2 node of each page of (n, 4096) leaves."""
     pages = np.ascontiguousarray(leaves, np.uint64).reshape(-1, LEAVES_PER_PAGE)
-    return _joined(block_nodes(pages))
-
-
-def _joined(nodes: Nodes) -> Nodes:
-    children = nodes.reshape(-1, FANOUT * NODE)
-    parents = np.empty((len(children), NODE), np.uint8)
-    blocks.join_nodes(children, parents)
-    return parents
+    nodes = np.empty((len(pages), NODE), np.uint8)
+    blocks.join_nodes(block_nodes(pages).reshape(-1, FANOUT * NODE), nodes)
+    return nodes
 
 
 def root_of_pages(virtual_size: int, page_numbers: PageNumbers, nodes: Nodes) -> bytes:
@@ -124,12 +119,28 @@ def root_of_pages(virtual_size: int, page_numbers: PageNumbers, nodes: Nodes) ->
     return xxhash.xxh3_128_digest(virtual_size.to_bytes(8, "little") + top.tobytes())
 
 
+_PARENTS_AT_ONCE = 16384
+"""16 MiB of children: all parents of a full disk of 16 TiB, and a bound for a sparse one, where
+every page may have a parent of its own."""
+
+
 def _parents(level: int, numbers: PageNumbers, nodes: Nodes) -> tuple[PageNumbers, Nodes]:
     """Numbers and nodes one level up; children that are not named are zero nodes of `level`."""
-    parents, place = np.unique(numbers // FANOUT, return_inverse=True)
-    children = np.tile(np.frombuffer(zero_node(level), np.uint8), (len(parents), FANOUT, 1))
-    children[place, numbers % FANOUT] = nodes
-    return parents, _joined(children)
+    owners = numbers // FANOUT
+    is_first = np.empty(len(owners), bool)
+    is_first[:1] = True
+    np.not_equal(owners[1:], owners[:-1], out=is_first[1:])
+    first = np.flatnonzero(is_first)
+    place = np.cumsum(is_first) - 1
+    parents = np.empty((len(first), NODE), np.uint8)
+    zero = np.frombuffer(zero_node(level), np.uint8)
+    for start in range(0, len(first), _PARENTS_AT_ONCE):
+        stop = min(start + _PARENTS_AT_ONCE, len(first))
+        few = slice(first[start], first[stop] if stop < len(first) else None)
+        children = np.tile(zero, (stop - start, FANOUT, 1))
+        children[place[few] - start, numbers[few] % FANOUT] = nodes[few]
+        blocks.join_nodes(children.reshape(-1, FANOUT * NODE), parents[start:stop])
+    return owners[first], parents
 
 
 def leaves_digest(leaves: NDArray[np.uint64]) -> bytes:
