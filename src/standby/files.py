@@ -363,6 +363,42 @@ def clone(source: Path, target: Path) -> bool:
                 return False
 
 
+def drop_cached(path: Path) -> bool:
+    """Sync the file and drop its cached pages, so that the next read comes from the device; False
+    where the system does not offer that."""
+    if sys.platform == "win32":
+        return _purged_by_unbuffered_open(path)
+    else:
+        if not hasattr(os, "posix_fadvise"):
+            return False
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise _wrapped(path, "drop cached pages", 0, 0, exc) from exc
+        return True
+
+
+if sys.platform == "win32":
+
+    def _purged_by_unbuffered_open(path: Path) -> bool:
+        """Windows purges a file's cache when it is opened with FILE_FLAG_NO_BUFFERING."""
+        import ctypes
+        from ctypes import wintypes
+
+        create = ctypes.WinDLL("kernel32", use_last_error=True).CreateFileW
+        create.restype = wintypes.HANDLE
+        handle = create(str(path), 0x80000000, 7, None, 3, 0x20000000, None)
+        if handle is None or handle == wintypes.HANDLE(-1).value:
+            return False
+        ctypes.WinDLL("kernel32").CloseHandle(wintypes.HANDLE(handle))
+        return True
+
+
 # --- locks -----------------------------------------------------------------------------------
 
 _FLOCK = "hhqqi4x"  # struct flock of Linux on 64 bits: type, whence, start, length, pid

@@ -1,0 +1,472 @@
+"""Retiring the oldest restore point: its base takes in the next layer (RULES 15).
+
+    base(g0) <- c1(g1) <- c2        becomes        base(g1) <- c2
+
+`merge.json` is written first and removed last; in between every step can be repeated, and at every
+instant each remaining point opens with the files its record names and reads the same:
+
+1. the retired point's record goes; the base keeps g0 and takes in c1's content: of the base only
+   what c1 overlays is touched;
+2. c2's locator names the base and accepts both g1 and g0; then the records drop c1, naming the
+   base with g1. From here on nothing needs c1;
+3. the base's data-write GUID becomes g1: same content, same identity; c2 gives g0 up;
+4. c1 and the retired point's digests go.
+
+RULES 15 rewrites the records last. Here that comes before the GUID changes: in the other order
+c1, which still names g0, could not be opened between the two, nor a point whose record names it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from standby import killpoints
+from standby.digesting import DigestFile, merge_digests
+from standby.disk import merge, vhdx
+from standby.errors import (
+    DiskError,
+    DiskFull,
+    IllegalTransition,
+    PointDamaged,
+    ReplicaBusy,
+    ReplicaConflict,
+)
+from standby.files import ByteLock, free_bytes, remove_durably
+from standby.model.point import PointDisk, RestorePoint
+from standby.model.replica import LayerFile, ReplicaState, legal_actions
+from standby.ports import Progress
+from standby.road import naming
+from standby.road.lease import WriterLease
+from standby.road.points import disk_of, layer_names, replicated_disks
+from standby.road.records import (
+    RecordDamaged,
+    encoded_record,
+    inner_path,
+    layer_facts,
+    read_record,
+)
+from standby.road.replica import ReplicaFolder, encode_point
+from standby.units import MiB
+
+MERGE_RECORD = "merge.json"
+MERGE_KIND = "merge"
+MERGE_FORMAT = 1
+MERGE_BYTE = 1 << 40
+"""The byte of `.lock` held while a merge writes to a base: a fenced writer that was stopped in the
+middle of one write still holds it, and nobody else may touch that base."""
+
+_SLICE_BYTES = 64 * MiB
+_SPARE_BYTES = 4 * MiB
+"""For records, VHDX logs and what the file system needs for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskMerge:
+    """One disk's part: `child` is merged into `base`; `next` are the files above `child`. Names
+    are relative to the replica's folder, GUIDs data-write GUIDs before the merge."""
+
+    disk_id: str
+    base: str
+    base_guid: str
+    child: str
+    child_guid: str
+    next: tuple[LayerFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingMerge:
+    """merge.json: what retiring `point` does. `removed` are files that no other point needs: old
+    chains (RULES 14), excluded or vanished disks, and the point's digests."""
+
+    format: int
+    point: str
+    disks: tuple[DiskMerge, ...]
+    removed: tuple[str, ...]
+
+    def guids_of(self, file: str) -> frozenset[str]:
+        """The data-write GUIDs that `file` may have while the merge is under way, and then any
+        size is right; empty for a file that it does not touch."""
+        guids: set[str] = set()
+        for disk in self.disks:
+            if file == disk.base:
+                guids |= {disk.base_guid, disk.child_guid}
+            elif file == disk.child:
+                guids.add(disk.child_guid)
+            guids |= {layer.data_write_guid for layer in disk.next if layer.file == file}
+        return frozenset(guids)
+
+
+def pending_merge(folder: ReplicaFolder) -> PendingMerge | None:
+    """The merge that a killed process left, None when there is none. Raises ReplicaConflict when
+    merge.json cannot be read."""
+    path = folder.path / MERGE_RECORD
+    if not path.exists():
+        return None
+    try:
+        pending = read_record(path, MERGE_KIND, MERGE_FORMAT, PendingMerge)
+        for name in _all_names(pending):
+            inner_path(folder.path, name)
+    except RecordDamaged as exc:
+        raise ReplicaConflict(
+            folder.name, f"{path}: {exc}", "The disk files are untouched by this message"
+        ) from exc
+    return pending
+
+
+def merge_oldest(
+    folder: ReplicaFolder,
+    lease: WriterLease,
+    progress: Progress | None = None,
+    *,
+    can_punch: bool = sys.platform != "win32",
+) -> None:
+    """Retire the oldest point: merge every disk's next layer into its base, remove old chains.
+
+    A merge left by a killed process is finished instead. Raises DiskFull when the space is short
+    (nothing has changed then), PointDamaged when a file is not as it was left, ReplicaConflict
+    when the base has another child or there is only one point. `can_punch` allows merging in
+    slices that free what they have taken over, where space is short (never on a host that refuses
+    sparse files).
+    """
+    _check_state(folder, lease)
+    if pending_merge(folder) is not None:
+        finish_merge(folder, lease, progress, can_punch=can_punch)
+        return
+    points = folder.points()
+    if len(points) < 2:
+        raise ReplicaConflict(folder.name, "its only restore point cannot be merged away")
+    for layer, evidence in folder.touched_layers(points):
+        path = str(inner_path(folder.path, layer.file))
+        raise PointDamaged(folder.name, points[0].id, path, evidence)
+    with _merging(folder):
+        pending = _planned(folder, points)
+        for disk in pending.disks:
+            _complete_digests(folder, pending.point, points[1:], disk)
+        _slice_bytes(folder, pending, can_punch)
+        lease.write(folder.path / MERGE_RECORD, encoded_record(MERGE_KIND, MERGE_FORMAT, pending))
+        killpoints.reach("merge: intent")
+        _run(folder, lease, pending, progress, can_punch)
+
+
+def finish_merge(
+    folder: ReplicaFolder,
+    lease: WriterLease,
+    progress: Progress | None = None,
+    *,
+    can_punch: bool = sys.platform != "win32",
+) -> None:
+    """Finish the merge that merge.json names; nothing to do without one."""
+    pending = pending_merge(folder)
+    if pending is None:
+        return
+    _check_state(folder, lease)
+    with _merging(folder):
+        _run(folder, lease, pending, progress, can_punch)
+
+
+# --- deciding --------------------------------------------------------------------------------
+
+
+def _check_state(folder: ReplicaFolder, lease: WriterLease) -> None:
+    lease.check()
+    state = folder.record().state
+    if state is not ReplicaState.READY:
+        legal = tuple(str(action) for action in legal_actions(state))
+        raise IllegalTransition(folder.name, str(state), "merge restore points", legal)
+
+
+def _merging(folder: ReplicaFolder) -> ByteLock:
+    lock = ByteLock(folder.lock_path, MERGE_BYTE)
+    if not lock.acquire():
+        raise ReplicaBusy(folder.name, "a fenced process that has not ended is merging")
+    return lock
+
+
+def _planned(folder: ReplicaFolder, points: Sequence[RestorePoint]) -> PendingMerge:
+    """What retiring the first of `points` means for every disk. Changes nothing."""
+    oldest, later = points[0], points[1:]
+    needed: set[str] = set().union(*(layer_names(point) for point in later))
+    disks: list[DiskMerge] = []
+    removed = [
+        _relative(folder, folder.digests_path(oldest.id, disk.disk_id))
+        for disk in replicated_disks(oldest)
+    ]
+    for disk in replicated_disks(oldest):
+        removed += [layer.file for layer in disk.chain if layer.file not in needed]
+        merged = _planned_disk(folder, disk, later)
+        if merged is not None:
+            disks.append(merged)
+    return PendingMerge(MERGE_FORMAT, oldest.id, tuple(disks), tuple(removed))
+
+
+def _planned_disk(
+    folder: ReplicaFolder, oldest: PointDisk, later: Sequence[RestorePoint]
+) -> DiskMerge | None:
+    """The merge of the one layer above the oldest point's file; None when nobody builds on it."""
+    base = oldest.chain[0]
+    above: dict[str, LayerFile] = {}
+    for point in later:
+        disk = disk_of(point, oldest.disk_id)
+        names = [layer.file for layer in disk.chain] if disk is not None else []
+        if disk is None or base.file not in names:
+            continue
+        place = names.index(base.file)
+        if place == 0:
+            return None  # a later point is this very file: nothing to merge yet
+        above[names[place - 1]] = disk.chain[place - 1]
+    if not above:
+        return None
+    child = next(iter(above.values()))
+    for path in _children(folder, oldest.disk_id, {base.data_write_guid}):
+        name = _relative(folder, path)
+        if name != child.file and naming.partial_name(path.name) is None:
+            raise ReplicaConflict(
+                folder.name,
+                f"{path} is another child of {base.file}, which a merge would break",
+                "End what uses it, or move the file away",
+            )
+    following = tuple(
+        layer_facts(folder.path, _relative(folder, path))
+        for path in _children(folder, oldest.disk_id, {child.data_write_guid})
+    )
+    return DiskMerge(
+        oldest.disk_id,
+        base.file,
+        base.data_write_guid,
+        child.file,
+        child.data_write_guid,
+        following,
+    )
+
+
+def _children(folder: ReplicaFolder, disk_id: str, guids: Iterable[str]) -> Iterator[Path]:
+    """The disk files in a disk's folder whose parent has one of these data-write GUIDs."""
+    wanted = set(guids)
+    for path in sorted(folder.disk_path(disk_id).glob("*.vhdx")):
+        try:
+            info = vhdx.read_info(path)
+        except DiskError:
+            if naming.partial_name(path.name) is not None:
+                continue  # cut off while it was made: resuming discards it
+            raise
+        if info.has_parent and _guid(info.locator.get("parent_linkage", "")) in wanted:
+            yield path
+
+
+def _complete_digests(
+    folder: ReplicaFolder, retired: str, later: Sequence[RestorePoint], disk: DiskMerge
+) -> None:
+    """Have the digests of the point that becomes the base's be complete: then nobody needs the
+    retired point's. Harmless when the merge never happens."""
+    from standby.road.verifying import rebuild_digests
+
+    owner = _owner_of(later, disk)
+    if owner is None:
+        raise ReplicaConflict(folder.name, f"no restore point has {disk.child} as its newest layer")
+    newer = folder.digests_path(owner.id, disk.disk_id)
+    older = folder.digests_path(retired, disk.disk_id)
+    try:
+        with DigestFile.open(newer) as file:
+            if file.is_complete:
+                return
+        merge_digests(newer, older, newer)
+    except (DiskError, ValueError):
+        # Damaged or missing: the disk itself knows. PointDamaged when that is damaged too.
+        rebuild_digests(folder, owner.id, disk.disk_id, complete=True)
+
+
+def _owner_of(points: Sequence[RestorePoint], disk: DiskMerge) -> RestorePoint | None:
+    for point in points:
+        part = disk_of(point, disk.disk_id)
+        if part is not None and part.chain[0].file == disk.child:
+            return point
+    return None
+
+
+def _slice_bytes(folder: ReplicaFolder, pending: PendingMerge, can_punch: bool) -> int | None:
+    """How to fit into the space there is: None for at once, else the bytes per slice. Raises
+    DiskFull. New base blocks count in full (RULES 13); disks are merged one after another, but
+    what they take over is freed only at the end."""
+    needed = _SPARE_BYTES
+    freed = 0
+    for disk in pending.disks:
+        growth, stored = _growth(folder, disk)
+        needed += growth
+        freed += stored
+    available = free_bytes(folder.path)
+    if needed <= available:
+        return None
+    least = max(needed - freed, _SPARE_BYTES) + 2 * _SLICE_BYTES
+    if can_punch and least <= available:
+        return _SLICE_BYTES
+    raise DiskFull(str(folder.path), least if can_punch else needed, available)
+
+
+def _growth(folder: ReplicaFolder, disk: DiskMerge) -> tuple[int, int]:
+    """(bytes of blocks the base will have to add, bytes stored in the child)."""
+    base_path, child_path = (inner_path(folder.path, name) for name in (disk.base, disk.child))
+    if not child_path.exists():
+        return 0, 0
+    with _opened(base_path) as base, _opened(child_path) as child:
+        rows = child.mapped(0, child.virtual_size)
+        present = base.mapped(0, base.virtual_size)
+        missing = np.setdiff1d(
+            _blocks(rows, base.block_size), _blocks(present, base.block_size), assume_unique=True
+        )
+        return len(missing) * base.block_size, int(rows[:, 1].sum())
+
+
+def _blocks(
+    rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]], block_size: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Numbers of the blocks that rows (offset, length, …) touch, unique and ascending."""
+    first = rows[:, 0] // block_size
+    count = (rows[:, 0] + rows[:, 1] - 1) // block_size - first + 1
+    step = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    return np.unique(np.repeat(first, count) + step)
+
+
+# --- doing -----------------------------------------------------------------------------------
+
+
+def _run(
+    folder: ReplicaFolder,
+    lease: WriterLease,
+    pending: PendingMerge,
+    progress: Progress | None,
+    can_punch: bool,
+) -> None:
+    """Every step from the removal of the record on, each as often as a kill makes necessary."""
+    lease.check()
+    remove_durably(folder.point_path(pending.point))
+    known = folder.record().points
+    lease.update(points=tuple(point for point in known if point != pending.point))
+    killpoints.reach("merge: record removed")
+    slice_bytes = _slice_bytes(folder, pending, can_punch)
+    todo = [disk for disk in pending.disks if not _has_taken_over(folder, disk)]
+    for disk in todo:
+        _merge_payload(folder, lease, disk, slice_bytes, progress)
+    for disk in todo:
+        for path in _children(folder, disk.disk_id, {disk.child_guid}):
+            lease.check()
+            _relink(path, disk, disk.base_guid)
+            killpoints.reach("merge: locator")
+    _rewrite_records(folder, lease, pending)
+    for disk in pending.disks:
+        lease.check()
+        with _opened(inner_path(folder.path, disk.base), writable=True) as base:
+            if base.data_write_guid != disk.child_guid:
+                base.set_data_write_guid(disk.child_guid)
+        killpoints.reach("merge: base guid")
+        for path in _children(folder, disk.disk_id, {disk.child_guid}):
+            lease.check()
+            _relink(path, disk, None)
+            killpoints.reach("merge: linkage2 cleared")
+    for name in (*(disk.child for disk in pending.disks), *pending.removed):
+        lease.check()
+        remove_durably(inner_path(folder.path, name))
+        killpoints.reach("merge: child removed")
+    lease.check()
+    remove_durably(folder.path / MERGE_RECORD)
+
+
+def _has_taken_over(folder: ReplicaFolder, disk: DiskMerge) -> bool:
+    """Whether the base already carries the child's identity: then it has its content."""
+    info = vhdx.read_info(inner_path(folder.path, disk.base))
+    return info.data_write_guid == disk.child_guid
+
+
+def _merge_payload(
+    folder: ReplicaFolder,
+    lease: WriterLease,
+    disk: DiskMerge,
+    slice_bytes: int | None,
+    progress: Progress | None,
+) -> None:
+    lease.check()
+
+    def checked(done: int, total: int) -> None:
+        lease.check()
+        if progress is not None:
+            progress(done, total)
+
+    base_path, child_path = (inner_path(folder.path, name) for name in (disk.base, disk.child))
+    with (
+        _opened(base_path, writable=True) as base,
+        _opened(child_path, writable=slice_bytes is not None) as child,
+    ):
+        merge.merge_payload(child, base, progress=checked, slice_bytes=slice_bytes)
+        killpoints.reach("merge: payload")
+    killpoints.reach("merge: base closed")
+
+
+def _relink(path: Path, disk: DiskMerge, linkage2: str | None) -> None:
+    """Have the child of c1 at `path` name the base, accepting g1 and `linkage2`."""
+    locator = vhdx.read_info(path).locator
+    base_name = disk.base.rpartition("/")[2]
+    absolute = locator.get("absolute_win32_path")
+    if absolute:
+        absolute = absolute[: absolute.rfind("\\") + 1] + base_name
+    with _opened(path, writable=True) as child:
+        child.set_parent_locator(disk.child_guid, f".\\{base_name}", absolute, linkage2)
+
+
+def _rewrite_records(folder: ReplicaFolder, lease: WriterLease, pending: PendingMerge) -> None:
+    """Every record that names a merged child names the base instead, as it will be left."""
+    bases = {disk.child: disk for disk in pending.disks}
+    following = {layer.file for disk in pending.disks for layer in disk.next}
+
+    def rewritten(layers: Iterable[LayerFile]) -> tuple[LayerFile, ...]:
+        result: list[LayerFile] = []
+        merged = {disk.base for disk in pending.disks}
+        for layer in layers:
+            if layer.file in bases:
+                continue
+            path = inner_path(folder.path, layer.file)
+            if layer.file in merged:
+                guid = next(d.child_guid for d in pending.disks if d.base == layer.file)
+                layer = LayerFile(layer.file, path.stat().st_size, guid)
+            elif layer.file in following:
+                layer = replace(layer, size=path.stat().st_size)
+            result.append(layer)
+        return tuple(result)
+
+    for point in folder.points():
+        disks = tuple(replace(disk, chain=rewritten(disk.chain)) for disk in point.disks)
+        if disks != point.disks:
+            lease.write(folder.point_path(point.id), encode_point(replace(point, disks=disks)))
+            killpoints.reach("merge: record rewritten")
+    record = folder.record()
+    ready, upcoming = (
+        {disk_id: rewritten([layer])[0] for disk_id, layer in layers.items()}
+        for layers in (record.ready or {}, record.ready_next or {})
+    )
+    changes = {"ready": ready or record.ready, "ready_next": upcoming or record.ready_next}
+    lease.update(**changes)
+
+
+# --- small things ----------------------------------------------------------------------------
+
+
+def _opened(path: Path, *, writable: bool = False) -> vhdx.VhdxDisk:
+    """One file alone, whatever it is a child of, its data-write GUID kept whatever is written."""
+    return vhdx.open_vhdx(path, writable=writable, keep_data_write_guid=True)
+
+
+def _guid(text: str) -> str:
+    return text.strip("{}").lower()
+
+
+def _relative(folder: ReplicaFolder, path: Path) -> str:
+    return path.relative_to(folder.path).as_posix()
+
+
+def _all_names(pending: PendingMerge) -> Iterator[str]:
+    yield from pending.removed
+    for disk in pending.disks:
+        yield from (disk.base, disk.child, *(layer.file for layer in disk.next))

@@ -1,0 +1,85 @@
+"""Reading and hashing parts of a 16 MiB page of a disk, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from standby import digesting
+from standby.digesting import LEAVES_PER_PAGE, PAGE, PIECE, ZERO_LEAF
+from standby.disk import open_disk
+from standby.disk.vhdx import VhdxDisk
+from standby.model.extent import Extent, Kind
+from standby.ports import VirtualDisk
+from standby.units import MiB
+
+Mask = npt.NDArray[np.bool_]
+Leaves = npt.NDArray[np.uint64]
+Runs = npt.NDArray[np.int64]
+
+_READ_SIZE = MiB
+"""Bytes read and then hashed at once: small enough to be in the L2 cache when hashed."""
+
+
+def page_range(page_number: int, virtual_size: int) -> tuple[int, int]:
+    """(start, stop) bytes of a page."""
+    return page_number * PAGE, min((page_number + 1) * PAGE, virtual_size)
+
+
+def zero_page() -> Leaves:
+    """(4096,) zero leaves, a fresh array."""
+    return np.full(LEAVES_PER_PAGE, ZERO_LEAF, dtype=np.uint64)
+
+
+def runs_of(mask: Mask) -> Runs:
+    """(k, 2) int64 half-open runs of True."""
+    edges = np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8))
+    return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
+
+
+def piece_mask(extents: Iterable[Extent], start: int, kinds: tuple[Kind, ...]) -> Mask:
+    """(4096,) bool: pieces of the page at `start` that have any byte in an extent of `kinds`."""
+    mask = np.zeros(LEAVES_PER_PAGE, dtype=np.bool_)
+    for extent in extents:
+        if extent.kind in kinds:
+            first = (extent.offset - start) // PIECE
+            mask[first : -(-(extent.stop - start) // PIECE)] = True
+    return mask
+
+
+def data_mask(disk: VirtualDisk, start: int, stop: int) -> Mask:
+    """(4096,) bool: pieces of the page at `start` that are stored; the others read as zeros.
+    Beyond the disk's own end nothing is."""
+    stop = min(stop, disk.virtual_size)
+    if start >= stop:
+        return np.zeros(LEAVES_PER_PAGE, dtype=np.bool_)
+    return piece_mask(disk.extents(start, stop), start, (Kind.DATA,))
+
+
+def open_chain(files: Sequence[Path]) -> VhdxDisk:
+    """The disk whose layers are these files, newest first, read-only."""
+    disk = open_disk(files[0], parents=list(files[1:]), format="vhdx")
+    assert isinstance(disk, VhdxDisk)
+    return disk
+
+
+def read_leaves(
+    disk: VirtualDisk, start: int, stop: int, wanted: Mask, leaves: Leaves, buffer: memoryview
+) -> int:
+    """Read the `wanted` pieces of the page [start, stop) to their places in `buffer` (16 MiB) and
+    put their leaves into `leaves` (4096,); the bytes read."""
+    total = 0
+    for first, last in runs_of(wanted).tolist():
+        position, end = first * PIECE, min(last * PIECE, stop - start)
+        while position < end:
+            size = min(_READ_SIZE, end - position)
+            view = buffer[position : position + size]
+            disk.read_into(start + position, view)
+            piece = position // PIECE
+            digesting.leaves(view, leaves[piece : piece + -(-size // PIECE)])
+            position += size
+            total += size
+    return total

@@ -1,0 +1,423 @@
+"""A partial disk: a point's layer while a transfer fills it, resumable after any kill.
+
+Three things move together: the VHDX file, its extent log, and the ranges that the log declares
+*open*. Before anything is written, the range that will hold it is open in the synced log; after a
+group commit (disk flush, then log records, then log sync) what was written is acknowledged. So
+after a kill at any line every byte of the file is either described by a record or lies in an open
+range, and a resume reads just those ranges again: what they really hold enters the log too, and
+the baseline never differs from the file (RULES 7, 8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from standby import killpoints
+from standby.clock import SYSTEM_CLOCK, Clock
+from standby.digesting import DigestWriter
+from standby.disk.vhdx import VhdxDisk, read_info
+from standby.errors import DiskIO, ProtocolError
+from standby.files import Buffer
+from standby.ports import Progress
+from standby.road import resuming
+from standby.road.baseline import Baseline, open_digests
+from standby.road.extent_log import (
+    KIND_DATA,
+    ExtentLog,
+    Leaves,
+    Rows,
+    checked_rows,
+    mark_pieces,
+)
+from standby.road.pages import Mask, zero_page
+from standby.road.reading_back import Findings, ReadBack
+from standby.units import GiB, MiB
+
+COMMIT_BYTES = 256 * MiB
+COMMIT_INTERVAL_S = 5.0
+"""RULES 7: what a kill can cost at most, in work to repeat."""
+
+WINDOW = GiB
+"""Ranges are opened by GiB, so a transfer in order syncs the log once more per GiB and a resume
+reads at most some GiB again."""
+_WINDOWS_AHEAD_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSpec:
+    """What a transfer into one disk builds on.
+
+    `parent_chain` is newest first and empty for a new base; `digests` describe the parent's state,
+    newest first; `copy_from` is the chain whose content, cut or extended with zeros, a new base
+    starts from (RULES 14). `point_id` names a new partial; a resumed one keeps its own.
+    """
+
+    disk_id: str
+    point_id: str
+    generation: int
+    checkpoint_id: str
+    virtual_size: int
+    logical_sector_size: int = 512
+    physical_sector_size: int = 4096
+    page83: str = ""
+    parent_chain: tuple[Path, ...] = ()
+    digests: tuple[Path, ...] = ()
+    copy_from: tuple[Path, ...] = ()
+    parent_root: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedDisk:
+    """A finished layer, closed clean and stable, ready to be committed as part of a point.
+
+    `size` and `data_write_guid` are the file's as it was left; `root` is the digest root of the
+    whole disk at this point; `digests_path` is complete for a base and holds the pages that differ
+    from the parent's for a child.
+    """
+
+    disk_id: str
+    point_id: str
+    partial_path: Path
+    size: int
+    data_write_guid: str
+    root: bytes
+    digests_path: Path
+
+
+class PartialDisk:
+    """One disk of a point in the making.
+
+    One thread receives and commits; `read_back` may run in another at the same time.
+    """
+
+    def __init__(
+        self, folder: Path, spec: PartialSpec, disk: VhdxDisk, log: ExtentLog, clock: Clock
+    ) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.point_id = log.header.point_id
+        self.disk = disk
+        self.log = log
+        self._clock = clock
+        parent = None
+        if spec.parent_chain:
+            parent = open_digests(spec.digests, spec.virtual_size, spec.parent_root)
+        self.baseline = Baseline(parent, log)
+        self._lock = threading.Lock()  # writes to `disk`, and what is pending
+        self._pending: list[tuple[Rows, Leaves]] = []
+        self._committing: list[tuple[Rows, Leaves]] = []
+        self._pending_bytes = 0
+        self._pending_mark = -1
+        self._committed_at = clock.monotonic()
+        self._windows = _windows_of(log.open_ranges)
+        self._windows_used: set[int] = set()
+        self._windows_ahead = 1
+        self._failure = ""
+        self._read_back = ReadBack(
+            self.path, spec.parent_chain, log, self._lock, self._mark_unlogged
+        )
+
+    # --- opening ---------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        spec: PartialSpec,
+        *,
+        sparse: bool = True,
+        clock: Clock = SYSTEM_CLOCK,
+        progress: Progress | None = None,
+    ) -> PartialDisk:
+        """The disk's partial file in `folder` (the disk's own), new or resumed.
+
+        A partial file of our generation is continued after its open ranges have been read again;
+        one of an older generation, which its writer may still have open, is copied into a new file
+        (a clone where the file system can, else what is logged, piece by piece where its leaf is
+        right) and removed; one that fits no longer (another parent, size or disk) is removed.
+        Raises Fenced when there is one of a newer generation. `progress` reports local copying.
+        """
+        return resuming.open_partial(cls, folder, spec, sparse, clock, progress)
+
+    @property
+    def path(self) -> Path:
+        """The partial VHDX file."""
+        return resuming.partial_path(self.folder, self.point_id, self.log.header.generation)
+
+    @property
+    def acknowledged_bytes(self) -> int:
+        """Bytes of disk in the log; a range logged twice counts twice."""
+        return self.log.logged_bytes
+
+    @property
+    def resume_mark(self) -> int:
+        """Below it, the present checkpoint has been scanned and is acknowledged."""
+        return self.log.mark
+
+    # --- receiving -------------------------------------------------------------------------
+
+    def receive(self, rows: Rows, leaves: Leaves, payload: Buffer) -> None:
+        """Write one batch: rows (k, 3) int64 offset, length, kind (1 data, 0 zero), ascending;
+        leaves of all data pieces and bytes of all data rows, in order. Buffers may be reused
+        after the call. It counts after the next `group_commit`."""
+        self._check_health()
+        table = checked_rows(rows, len(leaves), self.spec.virtual_size)
+        view = memoryview(payload).cast("B")
+        data_bytes = int(table[table[:, 2] == KIND_DATA, 1].sum())
+        if len(view) != data_bytes:
+            raise ProtocolError(
+                "source mover", f"a batch of {data_bytes} data bytes came with {len(view)}"
+            )
+        if not len(table):
+            return
+        self._open_windows(table)
+        with self._lock:
+            self._pending.append((table.copy(), np.array(leaves, dtype=np.uint64)))
+            self._pending_bytes += int(table[:, 1].sum())
+            position = 0
+            for offset, length, kind in table.tolist():
+                if kind == KIND_DATA:
+                    self.disk.write(offset, view[position : position + length])
+                    position += length
+                else:
+                    self.disk.zero(offset, length)
+
+    def mark(self, offset: int) -> None:
+        """Everything below `offset` has been scanned and, where it changed, received; counts
+        after the next `group_commit`."""
+        self._pending_mark = offset
+
+    def should_commit(self) -> bool:
+        """True when a group commit is due (RULES 7)."""
+        if not self._pending:
+            return False
+        waited = self._clock.monotonic() - self._committed_at
+        return self._pending_bytes >= COMMIT_BYTES or waited >= COMMIT_INTERVAL_S
+
+    def group_commit(self) -> int:
+        """Make everything received stable, then say so in the log; bytes acknowledged by it."""
+        self._check_health()
+        with self._lock:
+            batches, self._pending = self._pending, []
+            self._committing = batches
+            self._pending_bytes = 0
+        findings = self._read_back.take_findings()
+        mark, self._pending_mark = self._pending_mark, -1
+        if not batches and findings is None and mark < 0:
+            return 0
+        with self._failing_for_good():
+            acknowledged = self._commit(batches, findings, mark)
+        with self._lock:
+            self._committing = []
+        return acknowledged
+
+    def _commit(
+        self,
+        batches: list[tuple[Rows, Leaves]],
+        findings: Findings | None,
+        mark: int,
+    ) -> int:
+        if batches:
+            with self._lock:
+                self.disk.flush()
+            killpoints.reach("extent log commit: disk flushed")
+        if findings is not None:
+            # What a piece really holds goes in before anything newer that replaces it.
+            for rows, leaves in findings.corrections:
+                self.log.append(rows, leaves)
+            self.log.append_verified(findings.position)
+        for rows, leaves in _joined(batches):
+            self.log.append(rows, leaves)
+        floor = self._read_back.floor
+        if mark >= 0 or floor < self.log.mark:
+            self.log.append_mark(min(mark if mark >= 0 else self.log.mark, floor))
+        if batches:
+            self.log.append_close()
+            self.log.append_open(_ranges_of(self._windows_used, self.spec.virtual_size))
+            self._windows, self._windows_used = self._windows_used, set()
+            self._windows_ahead = 1
+        acknowledged = self.log.sync()
+        self._committed_at = self._clock.monotonic()
+        killpoints.reach("extent log commit")
+        return acknowledged
+
+    def read_back(self, threads: int = 2, device: bool = False) -> list[tuple[int, int]]:
+        """Read what was acknowledged and not yet read back through a second, read-only open of
+        the file and its chain; (offset, length) of each run of pieces that is not what was logged.
+
+        From the page cache, or with `device` after a sync and a drop of the cached pages. Of a
+        bad piece what it really holds is logged with the next group commit, so that a resume
+        finds it; the caller has it sent again."""
+        return self._read_back.run(threads, device)
+
+    def reread_open_ranges(self) -> None:
+        """Log what the file really holds wherever the log does not know; for opening."""
+        lowest = resuming.reread(self.disk, self.log, self.baseline)
+        if lowest < self.log.mark:
+            self.log.append_mark(lowest)
+        self.log.append_close()
+        self.log.sync()
+        self._windows.clear()
+
+    def touched_pages(self) -> npt.NDArray[np.int64]:
+        """Sorted numbers of the pages with acknowledged extents: candidates of a resumed
+        transfer whatever a tracker or the source's allocation say (RULES 8)."""
+        return self.log.pages()
+
+    def root(self) -> bytes:
+        """The digest root of everything acknowledged, on top of the parent's state."""
+        return self.baseline.root(self.spec.virtual_size)
+
+    # --- ending ----------------------------------------------------------------------------
+
+    def seal(self) -> SealedDisk:
+        """Commit what is pending, close the file clean, write its digests; ready for a point."""
+        self.group_commit()
+        self._read_back.close()
+        with self._lock:
+            self.disk.close()
+        root = self._write_digests()
+        info = read_info(self.path)
+        self._close_metadata()
+        return SealedDisk(
+            self.spec.disk_id,
+            self.point_id,
+            self.path,
+            info.file_size,
+            info.data_write_guid,
+            root,
+            self.digests_path,
+        )
+
+    @property
+    def digests_path(self) -> Path:
+        """Where `seal` writes the digests."""
+        return resuming.digests_path(self.folder, self.point_id, self.log.header.generation)
+
+    def close(self) -> None:
+        """Close and keep everything acknowledged for a resume; pending batches are dropped, what
+        they wrote is read again by it. A second call does nothing."""
+        self._failure = self._failure or "closed"
+        self._read_back.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._close_metadata)
+            with self._lock:
+                self.disk.close()
+
+    def discard(self) -> None:
+        """Close and remove the file, its log and its digests."""
+        self.close()
+        resuming.remove_partial(self.folder, self.point_id, self.log.header.generation)
+
+    def _close_metadata(self) -> None:
+        self.baseline.close()
+        self.log.close()
+        self._failure = self._failure or "closed"
+
+    def _write_digests(self) -> bytes:
+        """Write the digests of what this point changes (all of it for a base); the root."""
+        is_base = not self.spec.parent_chain
+        all_numbers = [np.empty(0, dtype=np.int64)]
+        all_nodes = [np.empty((0, 16), dtype=np.uint8)]
+        with DigestWriter(self.digests_path, self.spec.virtual_size, complete=is_base) as writer:
+            for numbers, leaves, nodes in self.baseline.touched():
+                all_numbers.append(numbers)
+                all_nodes.append(nodes)
+                differs = (nodes != self.baseline.parent_nodes(numbers)).any(axis=1)
+                for place in np.flatnonzero(differs).tolist():
+                    page_leaves = zero_page() if leaves is None else leaves[place]
+                    writer.add(int(numbers[place]), page_leaves)
+            root = self.baseline.joined_root(
+                self.spec.virtual_size, np.concatenate(all_numbers), np.concatenate(all_nodes)
+            )
+            writer.finish(root)
+        return root
+
+    # --- open windows ----------------------------------------------------------------------
+
+    def _open_windows(self, rows: Rows) -> None:
+        """Have every window that `rows` write into open in the synced log. Each miss since the
+        last commit opens twice as many windows ahead, so a scattered transfer syncs seldom."""
+        first = rows[:, 0] // WINDOW
+        last = (rows[:, 0] + rows[:, 1] - 1) // WINDOW
+        wanted: set[int] = set()
+        for start, stop in set(zip(first.tolist(), last.tolist(), strict=True)):
+            wanted.update(range(start, stop + 1))
+        self._windows_used |= wanted
+        missing = wanted - self._windows
+        if not missing:
+            return
+        newest = max(missing)
+        count = -(-self.spec.virtual_size // WINDOW)
+        ahead = range(newest, min(newest + self._windows_ahead, count))
+        self._windows_ahead = min(2 * self._windows_ahead, _WINDOWS_AHEAD_MAX)
+        missing = (missing | set(ahead)) - self._windows
+        with self._failing_for_good():
+            self.log.append_open(_ranges_of(missing, self.spec.virtual_size))
+            self.log.sync()
+        self._windows |= missing
+
+    def _mark_unlogged(self, page_number: int, mask: Mask) -> None:
+        """Mark the pieces of a page that were written and are not logged; under the lock."""
+        for rows, _ in (*self._pending, *self._committing):
+            mark_pieces(rows, page_number, mask)
+
+    @contextlib.contextmanager
+    def _failing_for_good(self) -> Iterator[None]:
+        """After a failed sync the system may have dropped what it could not write: nothing said
+        later by this object could be believed. A fresh open reads what is there."""
+        try:
+            yield
+        except BaseException as exc:
+            self._failure = f"unusable after an error ({exc or type(exc).__name__})"
+            raise
+
+    def _check_health(self) -> None:
+        if self._failure:
+            raise DiskIO(str(self.path), "write", 0, 0, f"the partial disk is {self._failure}")
+
+
+def _joined(batches: list[tuple[Rows, Leaves]]) -> list[tuple[Rows, Leaves]]:
+    """Batches that follow each other in ascending order as one, in few and whole records."""
+    joined: list[tuple[Rows, Leaves]] = []
+    start = 0
+    for place in range(1, len(batches) + 1):
+        if place < len(batches):
+            before = batches[place - 1][0][-1]
+            if int(batches[place][0][0, 0]) >= int(before[0] + before[1]):
+                continue
+        group = batches[start:place]
+        joined.append(
+            (
+                np.concatenate([rows for rows, _ in group]),
+                np.concatenate([part for _, part in group]),
+            )
+        )
+        start = place
+    return joined
+
+
+def _windows_of(ranges: list[tuple[int, int]]) -> set[int]:
+    windows: set[int] = set()
+    for start, stop in ranges:
+        windows.update(range(start // WINDOW, -(-stop // WINDOW)))
+    return windows
+
+
+def _ranges_of(windows: set[int], virtual_size: int) -> list[tuple[int, int]]:
+    """Windows as few (start, stop) byte ranges."""
+    ranges: list[tuple[int, int]] = []
+    for window in sorted(windows):
+        start, stop = window * WINDOW, min((window + 1) * WINDOW, virtual_size)
+        if ranges and ranges[-1][1] == start:
+            ranges[-1] = (ranges[-1][0], stop)
+        else:
+            ranges.append((start, stop))
+    return ranges

@@ -1,0 +1,457 @@
+"""Is a restore point what was committed? Every stored byte is read and compared with its digests.
+
+The digests are believed only when their root is the one in the point's record (RULES 6); then each
+piece that is wrong is named, and `repairing` can heal it from elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from standby.digesting import PAGE, PIECE, DigestChain, DigestWriter, page_nodes, root_of_pages
+from standby.disk.vhdx import VhdxDisk
+from standby.errors import DiskCorrupt, PointDamaged, StandbyError
+from standby.files import drop_cached
+from standby.model.extent import Extent, Kind
+from standby.model.point import PointDisk, RestorePoint
+from standby.ports import Progress, VirtualDisk
+from standby.road.baseline import open_digests
+from standby.road.pages import (
+    Leaves,
+    Mask,
+    data_mask,
+    open_chain,
+    page_range,
+    read_leaves,
+    runs_of,
+    zero_page,
+)
+from standby.road.points import disk_of, replicated_disks
+from standby.road.records import inner_path
+from standby.road.replica import ReplicaFolder
+
+_T = TypeVar("_T")
+_Numbers = npt.NDArray[np.int64]
+_Nodes = npt.NDArray[np.uint8]
+_ALL = np.ones(PAGE // PIECE, dtype=np.bool_)
+
+
+@dataclass(slots=True)
+class DiskVerdict:
+    """One disk of a point. `damaged` are runs of pieces that are not what was recorded;
+    `digests_ok` says that the digests have the recorded root, without which nothing can be said of
+    single pieces; `problem` what kept the files from being read, '' if nothing."""
+
+    disk_id: str
+    damaged: tuple[Extent, ...] = ()
+    digests_ok: bool = True
+    root_ok: bool = True
+    problem: str = ""
+    bytes_read: int = 0
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the disk is exactly what was committed, and provably so."""
+        return self.root_ok and self.digests_ok and not self.damaged and not self.problem
+
+
+@dataclass(slots=True)
+class PointVerdict:
+    """What was found of one point."""
+
+    point_id: str
+    disks: list[DiskVerdict] = field(default_factory=list)
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether every disk is what was committed."""
+        return all(disk.is_ok for disk in self.disks)
+
+    @property
+    def root_ok(self) -> bool:
+        """Whether the content of every disk has the recorded root."""
+        return all(disk.root_ok for disk in self.disks)
+
+    @property
+    def digests_ok(self) -> bool:
+        """Whether the digests of every disk have the recorded root."""
+        return all(disk.digests_ok for disk in self.disks)
+
+    @property
+    def damaged(self) -> dict[str, tuple[Extent, ...]]:
+        """The damaged runs by disk; disks without any are left out."""
+        return {disk.disk_id: disk.damaged for disk in self.disks if disk.damaged}
+
+
+def verify_point(
+    folder: ReplicaFolder,
+    point_id: str,
+    *,
+    device: bool = True,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> PointVerdict:
+    """Read every stored byte of the point and compare it with the digests committed with it.
+
+    `device` drops cached pages first, so that the storage is read and not the memory. Raises
+    NoSuchPoint; what is wrong with the files is in the verdict. Needs no lease.
+    """
+    point = folder.point(point_id)
+    verdict = PointVerdict(point.id)
+    for disk in replicated_disks(point):
+        verdict.disks.append(_verified(folder, point, disk, None, device, threads, progress))
+    return verdict
+
+
+def verify_replica(
+    folder: ReplicaFolder,
+    *,
+    device: bool = True,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> list[PointVerdict]:
+    """`verify_point` of all points, oldest first, each layer's bytes read once: of a point above
+    one that was verified already only its own layer is read; damage below shows in both."""
+    verdicts: list[PointVerdict] = []
+    before: dict[str, tuple[RestorePoint, PointDisk, DiskVerdict]] = {}
+    for point in folder.points():
+        verdict = PointVerdict(point.id)
+        for disk in replicated_disks(point):
+            below = before.get(disk.disk_id)
+            found = _verified(folder, point, disk, below, device, threads, progress)
+            verdict.disks.append(found)
+            before[disk.disk_id] = (point, disk, found)
+        verdicts.append(verdict)
+    return verdicts
+
+
+def rebuild_digests(
+    folder: ReplicaFolder, point_id: str, disk_id: str = "", *, complete: bool = False
+) -> None:
+    """Read a point again and write its digests anew, of one disk or of all.
+
+    Raises PointDamaged when the root is not the recorded one: then the content is damaged, and
+    only `repair` from elsewhere helps. `complete` (or a point whose files are a base alone) writes
+    all of it; else pages that differ from the point below it, whose digests must be sound.
+    """
+    point = folder.point(point_id)
+    for disk in replicated_disks(point):
+        if disk_id in ("", disk.disk_id):
+            _rebuild(folder, point, disk, complete)
+
+
+# --- one disk --------------------------------------------------------------------------------
+
+
+def _verified(
+    folder: ReplicaFolder,
+    point: RestorePoint,
+    disk: PointDisk,
+    below: tuple[RestorePoint, PointDisk, DiskVerdict] | None,
+    device: bool,
+    threads: int,
+    progress: Progress | None,
+) -> DiskVerdict:
+    verdict = DiskVerdict(disk.disk_id)
+    chain = folder.chain_paths(point, disk.disk_id)
+    with contextlib.ExitStack() as stack:
+        try:
+            digests = _digests_of(folder, point, disk)
+            stack.callback(digests.close)
+        except StandbyError as exc:
+            verdict.digests_ok = False
+            verdict.problem = str(exc)
+            digests = None
+        try:
+            if device:
+                for path in chain:
+                    drop_cached(path)
+            opened = open_chain(chain)
+            stack.callback(opened.close)
+            if digests is None:
+                root, verdict.bytes_read = _root_read(opened, disk.virtual_size, threads, progress)
+                verdict.root_ok = root.hex() == disk.root
+                return verdict
+            masks = None
+            if below is not None and _is_above(disk, below[1], below[2]):
+                older = stack.enter_context(
+                    contextlib.closing(_digests_of(folder, below[0], below[1]))
+                )
+                masks = _LayerMasks(opened, digests, older)
+            check = _Check(opened, disk.virtual_size, digests, masks, threads, progress)
+            bad = check.run()
+            verdict.bytes_read = check.bytes_read
+            if masks is not None and below is not None:
+                bad = _joined(bad, _inherited(below[2].damaged, masks))
+            verdict.damaged = tuple(bad)
+            verdict.root_ok = not bad
+        except StandbyError as exc:
+            verdict.root_ok = False
+            verdict.problem = str(exc)
+    return verdict
+
+
+def _digests_of(folder: ReplicaFolder, point: RestorePoint, disk: PointDisk) -> DigestChain:
+    paths = folder.digest_paths(point.id, disk.disk_id)
+    return open_digests(paths, disk.virtual_size, bytes.fromhex(disk.root))
+
+
+def _is_above(disk: PointDisk, below: PointDisk, verdict: DiskVerdict) -> bool:
+    """Whether this point's disk is one layer above the verified one's."""
+    return (
+        len(disk.chain) > 1
+        and tuple(layer.file for layer in disk.chain[1:])
+        == tuple(layer.file for layer in below.chain)
+        and disk.virtual_size == below.virtual_size
+        and verdict.digests_ok
+        and not verdict.problem
+    )
+
+
+class _LayerMasks:
+    """Which pieces of a point have to be read when the point below was verified: those of which
+    its own layer holds anything, and those whose leaf is another than below."""
+
+    def __init__(self, disk: VhdxDisk, digests: DigestChain, older: DigestChain) -> None:
+        self._disk = disk
+        self._digests = digests
+        self._older = older
+
+    def pages(self, size: int) -> set[int]:
+        """Pages with any such piece."""
+        found = _differing_pages(self._digests, self._older)
+        for extent in self._disk.layer_extents(0, size):
+            if extent.kind is not Kind.HOLE and extent.length:
+                found.update(range(extent.offset // PAGE, (extent.stop - 1) // PAGE + 1))
+        return found
+
+    def wanted(self, page_number: int, start: int, stop: int) -> Mask:
+        """(4096,) bool: the pieces to check."""
+        mask = self._digests.leaves(page_number) != self._older.leaves(page_number)
+        for extent in self._disk.layer_extents(start, stop):
+            if extent.kind is not Kind.HOLE:
+                first = (extent.offset - start) // PIECE
+                mask[first : -(-(extent.stop - start) // PIECE)] = True
+        return np.asarray(mask, dtype=np.bool_)
+
+
+def _differing_pages(newer: DigestChain, older: DigestChain) -> set[int]:
+    """Pages whose nodes are not the same in both."""
+    mine = dict(zip(newer.page_numbers.tolist(), map(bytes, newer.nodes), strict=True))
+    theirs = dict(zip(older.page_numbers.tolist(), map(bytes, older.nodes), strict=True))
+    return {page for page in mine.keys() | theirs.keys() if mine.get(page) != theirs.get(page)}
+
+
+def _inherited(damaged: Sequence[Extent], masks: _LayerMasks) -> list[Extent]:
+    """Damage of the point below that shows through this point's layer."""
+    found: list[Extent] = []
+    for extent in damaged:
+        for page_number in range(extent.offset // PAGE, (extent.stop - 1) // PAGE + 1):
+            start = page_number * PAGE
+            stop = min(start + PAGE, masks._disk.virtual_size)
+            bad = np.zeros(PAGE // PIECE, dtype=np.bool_)
+            first = (max(extent.offset, start) - start) // PIECE
+            bad[first : -(-(min(extent.stop, stop) - start) // PIECE)] = True
+            found += _extents(bad & ~masks.wanted(page_number, start, stop), start, stop)
+    return found
+
+
+class _Check:
+    """Compares a disk's pages with their digests, some threads at a time."""
+
+    def __init__(
+        self,
+        disk: VirtualDisk,
+        size: int,
+        digests: DigestChain,
+        masks: _LayerMasks | None,
+        threads: int,
+        progress: Progress | None,
+    ) -> None:
+        self.bytes_read = 0
+        self._disk = disk
+        self._size = size
+        self._digests = digests
+        self._masks = masks
+        self._threads = threads
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    def run(self) -> list[Extent]:
+        """The damaged runs, ascending."""
+        if self._masks is not None:
+            pages: list[int] = sorted(self._masks.pages(self._size))
+        else:
+            stored = _stored_pages(self._disk, self._size)
+            pages = sorted(stored | set(self._digests.page_numbers.tolist()))
+        found: list[Extent] = []
+        with ThreadPoolExecutor(max(1, self._threads), thread_name_prefix="verify") as pool:
+            for place, bad in enumerate(_mapped_in_order(pool, self._check_page, pages), start=1):
+                found += bad
+                if self._progress is not None and (place % 16 == 0 or place == len(pages)):
+                    self._progress(place * PAGE, len(pages) * PAGE)
+        return _joined(found, [])
+
+    def _check_page(self, page_number: int) -> list[Extent]:
+        start, stop = page_range(page_number, self._size)
+        mask = self._masks.wanted(page_number, start, stop) if self._masks else _ALL
+        expected = self._digests.leaves(page_number)
+        actual = zero_page()
+        wanted = mask & data_mask(self._disk, start, stop)
+        count = read_leaves(self._disk, start, stop, wanted, actual, _buffer(self._local))
+        with self._lock:
+            self.bytes_read += count
+        return _extents(mask & (actual != expected), start, stop)
+
+
+def _root_read(
+    disk: VirtualDisk, size: int, threads: int, progress: Progress | None
+) -> tuple[bytes, int]:
+    """The root of what the disk holds, and the bytes read for it."""
+    numbers: list[int] = []
+    nodes: list[bytes] = []
+    total = 0
+    for page_number, leaves, count in read_pages(disk, size, threads, progress):
+        total += count
+        numbers.append(page_number)
+        nodes.append(page_nodes(leaves.reshape(1, -1)).tobytes())
+    table = np.frombuffer(b"".join(nodes), dtype=np.uint8).reshape(-1, 16)
+    return root_of_pages(size, *_without_zeros(np.array(numbers, dtype=np.int64), table)), total
+
+
+def _without_zeros(numbers: _Numbers, nodes: _Nodes) -> tuple[_Numbers, _Nodes]:
+    zero = page_nodes(zero_page().reshape(1, -1))[0]
+    kept = (nodes != zero).any(axis=1)
+    return numbers[kept], np.ascontiguousarray(nodes[kept])
+
+
+def read_pages(
+    disk: VirtualDisk, size: int, threads: int = 2, progress: Progress | None = None
+) -> Iterator[tuple[int, Leaves, int]]:
+    """(page number, leaves, bytes read) of every page of which anything is stored, ascending."""
+    local = threading.local()
+
+    def read(page_number: int) -> tuple[int, Leaves, int]:
+        start, stop = page_range(page_number, size)
+        leaves = zero_page()
+        wanted = data_mask(disk, start, stop)
+        count = read_leaves(disk, start, stop, wanted, leaves, _buffer(local))
+        return page_number, leaves, count
+
+    pages = sorted(_stored_pages(disk, size))
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="digests") as pool:
+        for place, result in enumerate(_mapped_in_order(pool, read, pages), start=1):
+            if progress is not None and (place % 16 == 0 or place == len(pages)):
+                progress(place * PAGE, len(pages) * PAGE)
+            yield result
+
+
+def _mapped_in_order(
+    pool: ThreadPoolExecutor, function: Callable[[int], _T], items: Sequence[int]
+) -> Iterator[_T]:
+    """pool.map with a bounded number of results waiting, however many items there are."""
+    for start in range(0, len(items), 64):
+        yield from pool.map(function, items[start : start + 64])
+
+
+def _stored_pages(disk: VirtualDisk, size: int) -> set[int]:
+    """Numbers of the pages of which anything is stored."""
+    found: set[int] = set()
+    for extent in disk.extents(0, min(size, disk.virtual_size)):
+        if extent.kind is Kind.DATA and extent.length:
+            found.update(range(extent.offset // PAGE, (extent.stop - 1) // PAGE + 1))
+    return found
+
+
+def _buffer(local: threading.local) -> memoryview:
+    if not hasattr(local, "view"):
+        local.view = memoryview(bytearray(PAGE))
+    view: memoryview = local.view
+    return view
+
+
+def _extents(bad: Mask, start: int, stop: int) -> list[Extent]:
+    return [
+        Extent(start + first * PIECE, min(start + last * PIECE, stop) - start - first * PIECE)
+        for first, last in runs_of(bad).tolist()
+    ]
+
+
+def _joined(first: Sequence[Extent], second: Sequence[Extent]) -> list[Extent]:
+    """Both, ascending, neighbours joined."""
+    result: list[Extent] = []
+    for extent in sorted(itertools.chain(first, second), key=lambda item: item.offset):
+        if result and result[-1].stop == extent.offset:
+            result[-1] = Extent(result[-1].offset, result[-1].length + extent.length)
+        else:
+            result.append(extent)
+    return result
+
+
+# --- rebuilding ------------------------------------------------------------------------------
+
+
+def _rebuild(folder: ReplicaFolder, point: RestorePoint, disk: PointDisk, complete: bool) -> None:
+    chain = folder.chain_paths(point, disk.disk_id)
+    path = folder.digests_path(point.id, disk.disk_id)
+    is_complete = complete or len(chain) == 1
+    with contextlib.ExitStack() as stack:
+        older = None if is_complete else _digests_below(folder, point, disk)
+        if older is not None:
+            stack.callback(older.close)
+        opened = stack.enter_context(contextlib.closing(open_chain(chain)))
+        numbers: list[int] = []
+        nodes: list[bytes] = []
+        writer = stack.enter_context(DigestWriter(path, disk.virtual_size, is_complete))
+        pending = older.page_numbers.tolist() if older is not None else []
+        for page_number, leaves, _ in read_pages(opened, disk.virtual_size):
+            node = page_nodes(leaves.reshape(1, -1)).tobytes()
+            numbers.append(page_number)
+            nodes.append(node)
+            while pending and pending[0] < page_number:
+                writer.add(pending.pop(0), zero_page())
+            if pending and pending[0] == page_number:
+                pending.pop(0)
+            if older is None or (older.leaves(page_number) != leaves).any():
+                writer.add(page_number, leaves)
+        for page_number in pending:
+            writer.add(page_number, zero_page())
+        table = np.frombuffer(b"".join(nodes), dtype=np.uint8).reshape(-1, 16)
+        found = root_of_pages(
+            disk.virtual_size, *_without_zeros(np.array(numbers, dtype=np.int64), table)
+        )
+        if found.hex() != disk.root:
+            raise PointDamaged(
+                folder.name,
+                point.id,
+                str(chain[0]),
+                f"its content has the digest root {found.hex()}, {disk.root} was committed",
+            )
+        writer.finish(found)
+
+
+def _digests_below(
+    folder: ReplicaFolder, point: RestorePoint, disk: PointDisk
+) -> DigestChain | None:
+    """The digests of the point whose chain is this disk's without its newest layer."""
+    wanted = tuple(layer.file for layer in disk.chain[1:])
+    for other in folder.points():
+        part = disk_of(other, disk.disk_id)
+        if part is not None and tuple(layer.file for layer in part.chain) == wanted:
+            return _digests_of(folder, other, part)
+    raise DiskCorrupt(
+        str(inner_path(folder.path, disk.chain[0].file)),
+        "no restore point below has the rest of its chain",
+        0,
+        point.id,
+    )
