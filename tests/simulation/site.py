@@ -1,0 +1,202 @@
+"""Two folder hosts, a repository and a job on real files: what the simulation tests share.
+
+`Site` makes them below one folder, plays the guest (writes to the source disks), runs sessions in
+this process or as the command line, and knows what every restore point must read as.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import standby
+from standby.disk import open_disk
+from standby.host.folder import new_machine
+from standby.repository import Repository
+from standby.road.replica import ReplicaFolder
+from standby.server.config import load_config
+from standby.server.replicas import Replicas
+from standby.server.store import Store
+from standby.units import MiB
+
+TOML = """\
+[standby]
+installation = "test"
+[hosts.source]
+kind = "folder"
+path = "source"
+[hosts.target]
+kind = "folder"
+path = "target"
+[repositories.main]
+path = "repository"
+[jobs.job]
+source = "source"
+target = "target"
+machines = ["*"]
+restore_points = {restore_points}
+{more}
+"""
+
+
+class Site:
+    """A source and a target on one machine."""
+
+    def __init__(self, folder: Path, restore_points: int = 7, more: str = "") -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config = folder / "standby.toml"
+        self.config.write_text(TOML.format(restore_points=restore_points, more=more))
+        for name in ("source", "target"):
+            (folder / name).mkdir()
+        self.points: dict[str, dict[str, str]] = {}
+        self.random = np.random.default_rng(7)
+
+    # --- the guest -----------------------------------------------------------------------------
+
+    def add_machine(self, name: str = "vm1", sizes: tuple[int, ...] = (24 * MiB, 8 * MiB)) -> None:
+        """A VM whose disks lie at scsi:0:0, scsi:0:1 …"""
+        new_machine(
+            self.folder / "source",
+            name,
+            disks={f"scsi:0:{number}": size for number, size in enumerate(sizes)},
+        )
+
+    def disk(self, number: int = 0, machine: str = "vm1") -> Path:
+        """The source file of a disk."""
+        return self.folder / "source" / machine / f"disk{number}.vhdx"
+
+    def write(self, offset: int, length: int, number: int = 0, machine: str = "vm1") -> None:
+        """The guest writes random bytes."""
+        disk = open_disk(self.disk(number, machine), writable=True)
+        disk.write(offset, self.random.integers(0, 256, length, np.uint8).tobytes())
+        disk.close()
+
+    def zero(self, offset: int, length: int, number: int = 0, machine: str = "vm1") -> None:
+        """The guest trims."""
+        disk = open_disk(self.disk(number, machine), writable=True)
+        disk.zero(offset, length)
+        disk.close()
+
+    def fill(self) -> None:
+        """A first content of both disks: data, zeros, holes, unaligned ends."""
+        self.write(0, 5 * MiB)
+        self.write(9 * MiB + 512, 3 * MiB + 1024)
+        self.write(23 * MiB, MiB)
+        self.write(4096, 2 * MiB, 1)
+
+    def change(self) -> None:
+        """A day: scattered pieces, a trimmed range, new data in a hole."""
+        for offset in (0, 4096 * 100, 3 * MiB + 512, 10 * MiB, 23 * MiB + 8192):
+            self.write(offset, 1024)
+        self.zero(MiB, 256 * 1024)
+        self.write(18 * MiB, 300 * 1024)
+        self.write(6 * MiB, 4096, 1)
+
+    # --- sessions ------------------------------------------------------------------------------
+
+    def run(self, **arguments: object):
+        """A session in this process (with mover children)."""
+        with standby.BackupServer(self.config) as server:
+            report = server.start("job", **arguments)
+        self.remember(report)
+        return report
+
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The command line, as a process of its own."""
+        return subprocess.run(
+            [sys.executable, "-m", "standby", *arguments, "--config", str(self.config)],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def start(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`standby job start` as a process; what was committed is remembered."""
+        done = self.command("job", "start", "job", "--json", **environment)
+        if done.returncode in (0, 3):
+            for machine in json.loads(done.stdout)["machines"]:
+                if machine["outcome"] == "done":
+                    self.remember_point(machine["replica"], machine["point"], machine["machine"])
+        return done
+
+    def remember(self, report) -> None:
+        for machine in report.machines:
+            if machine.outcome == "done":
+                self.remember_point(machine.replica, machine.point, machine.machine)
+
+    def remember_point(self, replica: str, point: str, machine: str) -> None:
+        """What the source holds now is what that point must read as for ever."""
+        folder = self.folder / "source" / machine
+        self.points[f"{replica}/{point}"] = {
+            f"disk{number}": content_digest(path)
+            for number, path in enumerate(sorted(folder.glob("disk*.vhdx")))
+        }
+
+    # --- what must hold ------------------------------------------------------------------------
+
+    def replica(self, name: str = "vm1_replica") -> ReplicaFolder:
+        return ReplicaFolder(self.folder / "target" / name)
+
+    def check_points(self, name: str = "vm1_replica", *, only_known: bool = False) -> int:
+        """Every restore point reads as the source did; how many there are."""
+        folder = self.replica(name)
+        points = folder.points()
+        for point in points:
+            expected = self.points.get(f"{name}/{point.id}")
+            if expected is None and only_known:
+                continue
+            assert expected is not None, f"point {point.id} was never reported"
+            for disk in point.disks:
+                if disk.excluded:
+                    continue
+                chain = folder.chain_paths(point, disk.disk_id)
+                found = content_digest(chain[0], chain[1:])
+                assert found == expected[disk.disk_id], f"{point.id} {disk.disk_id} is wrong"
+        for verdict in Replicas.of_folder(self.folder / "target").verify(name):
+            assert verdict.is_ok, verdict
+        return len(points)
+
+    def check_nothing_leaked(self, name: str = "vm1_replica") -> None:
+        """No partial file, no temporary, no staged page, no open intent, no checkpoint."""
+        folder = self.replica(name)
+        assert folder.unknown_files() == []
+        left = [
+            path.name
+            for path in folder.path.rglob("*")
+            if ".partial." in path.name
+            or path.name.endswith((".extents", ".new", "pending.json", "merge.json"))
+        ]
+        assert left == []
+        config = load_config(self.config)
+        with Repository(config.repositories["main"]) as repository:
+            for key in repository.replicas():
+                assert repository.staged(key) == []
+            assert repository.verify() == []
+        with Store(config.state_database) as store:
+            assert store.open_intents() == []
+        clones = list((self.folder / "source").rglob(".standby-checkpoint-*"))
+        assert clones == []
+
+
+def content_digest(path: Path, parents: tuple[Path, ...] = ()) -> str:
+    """sha256 of what a guest would see."""
+    disk = open_disk(path, parents=parents or None)
+    try:
+        digest = hashlib.sha256()
+        buffer = bytearray(4 * MiB)
+        for offset in range(0, disk.virtual_size, len(buffer)):
+            view = memoryview(buffer)[: min(len(buffer), disk.virtual_size - offset)]
+            disk.read_into(offset, view)
+            digest.update(view)
+        return digest.hexdigest()
+    finally:
+        disk.close()
