@@ -229,6 +229,33 @@ def test_an_interrupted_staging_is_gone_on_from_with_its_mark(tmp_path: Path) ->
         assert content(repository) == as_bytes({0: first, 1: second})
 
 
+def test_a_staging_cleared_for_another_checkpoint_forgets_reverted_pages(
+    repository: Repository,
+) -> None:
+    pages = {0: some_leaves(1), 1: some_leaves(2)}
+    commit_state(repository, "p1", pages)
+    staging = repository.stage("web", "d0", "s1", "p2", GIB, True)
+    staging.put([0], some_leaves(5))
+    staging.set_mark("checkpoint 1", PAGE)
+    staging.put([7], some_leaves(6))
+    staging = repository.stage("web", "d0", "s2", "p2", GIB, True)
+    assert staging.mark == Mark("checkpoint 1", PAGE)
+    staging.clear()  # under checkpoint 2 page 0 is as it was
+    assert staging.mark == Mark("", 0)
+    staging.put([1], some_leaves(9))
+    assert staging.root() == root_of(GIB, pages | {1: some_leaves(9)})
+    assert rows(repository, "leaves") == 3
+
+
+def test_a_staging_without_a_mark_is_not_gone_on_from(repository: Repository) -> None:
+    staging = repository.stage("web", "d0", "s1", "p1", GIB, False)
+    staging.put([0], some_leaves(5))
+    staging.sync()
+    staging = repository.stage("web", "d0", "s2", "p1", GIB, False)
+    assert len(staging.index()[0]) == 0
+    assert rows(repository, "leaves") == 0
+
+
 @pytest.mark.parametrize(
     ("point", "size", "base"), [("p3", GIB, True), ("p2", 2 * GIB, True), ("p2", GIB, False)]
 )
@@ -247,6 +274,7 @@ def test_a_staging_for_something_else_starts_empty(
 
 def test_a_staging_taken_over_or_discarded_refuses_its_old_owner(repository: Repository) -> None:
     old = repository.stage("web", "d0", "s1", "p1", GIB, False)
+    old.set_mark("c", 0)
     new = repository.stage("web", "d0", "s2", "p1", GIB, False)
     old.put([0], some_leaves(1))
     with pytest.raises(RepositoryError, match="session s2 has taken the staged digests over"):

@@ -135,8 +135,8 @@ class Repository:
         """Where the pages of the coming point are put: changes on top of the newest state
         (`base`), or the complete new state.
 
-        An earlier staging of the same point, size and base is gone on from, with its mark; any
-        other one of this disk is discarded.
+        An earlier staging of the same point, size and base is gone on from if it has a mark; any
+        other one of this disk is discarded. Who finds a mark of another checkpoint calls `clear`.
         """
         of = _of(replica, disk)
         with self._database.writing() as connection:
@@ -152,7 +152,8 @@ class Repository:
                     )
             row = connection.execute(
                 "SELECT id, mark_checkpoint, mark_offset FROM stagings WHERE disk_id = ?"
-                " AND point_id = ? AND virtual_size = ? AND base_sequence IS ?",
+                " AND point_id = ? AND virtual_size = ? AND base_sequence IS ?"
+                " AND mark_checkpoint != ''",
                 (disk_id, point_id, virtual_size, sequence),
             ).fetchone()
             if row is not None:
@@ -266,7 +267,8 @@ class Repository:
             "INSERT INTO states VALUES (?, ?, ?, ?, ?)",
             (disk_id, sequence, point_id, root, virtual_size),
         )
-        delete_staging(connection, staging_id, leaves=False)
+        connection.execute("DELETE FROM staged_pages WHERE staging_id = ?", (staging_id,))
+        connection.execute("DELETE FROM stagings WHERE id = ?", (staging_id,))
 
     # --- the end of points -------------------------------------------------------------------
 
@@ -334,7 +336,7 @@ def _make_disk(connection: sqlite3.Connection, replica: str, disk: str) -> int:
 def _discard(connection: sqlite3.Connection, disk_id: int) -> None:
     row = connection.execute("SELECT id FROM stagings WHERE disk_id = ?", (disk_id,)).fetchone()
     if row is not None:
-        delete_staging(connection, row[0], leaves=True)
+        delete_staging(connection, row[0])
 
 
 def _stage_differences(

@@ -81,7 +81,7 @@ def forget(connection: sqlite3.Connection, replica: str) -> None:
         for (staging_id,) in connection.execute(
             "SELECT id FROM stagings WHERE disk_id = ?", (disk_id,)
         ).fetchall():
-            delete_staging(connection, staging_id, leaves=True)
+            delete_staging(connection, staging_id)
         connection.execute(
             "INSERT INTO doomed SELECT leaves_id FROM pages"
             " WHERE disk_id = ? AND leaves_id IS NOT NULL",

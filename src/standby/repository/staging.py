@@ -78,6 +78,23 @@ class Staging:
         """The last mark set, also by an earlier session that this one goes on from."""
         return self._mark
 
+    def clear(self) -> None:
+        """Drop every page put so far, by an earlier session too, and the mark.
+
+        To be called when the mark of an earlier session does not hold (another checkpoint): a page
+        that was staged then and is as in the base now would not be put again, and stay wrong.
+        """
+        with self._database.lock:
+            with self._database.writing() as connection:
+                self._check_owner(connection)
+                clear_staging(connection, self._id)
+                connection.execute(
+                    "UPDATE stagings SET mark_checkpoint = '', mark_offset = 0 WHERE id = ?",
+                    (self._id,),
+                )
+            self._pending.clear()
+            self._mark = Mark("", 0)
+
     def put(self, page_numbers: Sequence[int], leaves: NDArray[np.uint64]) -> None:
         """Stage the pages `page_numbers` with `leaves` (n, 4096); pages of zeros included, if the
         base has something else there. Pieces beyond the end of the disk have ZERO_LEAF."""
@@ -209,14 +226,18 @@ def base_index(connection: sqlite3.Connection, disk_id: int, sequence: int | Non
     return effective_index(connection, disk_id, sequence)
 
 
-def delete_staging(connection: sqlite3.Connection, staging_id: int, *, leaves: bool) -> None:
-    """Remove a staging; with `leaves`, what only it refers to as well."""
-    if leaves:
-        connection.execute(
-            "INSERT INTO doomed SELECT leaves_id FROM staged_pages"
-            " WHERE staging_id = ? AND leaves_id IS NOT NULL",
-            (staging_id,),
-        )
-        delete_doomed(connection)
+def clear_staging(connection: sqlite3.Connection, staging_id: int) -> None:
+    """Remove the staged pages and their leaves."""
+    connection.execute(
+        "INSERT INTO doomed SELECT leaves_id FROM staged_pages"
+        " WHERE staging_id = ? AND leaves_id IS NOT NULL",
+        (staging_id,),
+    )
+    delete_doomed(connection)
     connection.execute("DELETE FROM staged_pages WHERE staging_id = ?", (staging_id,))
+
+
+def delete_staging(connection: sqlite3.Connection, staging_id: int) -> None:
+    """Remove a staging and what only it refers to."""
+    clear_staging(connection, staging_id)
     connection.execute("DELETE FROM stagings WHERE id = ?", (staging_id,))

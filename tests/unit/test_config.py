@@ -1,0 +1,302 @@
+"""standby.toml: what is read, what is refused and with which hint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import standby.server.config as config_module
+from standby.errors import ConfigurationError, UnknownName
+from standby.model.job import ReplicationJob
+from standby.server.config import Config, Limits, MoverConfig, ProxyConfig, load_config
+from standby.server.template import config_template
+from standby.strict_toml import format_duration, parse_duration
+from standby.units import GiB, MiB
+
+MINIMAL = """
+[standby]
+installation = "main-site"
+[hosts.prod]
+kind = "folder"
+path = "vms"
+[hosts.dr]
+kind = "folder"
+path = "/srv/replicas"
+[repositories.main]
+path = "repository"
+[jobs.nightly]
+source = "prod"
+target = "dr"
+machines = ["web*", "db01"]
+"""
+
+
+def load(folder: Path, text: str) -> Config:
+    (folder / "standby.toml").write_text(text, encoding="utf-8")
+    return load_config(folder)
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(folder, text)
+    return str(caught.value).removeprefix(f"{folder / 'standby.toml'}: ")
+
+
+def test_a_minimal_file_has_every_default_filled_in(tmp_path: Path) -> None:
+    config = load(tmp_path, MINIMAL)
+    assert config.installation == "main-site"
+    assert config.path == tmp_path / "standby.toml"
+    assert config.state_database == tmp_path / "standby-state.sqlite"
+    assert config.hosts["prod"].path == tmp_path / "vms"
+    assert config.hosts["dr"].path == Path("/srv/replicas")
+    assert config.repositories == {"main": tmp_path / "repository"}
+    assert config.jobs == {
+        "nightly": ReplicationJob("nightly", "prod", "dr", "main", ("web*", "db01"))
+    }
+    assert config.job("nightly").rpo_s == 0
+    assert (config.movers, config.proxies, config.schedules) == ({}, {}, {})
+    assert config.limits == Limits(max_tasks=4, task_memory=64 * MiB)
+
+
+def test_every_key_of_a_job_is_read(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        MINIMAL
+        + """
+exclude_machines = ["web9"]
+exclude_disks = ["db01:scsi:0:1"]
+repository = "main"
+restore_points = 3
+suffix = "-dr"
+compression = "high"
+verify_writes = "device"
+rpo = "1d12h"
+max_tasks = 5
+max_machines = 6
+checkpoint_max_age = "30m"
+checkpoint_max_growth = "64 GiB"
+seed = { web01 = true, web02 = false }
+map = { db01 = "old-db" }
+schedule = { daily = "22:00" }
+""",
+    )
+    assert config.job("nightly") == ReplicationJob(
+        name="nightly",
+        source="prod",
+        target="dr",
+        repository="main",
+        machines=("web*", "db01"),
+        exclude_machines=("web9",),
+        exclude_disks=("db01:scsi:0:1",),
+        restore_points=3,
+        suffix="-dr",
+        compression="high",
+        verify_writes="device",
+        rpo_s=36 * 3600,
+        max_tasks=5,
+        max_machines=6,
+        checkpoint_max_age_s=1800,
+        checkpoint_max_growth=64 * GiB,
+        seed={"web01": True, "web02": False},
+        map={"db01": "old-db"},
+    )
+    assert config.schedules == {"nightly": {"daily": "22:00"}}
+
+
+def test_movers_proxies_and_limits_are_read(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        MINIMAL
+        + """
+[movers.px1]
+address = "px1.example:9440"
+[proxies.px1]
+mover = "px1"
+max_tasks = 3
+paths = { prod = { 'C:\\ClusterStorage\\Volume1' = "/mnt/csv1" } }
+[proxies.here]
+[limits]
+max_tasks = 8
+task_memory = "128 MiB"
+""",
+    )
+    assert config.movers == {"px1": MoverConfig("px1", "px1.example:9440")}
+    assert config.proxies == {
+        "px1": ProxyConfig("px1", "px1", 3, {"prod": {"C:\\ClusterStorage\\Volume1": "/mnt/csv1"}}),
+        "here": ProxyConfig("here"),
+    }
+    assert config.limits == Limits(max_tasks=8, task_memory=128 * MiB)
+
+
+def test_an_unknown_job_is_named_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="no job named 'weekly'; known: nightly"):
+        load(tmp_path, MINIMAL).job("weekly")
+
+
+def test_the_state_database_may_stand_elsewhere(tmp_path: Path) -> None:
+    text = MINIMAL.replace("[hosts.prod]", 'state_database = "../state/x.sqlite"\n[hosts.prod]', 1)
+    assert load(tmp_path, text).state_database == tmp_path.parent / "state" / "x.sqlite"
+
+
+JOB = MINIMAL  # keys appended to it belong to the job
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (JOB + "restore_point = 3", "[jobs.nightly] restore_point: unknown key. did you mean "
+         "restore_points?"),
+        (JOB + "zzz = 3", "[jobs.nightly] zzz: unknown key. known here: source, target,"),
+        (MINIMAL + "[job.x]", "job: unknown key. did you mean jobs?"),
+        (MINIMAL.replace("kind", "knd", 1), "[hosts.prod] kind: is missing. it must be a text"),
+        (MINIMAL.replace('"folder"', '"foldr"', 1), "[hosts.prod] kind: 'foldr' is not known. "
+         "did you mean folder?"),
+        (MINIMAL.replace('"vms"', '""'), "[hosts.prod] path: is empty"),
+        (MINIMAL.replace('"vms"', "3"), "[hosts.prod] path: is a number (3). it must be a text"),
+        (JOB + 'restore_points = "7"', "[jobs.nightly] restore_points: is a text ('7'). it must "
+         "be a whole number"),
+        (JOB + "restore_points = true", "restore_points: is true or false (True). it must be"),
+        (JOB + "restore_points = 0", "restore_points: 0 is out of range. from 1 to 1000"),
+        (JOB + 'compression = "zstd"', "compression: 'zstd' is not known. one of auto, none,"),
+        (JOB + 'verify_writes = "devise"', "verify_writes: 'devise' is not known. did you mean "
+         "device?"),
+        (JOB + "rpo = 24", "[jobs.nightly] rpo: is a number (24). it must be a duration such as"),
+        (JOB + 'rpo = "24"', "rpo: '24' is not a duration; write for example 30m, 12h or 7d"),
+        (JOB + 'checkpoint_max_age = "10s"', "checkpoint_max_age: '10s' is too short. at least 1m"),
+        (JOB + 'checkpoint_max_growth = "many"', "checkpoint_max_growth: 'many' is not a size"),
+        (JOB + "checkpoint_max_growth = 1.5", "it must be a size such as"),
+        (JOB + 'suffix = "/x"', "suffix: '/x' is not usable"),
+        (JOB + 'exclude_disks = ["db01"]', "exclude_disks: 'db01' names no disk. write VM:place"),
+        (JOB + "exclude_machines = [3]", "exclude_machines: is a list. it must be a list of texts"),
+        (JOB + 'seed = { web = "yes" }', "[jobs.nightly.seed] web: is a text ('yes'). it must be"),
+        (JOB + "seed = { a = true }\nmap = { a = 'b' }", "map: a is in seed too"),
+        (JOB + "schedule = { dayly = '1' }", "[jobs.nightly.schedule] dayly: unknown key. did you "
+         "mean daily?"),
+        (JOB + 'repository = "mian"', "there is no repository named 'mian'. did you mean main?"),
+        (MINIMAL.replace('"prod"', '"prd"'), "[jobs.nightly] source: there is no source named "
+         "'prd'. did you mean prod?"),
+        (MINIMAL.replace('target = "dr"', 'target = "prod"'), "target: is the source, prod"),
+        (MINIMAL.replace('["web*", "db01"]', "[]"), "[jobs.nightly] machines: names no VM"),
+        (MINIMAL.replace('["web*", "db01"]', '[""]'), "machines: holds an empty name"),
+        (MINIMAL.replace("[repositories.main]\npath = \"repository\"", ""), "[jobs.nightly] "
+         "repository: is missing. add a table: [repositories.main]"),
+        (MINIMAL + "[repositories.second]\npath = 'x'", "[jobs.nightly] repository: is missing. "
+         "one of main, second"),
+        (MINIMAL.replace('installation = "main-site"', ""), "[standby] installation: is missing. "
+         "give this installation a name"),
+        (MINIMAL.replace("main-site", "main site"), "installation: 'main site' is not a usable"),
+        (MINIMAL.replace("[hosts.prod]", '[hosts."a b"]'), "[hosts] a b: 'a b' is not a usable"),
+        (MINIMAL.replace("[hosts.prod]", 'state_database = "postgresql://x/y"\n[hosts.prod]'),
+         "[standby] state_database: must be a path. only SQLite files"),
+        (MINIMAL + "[proxies.p]\nmover = 'm'", "[proxies.p] mover: there is no mover named 'm'. "
+         "known: none"),
+        (MINIMAL + "[proxies.p]\npaths = { prd = {} }", "there is no host named 'prd'. did you"),
+        (MINIMAL + "[limits]\ntask_memory = '1 MiB'", "task_memory: 1048576 bytes are too few"),
+        ("[standby\n", "is not TOML: Expected ']'"),
+        ("hosts = 3\n[standby]\ninstallation = 'x'", "hosts: is a number (3). it must be a table"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_with_place_and_hint(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    assert message in refusal(tmp_path, text)
+
+
+HYPERV = """
+[hosts.hv]
+kind = "hyperv"
+address = "hv01.example"
+credentials = { username = "EXAMPLE\\\\backup", password = "env:HV_PASSWORD" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HYPERV, "[hosts.hv] kind: hosts of kind hyperv are not in this release"),
+        ('[hosts.hv]\nkind = "hyperv-cluster"\nnodes = ["a", "b"]', "kind hyperv-cluster are not"),
+        (HYPERV.replace("env:HV_PASSWORD", "hunter2"), "[hosts.hv.credentials] password: a secret "
+         'must not stand in this file. write a reference: password = "env:NAME"'),
+        (HYPERV.replace("address", "adress"), "[hosts.hv] address: is missing"),
+        (HYPERV + "port = 3", "[hosts.hv] port: unknown key"),
+    ],
+)  # fmt: skip
+def test_hyperv_hosts_are_read_and_said_not_to_be_in_this_release(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    found = refusal(tmp_path, MINIMAL + text)
+    assert message in found
+    assert "hunter2" not in found
+
+
+def test_a_missing_file_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"standby.toml: no such file. `standby init`"):
+        load_config(tmp_path)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "standby.toml").write_bytes(b"[standby]\n# \xff")
+    with pytest.raises(ConfigurationError, match=r"is not UTF-8 text \(byte 12\)"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30m", 1800), ("12h", 43200), ("7d", 604800), ("1d 12h", 129600), ("90S", 90), ("0s", 0)],
+)
+def test_durations_have_units(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+    assert parse_duration(format_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "12", "h", "1.5h", "-1h", "1h2d", "1 week"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
+        parse_duration(text)
+
+
+def test_the_template_is_valid_as_it_stands(tmp_path: Path) -> None:
+    config = load(tmp_path, config_template("main-site"))
+    assert config.installation == "main-site"
+    assert config.hosts["production"].path == tmp_path / "vms"
+    assert config.hosts["recovery"].path == tmp_path / "replicas"
+    assert config.job("nightly").rpo_s == 86400
+
+
+@pytest.mark.parametrize("name", ['C:\\VMs\\"x"', "/srv/größe 😀", "tab\there", "del\x7f"])
+def test_any_path_survives_the_template(name: str) -> None:
+    read = tomllib.loads(config_template("x", source=name))
+    assert read["hosts"]["production"]["path"] == name
+
+
+def test_the_commented_keys_of_the_template_are_the_ones_that_are_known(tmp_path: Path) -> None:
+    lines = []
+    for line in config_template("x").splitlines():
+        bare = line.removeprefix("# ")
+        is_key = line.startswith("# ") and ("= " in bare or bare.startswith("["))
+        lines.append(bare if is_key and "keep_" not in line else line)
+    config = load(tmp_path, "\n".join(lines))
+    job = config.job("nightly")
+    assert job.exclude_disks == ("db01:scsi:0:1",)
+    assert (job.seed, job.map) == ({"web01": True}, {"db01": "old-db01"})
+    assert config.limits == Limits()
+
+
+def test_reading_a_configuration_imports_no_database_and_no_kernels() -> None:
+    script = (
+        "import sys, types\n"
+        "package = types.ModuleType('standby.server')\n"
+        f"package.__path__ = [{str(Path(config_module.__file__).parent)!r}]\n"
+        "sys.modules['standby.server'] = package\n"
+        "import standby.server.config\n"
+        "heavy = {'sqlalchemy', 'sqlite3', 'numpy', 'msgspec', 'click', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
