@@ -16,7 +16,6 @@ from standby.cli.output import (
     yes_option,
 )
 from standby.disk import open_disk
-from standby.disk.check import check_disk
 from standby.disk.compare import compare_disks
 from standby.disk.convert import convert as convert_disk
 from standby.disk.merge import merge_file
@@ -93,6 +92,8 @@ def check(path: Path, folders: tuple[Path, ...], as_json: bool) -> int:
     \b
     Example: standby disk check web01.vhdx
     """
+    from standby.disk.check import check_disk
+
     report = check_disk(path, folders=folders)
     if as_json:
         print_json(report)
