@@ -247,6 +247,29 @@ def test_a_staging_cleared_for_another_checkpoint_forgets_reverted_pages(
     assert rows(repository, "leaves") == 3
 
 
+def test_a_mark_of_another_checkpoint_drops_what_the_earlier_one_staged(
+    repository: Repository,
+) -> None:
+    pages = {0: some_leaves(1), 1: some_leaves(2)}
+    commit_state(repository, "p1", pages)
+    staging = repository.stage("web", "d0", "s1", "p2", GIB, True)
+    staging.put([0, 1, 2, 3], some_leaves(5, 4))
+    staging.put([4], some_leaves(4))
+    staging.set_mark("checkpoint 1", 5 * PAGE)
+    staging = repository.stage("web", "d0", "s2", "p2", GIB, True)
+    staging.put([2], some_leaves(6))
+    staging.put([3], zero_leaves())
+    staging.sync()
+    staging.put([1], some_leaves(7))
+    staging.set_mark("checkpoint 2", 3 * PAGE)
+    staging.put([9], some_leaves(8))
+    staging.set_mark("checkpoint 2", 9 * PAGE)
+    expected = pages | {1: some_leaves(7), 2: some_leaves(6), 9: some_leaves(8)}
+    repository.commit("web", "p2", {"d0": root_of(GIB, expected)})
+    assert content(repository) == as_bytes(expected)
+    assert repository.verify() == []
+
+
 def test_a_staging_without_a_mark_is_not_gone_on_from(repository: Repository) -> None:
     staging = repository.stage("web", "d0", "s1", "p1", GIB, False)
     staging.put([0], some_leaves(5))

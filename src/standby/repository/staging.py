@@ -72,6 +72,7 @@ class Staging:
         self._mark = mark
         self._pending: dict[int, tuple[bytes | None, bytes | None]] = {}
         self._page_count = page_count(self.virtual_size)
+        self._put_here: set[int] = set()
 
     @property
     def mark(self) -> Mark:
@@ -93,6 +94,7 @@ class Staging:
                     (self._id,),
                 )
             self._pending.clear()
+            self._put_here.clear()
             self._mark = Mark("", 0)
 
     def put(self, page_numbers: Sequence[int], leaves: NDArray[np.uint64]) -> None:
@@ -124,7 +126,8 @@ class Staging:
 
     def set_mark(self, checkpoint_id: str, offset: int) -> None:
         """Record durably, together with every page put before, that the checkpoint is staged up
-        to `offset`."""
+        to `offset`. Where the mark so far was of another checkpoint, what was staged under that one
+        and not put again here is dropped: it is as in the base now, or would have been put."""
         with self._database.lock:
             self._flush(Mark(checkpoint_id, offset))
 
@@ -137,6 +140,9 @@ class Staging:
             self._check_owner(connection)
             for page, (node, data) in self._pending.items():
                 self._write(connection, page, node, data)
+            self._put_here.update(self._pending)
+            if self._mark.checkpoint_id not in ("", mark.checkpoint_id):
+                self._drop_older(connection)
             delete_doomed(connection)
             connection.execute(
                 "UPDATE stagings SET mark_checkpoint = ?, mark_offset = ? WHERE id = ?",
@@ -168,6 +174,17 @@ class Staging:
             "INSERT OR REPLACE INTO staged_pages VALUES (?, ?, ?, ?)",
             (self._id, page, node, leaves_id),
         )
+
+    def _drop_older(self, connection: sqlite3.Connection) -> None:
+        rows = connection.execute(
+            "SELECT page, leaves_id FROM staged_pages WHERE staging_id = ?", (self._id,)
+        ).fetchall()
+        older = [(page, leaves_id) for page, leaves_id in rows if page not in self._put_here]
+        connection.executemany(
+            "DELETE FROM staged_pages WHERE staging_id = ? AND page = ?",
+            [(self._id, page) for page, _ in older],
+        )
+        connection.executemany("DELETE FROM leaves WHERE id = ?", [(row[1],) for row in older])
 
     def _base_node(self, page: int) -> bytes | None:
         row = self._base_rows.get(page)
