@@ -142,7 +142,8 @@ class NbdClient:
         if error:
             raise NbdError(error)
 
-    def _chunks(self, cookie: int) -> list[tuple[int, bytes]]:
+    def receive_chunks(self, cookie: int) -> list[tuple[int, bytes]]:
+        """(kind, data) of a structured reply; NbdError when it is one."""
         chunks: list[tuple[int, bytes]] = []
         while True:
             magic, flags, kind, echoed, length = protocol.CHUNK.unpack(
@@ -165,7 +166,7 @@ class NbdClient:
             self.receive_simple(cookie)
             return self.receive(length)
         found = bytearray(length)
-        for kind, data in self._chunks(cookie):
+        for kind, data in self.receive_chunks(cookie):
             if kind == protocol.CHUNK_OFFSET_DATA:
                 (at,) = struct.unpack_from(">Q", data)
                 found[at - offset : at - offset + len(data) - 8] = data[8:]
@@ -193,7 +194,7 @@ class NbdClient:
         if not self.structured:
             self.receive_simple(cookie)
             raise AssertionError("a status without structure")
-        ((kind, data),) = self._chunks(cookie)
+        ((kind, data),) = self.receive_chunks(cookie)
         assert kind == protocol.CHUNK_BLOCK_STATUS
         numbers = struct.unpack(f">{len(data) // 4}I", data)
         assert numbers[0] == protocol.ALLOCATION_ID
