@@ -1,0 +1,256 @@
+"""A VHDX file, with its parents if it has some, as a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from standby.disk.raw import check_range
+from standby.disk.vhdx import housekeeping, stack
+from standby.disk.vhdx.info import VhdxInfo, info_of
+from standby.disk.vhdx.layer import Layer
+from standby.disk.vhdx.mapping import DATA
+from standby.disk.vhdx.opening import Image
+from standby.disk.vhdx.structures import guid, guid_text
+from standby.disk.vhdx.writer import Writer
+from standby.errors import DiskIO, DiskUnsupported
+from standby.files import BlockFile, ByteLock
+from standby.model.extent import Extent
+from standby.ports import Buffer, VirtualDisk
+
+
+class VhdxDisk:
+    """A WritableDisk over one VHDX file and the disk below it.
+
+    Reads may come from several threads while one writes; what a write in progress covers reads as
+    old or new per sector. Changes are safe from a crash once `flush` returned.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        *,
+        parent: VirtualDisk | None = None,
+        owns_parent: bool = False,
+        writer: Writer | None = None,
+        lock: ByteLock | None = None,
+    ) -> None:
+        """Made by `open_vhdx`, `create` and `create_child`. With `owns_parent` the parent is
+        closed with the disk."""
+        self._image = image
+        self._layer: Layer = image.layer
+        self._parent = parent
+        self._owns_parent = owns_parent
+        self._writer = writer
+        self._lock = lock
+        self._closed = False
+        layers: list[stack.AnyLayer] = [image.layer]
+        if isinstance(parent, VhdxDisk):
+            layers += parent.layers
+        elif parent is not None:
+            layers.append(stack.ForeignLayer(parent))
+        elif image.metadata.has_parent:
+            name = next((v for k, v in self.info.locator.items() if "path" in k), "?")
+            layers.append(stack.Absent(str(self.path), name))
+        self.layers: tuple[stack.AnyLayer, ...] = tuple(layers)
+        """The stack of layers, this file's first."""
+
+    # --- what it is ---
+
+    @property
+    def path(self) -> Path:
+        """The file's path as it was opened."""
+        return self._image.file.path
+
+    @property
+    def file(self) -> BlockFile:
+        """The open file; a read-only one with a dirty log reads as after replay."""
+        return self._image.view
+
+    @property
+    def info(self) -> VhdxInfo:
+        """What the file says about itself now."""
+        image = self._image
+        is_dirty = image.is_dirty and self._writer is None
+        return info_of(
+            image.headers, image.metadata, self._layer.geometry, image.creator, is_dirty=is_dirty
+        )
+
+    @property
+    def image(self) -> Image:
+        """The parsed file, for the package's own use."""
+        return self._image
+
+    @property
+    def parent(self) -> VirtualDisk | None:
+        """The disk below, if it was given or found."""
+        return self._parent
+
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return self._writer is not None
+
+    @property
+    def virtual_size(self) -> int:
+        """Bytes of the disk."""
+        return self._layer.geometry.virtual_size
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of a block: the unit of space in the file."""
+        return self._layer.geometry.block_size
+
+    @property
+    def logical_sector_size(self) -> int:
+        """Unit of reads and writes."""
+        return self._layer.geometry.logical_sector_size
+
+    @property
+    def physical_sector_size(self) -> int:
+        """What the guest is told to align to."""
+        return self._image.metadata.physical_sector_size
+
+    @property
+    def data_write_guid(self) -> str:
+        """Identity of the content, as children record it."""
+        return guid_text(self._image.headers.current.data_write_guid)
+
+    # --- reading ---
+
+    def _checked(self, start: int, stop: int | None) -> int:
+        end = self.virtual_size if stop is None else stop
+        check_range(self.path, start, end - start, self.virtual_size, self.logical_sector_size)
+        return end
+
+    def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
+        """What [start, stop) holds through all layers. HOLE: no layer has anything there."""
+        return stack.extents(self.layers, start, self._checked(start, stop))
+
+    def layer_extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
+        """What this file alone holds. HOLE: nothing, the parent is to be asked."""
+        return stack.extents(self.layers[:1], start, self._checked(start, stop))
+
+    def mapped(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
+        """(m, 3) rows of (offset, length, file offset): the DATA that this file alone holds, in
+        order, joined where it is contiguous in the file."""
+        end = self._checked(start, stop)
+        rows = [np.empty((0, 3), dtype=np.int64)]
+        while start < end:
+            runs = self._layer.map(start, end)
+            data = runs.kinds == DATA
+            lengths = runs.stops - runs.starts
+            rows.append(np.stack((runs.starts, lengths, runs.places), axis=1)[data])
+            start = runs.stop
+        found = np.concatenate(rows)
+        if len(found) < 2:
+            return found
+        ends = found[:-1, 0] + found[:-1, 1]
+        file_ends = found[:-1, 2] + found[:-1, 1]
+        begins = np.flatnonzero((ends != found[1:, 0]) | (file_ends != found[1:, 2])) + 1
+        begins = np.concatenate((np.zeros(1, dtype=np.int64), begins))
+        lengths = np.add.reduceat(found[:, 1], begins)
+        return np.stack((found[begins, 0], lengths, found[begins, 2]), axis=1)
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Fill `buffer`, straight from the files into its memory."""
+        view = memoryview(buffer).cast("B")
+        self._checked(offset, offset + len(view))
+        if len(view):
+            stack.read_into(self.layers, offset, view)
+
+    # --- writing ---
+
+    def _opened_writer(self) -> Writer:
+        if self._writer is None:
+            raise DiskUnsupported(str(self.path), "writing to a disk opened read-only")
+        if self._closed:
+            raise DiskIO(str(self.path), "write", 0, 0, "the disk is closed")
+        return self._writer
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write whole sectors. New blocks take space at the file's end; in a differencing disk
+        sectors that are not written keep showing the parent."""
+        writer = self._opened_writer()
+        view = memoryview(data).cast("B")
+        self._checked(offset, offset + len(view))
+        writer.write(offset, view)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros. Whole blocks become ZERO (never "ask the parent") and give
+        their space back, but for a fixed disk's; parts of present blocks are zeroed in place."""
+        writer = self._opened_writer()
+        self._checked(offset, offset + length)
+        if length:
+            writer.zero(offset, length)
+
+    def forget(self, offset: int, length: int) -> None:
+        """Drop what this layer of a differencing disk says about whole blocks: the parent shows
+        again. A merge in slices gives space back this way, once the parent has the content."""
+        writer = self._opened_writer()
+        stop = self._checked(offset, offset + length)
+        size = self.block_size
+        is_whole = offset % size == 0 and (stop % size == 0 or stop == self.virtual_size)
+        if not self._image.metadata.has_parent or not is_whole:
+            raise DiskUnsupported(str(self.path), "forgetting anything but a child's whole blocks")
+        if length:
+            writer.forget(offset // size, -(-stop // size))
+
+    def flush(self) -> None:
+        """Return when all that was written survives a crash."""
+        if self._writer is not None and not self._closed:
+            self._writer.commit()
+
+    def grow(self, new_size: int) -> None:
+        """Make the disk larger; the new part reads as zeros, whatever the parent has there."""
+        housekeeping.grow(self._opened_writer(), self._parent, new_size)
+
+    def set_data_write_guid(self, guid_as_text: str) -> None:
+        """Give the content a known identity; later writes of this session keep it."""
+        self._opened_writer().set_data_write_guid(guid(guid_as_text))
+
+    def set_parent_locator(
+        self,
+        parent_linkage: str,
+        relative_path: str,
+        absolute_path: str | None,
+        parent_linkage2: str | None = None,
+    ) -> None:
+        """Name another parent, in one step that a crash does or does not show. The disk below
+        stays the one that is open."""
+        values = housekeeping.locator_values(
+            parent_linkage, relative_path, absolute_path, parent_linkage2
+        )
+        housekeeping.set_locator(self._opened_writer(), values)
+
+    def close(self) -> None:
+        """Flush, leave an empty log, close; parents found by us too. A second call does nothing."""
+        disk: VhdxDisk | None = self
+        while disk is not None and not disk._closed:
+            disk._closed = True
+            try:
+                if disk._writer is not None:
+                    disk._writer.close()
+            finally:
+                if disk._lock is not None:
+                    disk._lock.release()
+                disk._image.view.close()
+                below = disk._parent if disk._owns_parent else None
+                if below is not None and not isinstance(below, VhdxDisk):
+                    below.close()
+            disk = below if isinstance(below, VhdxDisk) else None
+
+    def __enter__(self) -> VhdxDisk:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

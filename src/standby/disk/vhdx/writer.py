@@ -1,0 +1,442 @@
+"""Writing a VHDX file: space, table, bitmaps, and the order that survives a crash.
+
+What reaches the file when (the reference's section 10):
+
+1. Before anything else of a session: an empty log entry, then both headers with new GUIDs and the
+   log's name.
+2. Payload goes straight to its place: in blocks the file has, or in new space at its end that
+   nothing points at yet. Table and bitmap changes stay in memory.
+3. `commit`: payload and new bitmap blocks are synced; one log entry (few, if many pages changed:
+   then bitmaps come first, and all table pages are in the last one) is written and synced. That is
+   the commit point. The pages go to their own place afterwards, unsynced: the next sync covers
+   them before the log's room is used again.
+4. Space that a committed change released is punched out, where that is wanted, and only then used
+   again.
+
+Rejected: QEMU's way of one entry and four header writes per allocated block; 2,400 blocks then
+cost 2,400 times five syncs instead of two.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import numpy.typing as npt
+
+from standby import clock
+from standby.disk.vhdx.geometry import (
+    FULLY_PRESENT,
+    NOT_PRESENT,
+    OFFSET_MASK,
+    PARTIALLY_PRESENT,
+    STATE_MASK,
+    ZERO,
+    Geometry,
+)
+from standby.disk.vhdx.headers import Headers
+from standby.disk.vhdx.layer import Layer
+from standby.disk.vhdx.log_writer import PAGES_PER_ENTRY, LogWriter
+from standby.disk.vhdx.replaying import write_zeros
+from standby.disk.vhdx.space import Space
+from standby.disk.vhdx.structures import BITMAP_BLOCK, ZERO_GUID
+from standby.errors import DiskFull, DiskIO, DiskUnsupported
+from standby.files import BlockFile
+from standby.units import KiB, MiB
+
+_TABLE_PAGES_MAX = 100
+"""Changed table pages before a commit comes by itself: they must fit into one entry."""
+_CHANGED_PAGES_MAX = 2048
+"""Changed pages in all (8 MiB, at most 32 MiB of pinned windows) before a commit does."""
+_BLOCKS_PER_STEP = 64
+_PUNCH_MIN = 64 * KiB
+_ZEROS = bytes(MiB)
+
+
+class Writer:
+    """The writing side of one open file. Its methods exclude each other."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        headers: Headers,
+        *,
+        keep_data_write_guid: bool,
+        sparse: bool,
+        is_new: bool,
+    ) -> None:
+        """`is_new`: the file was made in this session and carries its GUIDs already."""
+        header = headers.current
+        if not header.log_length:
+            raise DiskUnsupported(str(layer.file.path), "writing to a file without a log")
+        self.layer = layer
+        self.headers = headers
+        self.sparse = sparse
+        self._keep = keep_data_write_guid
+        self._file: BlockFile = layer.file
+        self._log = LogWriter(layer.file, header.log_offset, header.log_length)
+        self._log_begun = False
+        self._file_begun = self._data_begun = is_new
+        self._space = Space(layer)
+        self._new_bitmaps: set[int] = set()
+        self._pending: dict[int, bytes] = {}
+        self._unsynced = False
+        self._synced_size = layer.file.size
+        self._judged = (0, 0)
+        self._failure = ""
+        self.lock = threading.RLock()
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes of the disk."""
+        return self.layer.geometry
+
+    # --- session ---
+
+    def begin(self, *, data: bool) -> None:
+        """Before the first change, and the first change of `data`: log and headers (2.2.2)."""
+        if self._failure:
+            raise DiskIO(
+                str(self._file.path), "write", 0, 0, f"an earlier commit failed: {self._failure}"
+            )
+        changes: dict[str, bytes] = {}
+        if not self._log_begun:
+            changes["log_guid"] = clock.new_uuid().bytes_le
+            self._log.begin(changes["log_guid"])
+            self._sync()
+        if not self._file_begun:
+            changes["file_write_guid"] = clock.new_uuid().bytes_le
+        if data and not self._data_begun and not self._keep:
+            changes["data_write_guid"] = clock.new_uuid().bytes_le
+        if changes:
+            self.headers.update(**changes)
+        self._log_begun = self._file_begun = True
+        self._data_begun = self._data_begun or data
+
+    def set_data_write_guid(self, guid: bytes) -> None:
+        """Give the data an identity; later changes in this session keep it."""
+        with self.lock:
+            self.commit()
+            self.begin(data=False)
+            self.headers.update(data_write_guid=guid)
+            self._data_begun = True
+
+    def _sync(self) -> None:
+        self._file.sync()
+        self._synced_size = self._file.size
+        self._unsynced = False
+
+    # --- payload ---
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Write whole sectors inside the disk."""
+        with self.lock:
+            self.begin(data=True)
+            size = self.geometry.block_size
+            done = 0
+            while done < len(view):
+                block, inside = divmod(offset + done, size)
+                take = min(len(view) - done, _BLOCKS_PER_STEP * size - inside)
+                self._write_step(block, inside, view[done : done + take])
+                self.bound()
+                done += take
+
+    def _write_step(self, block: int, inside: int, view: memoryview) -> None:
+        """Plan, write payload, then change table and bitmaps: a failure changes nothing."""
+        mark = self._space.mark
+        plan = _Plan(self._space)
+        self._plan(plan, block, inside, view)
+        try:
+            for offset in plan.bitmaps.values():
+                self._extend(offset, BITMAP_BLOCK)
+            if plan.new_stop > self._file.size:
+                self._file.resize(plan.new_stop)
+            if not self.sparse:
+                for start, stop in plan.blank:
+                    write_zeros(self._file, start, stop - start, may_punch=False)
+            for place, start, stop in plan.runs:
+                self._file.write(view[start:stop], place)
+        except BaseException:
+            self._space.restore(mark)
+            raise
+        self._unsynced = True
+        table, geometry = self.layer.table, self.geometry
+        for chunk, offset in plan.bitmaps.items():
+            self.layer.pages.begin_zero(offset, BITMAP_BLOCK)
+            table.set_bitmap(chunk, offset)
+            self._new_bitmaps.add(offset)
+        for changed, state, place, first, last, is_new in plan.changes:
+            if state == PARTIALLY_PRESENT and self._mark_sectors(changed, first, last, is_new):
+                state, is_new = FULLY_PRESENT, True
+            if is_new:
+                table.set_entry(changed, place | state)
+        assert geometry is self.geometry
+
+    def _plan(self, plan: _Plan, block: int, inside: int, view: memoryview) -> None:
+        geometry, table = self.geometry, self.layer.table
+        sector = geometry.logical_sector_size
+        done = 0
+        while done < len(view):
+            stop = min(inside + len(view) - done, geometry.block_size)
+            entry = table.entry(block)
+            state = entry & STATE_MASK
+            place = entry & OFFSET_MASK
+            is_new = state < FULLY_PRESENT
+            if is_new:
+                is_whole = inside == 0 and stop >= geometry.bytes_in(block)
+                partial = geometry.has_parent and state == NOT_PRESENT and not is_whole
+                state = PARTIALLY_PRESENT if partial else FULLY_PRESENT
+                if partial:
+                    self._plan_bitmap(plan, block // geometry.chunk_ratio)
+                place = plan.take(geometry.block_size, inside, stop)
+            if is_new or state == PARTIALLY_PRESENT:
+                first, last = inside // sector, stop // sector
+                plan.changes.append((block, state, place, first, last, is_new))
+            plan.add_run(place + inside, done, done + stop - inside)
+            done += stop - inside
+            block, inside = block + 1, 0
+
+    def _plan_bitmap(self, plan: _Plan, chunk: int) -> None:
+        if chunk not in plan.bitmaps and not self.layer.table.bitmap_offset(chunk):
+            plan.bitmaps[chunk] = self._space.take_at_end(BITMAP_BLOCK)
+
+    def _extend(self, offset: int, length: int) -> None:
+        """Make new space at the file's end read as zeros."""
+        if offset + length > self._file.size:
+            self._file.resize(offset + length)
+        if not self.sparse:
+            write_zeros(self._file, offset, length, may_punch=False)
+
+    def new_space(self, length: int) -> int:
+        """Offset of `length` bytes that read as zeros; the next commit makes them durable."""
+        offset = self._space.take_at_end(length)
+        self._extend(offset, length)
+        self._unsynced = True
+        return offset
+
+    def _mark_sectors(self, block: int, first: int, last: int, is_new: bool) -> bool:
+        """Set the bits [first, last) of a block; True when all of its bits are set now. A block
+        that is new in its bitmap loses what an earlier life left there."""
+        place = self.layer.bitmap_place(block)
+        size = self.geometry.bitmap_bytes
+        old = self.layer.pages.read(place, size)
+        row = np.zeros(size, dtype=np.uint8) if is_new else old.copy()
+        set_bits(row, first, last)
+        changed = np.flatnonzero(row != old)
+        if changed.size:
+            start, stop = int(changed[0]), int(changed[-1]) + 1
+            self.layer.pages.write(place + start, row[start:stop])
+        return bool((row == 0xFF).all())
+
+    # --- zeros ---
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make whole sectors read as zeros, giving back the space of whole blocks."""
+        with self.lock:
+            self.begin(data=True)
+            size, end = self.geometry.block_size, self.geometry.virtual_size
+            stop = offset + length
+            first = -(-offset // size)
+            last = self.geometry.block_count if stop == end else stop // size
+            if first >= last:
+                if offset // size == (stop - 1) // size:
+                    self._zero_part(offset, stop)
+                else:
+                    self._zero_part(offset, first * size)
+                    self._zero_part(first * size, stop)
+                return
+            self._zero_part(offset, first * size)
+            self._set_states(first, last, ZERO)
+            self._zero_part(min(last * size, stop), stop)
+
+    def forget(self, first: int, last: int) -> None:
+        """Blocks [first, last) of a differencing file: not present, the parent is asked again."""
+        with self.lock:
+            self.begin(data=True)
+            self._set_states(first, last, NOT_PRESENT)
+
+    def _zero_part(self, start: int, stop: int) -> None:
+        """Zero a part of one block."""
+        if start >= stop:
+            return
+        block, inside = divmod(start, self.geometry.block_size)
+        entry = self.layer.table.entry(block)
+        state = entry & STATE_MASK
+        if state == FULLY_PRESENT:
+            self.clear((entry & OFFSET_MASK) + inside, stop - start)
+        elif state == PARTIALLY_PRESENT or (state == NOT_PRESENT and self.geometry.has_parent):
+            for piece in range(start, stop, MiB):
+                self.write(piece, memoryview(_ZEROS)[: min(MiB, stop - piece)])
+
+    def clear(self, place: int, length: int) -> None:
+        """Zero allocated space where it is."""
+        may_punch = self.sparse and length >= _PUNCH_MIN
+        write_zeros(self._file, place, length, may_punch=may_punch)
+        self._unsynced = True
+
+    def _set_states(self, first: int, last: int, state: int, step: int = 4096) -> None:
+        """Blocks [first, last) get `state` (ZERO or NOT_PRESENT) and lose their space; in a fixed
+        disk they keep it and are zeroed there."""
+        geometry, table = self.geometry, self.layer.table
+        for start in range(first, last, step):
+            entries = table.entries(start, min(start + step, last))
+            states = entries & np.uint64(STATE_MASK)
+            present = np.flatnonzero(states >= FULLY_PRESENT)
+            offsets = (entries[present] & np.uint64(OFFSET_MASK)).astype(np.int64)
+            if self.layer.metadata.is_fixed:
+                for index, offset in zip(present.tolist(), offsets.tolist(), strict=True):
+                    self.clear(offset, geometry.bytes_in(start + index))
+                continue
+            changing = states >= FULLY_PRESENT
+            if geometry.has_parent:
+                changing = states != state if state == NOT_PRESENT else changing | (states == 0)
+            blocks = np.flatnonzero(changing).astype(np.int64) + start
+            values = np.full(blocks.size, state, dtype=np.uint64)
+            table.set_entries(blocks, values)
+            self._space.release(offsets, geometry.block_size)
+            self.bound()
+
+    # --- commit ---
+
+    def bound(self) -> None:
+        """Commit when more pages changed than one commit should carry."""
+        changed = self.layer.pages.changed
+        if len(changed) <= _TABLE_PAGES_MAX or len(changed) == self._judged[0]:
+            return
+        self._judged = (len(changed), self._table_pages())
+        if len(changed) > _CHANGED_PAGES_MAX or self._judged[1] > _TABLE_PAGES_MAX:
+            self.commit()
+
+    def _table_pages(self) -> int:
+        start = self.layer.table.offset
+        stop = start + 8 * self.geometry.slot_count
+        return sum(1 for page in self.layer.pages.changed if start <= page < stop)
+
+    def commit(self) -> None:
+        """Return when everything written so far survives a crash.
+
+        DiskFull leaves the changes in memory, and a later call tries again; after any other
+        failure the file is as it was at the last commit, and this object refuses to go on.
+        """
+        with self.lock:
+            pages = self.layer.pages
+            if not (self._unsynced or pages.changed or self._pending):
+                return
+            self.begin(data=False)
+            try:
+                self._commit()
+            except DiskFull:
+                raise
+            except BaseException as exc:
+                self._failure = str(exc) or type(exc).__name__
+                raise
+
+    def _commit(self) -> None:
+        pages = self.layer.pages
+        self._put_in_place()
+        changed = sorted(pages.changed)
+        in_new = [p for p in changed if p & OFFSET_MASK in self._new_bitmaps]
+        for page in in_new:
+            self._file.write(pages.page(page), page)
+        if self._unsynced or in_new or self._file.size != self._synced_size:
+            self._sync()
+            self._log.settle()
+        logged = [p for p in changed if p & OFFSET_MASK not in self._new_bitmaps]
+        if logged:
+            self._write_entries(logged)
+        pages.settle(changed)
+        self._judged = (0, 0)
+        self._new_bitmaps.clear()
+        self._put_in_place()
+        self._space.committed(self._file if self.sparse else None)
+
+    def _write_entries(self, logged: list[int]) -> None:
+        """Log pages and sync: bitmaps first, all else in the last entry."""
+        pages, table = self.layer.pages, self.layer.table
+        first = [page for page in logged if not table.is_in_region(page)]
+        last = [page for page in logged if table.is_in_region(page)]
+        spare = max(0, PAGES_PER_ENTRY - len(last))
+        cut = max(0, len(first) - spare)
+        groups = [first[i : min(i + PAGES_PER_ENTRY, cut)] for i in range(0, cut, PAGES_PER_ENTRY)]
+        groups.append(first[cut:] + last)
+        size = self._file.size
+        waiting: dict[int, bytes] = {}
+        for group in groups:
+            contents = [(page, pages.page(page)) for page in group]
+            if not self._log.has_room(len(group)):
+                self._sync()
+                self._pending.update(waiting)
+                waiting.clear()
+                self._put_in_place()
+                self._sync()
+                self._log.settle()
+            self._log.append(contents, self._synced_size, size)
+            waiting.update(contents)
+        self._sync()
+        self._pending.update(waiting)
+
+    def _put_in_place(self) -> None:
+        """Write committed pages where they belong. They are durable with the next sync."""
+        for offset in sorted(self._pending):
+            self._file.write(self._pending[offset], offset)
+            del self._pending[offset]
+
+    def close(self) -> None:
+        """Commit and leave an empty log: the file needs nothing but itself. After a failed commit
+        the log stays as it is, for the next open to replay."""
+        with self.lock:
+            if self._failure or not self._log_begun:
+                return
+            self.commit()
+            self._put_in_place()
+            self._sync()
+            self.headers.update(log_guid=ZERO_GUID)
+            self._log_begun = False
+
+
+class _Plan:
+    """What one step of a write is going to do."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self.runs: list[tuple[int, int, int]] = []
+        """(file offset, start, stop) of the data, joined where they follow each other."""
+        self.changes: list[tuple[int, int, int, int, int, bool]] = []
+        """(block, state, file offset, first sector, last sector, is new)."""
+        self.bitmaps: dict[int, int] = {}
+        """New bitmap blocks by chunk."""
+        self.blank: list[tuple[int, int]] = []
+        """Parts of new blocks that no data covers."""
+        self.new_stop = 0
+
+    def take(self, block_size: int, inside: int, stop: int) -> int:
+        """File offset of a new block whose [inside, stop) is going to be written."""
+        place = self._space.take(block_size)
+        self.new_stop = max(self.new_stop, place + block_size)
+        if inside:
+            self.blank.append((place, place + inside))
+        if stop < block_size:
+            self.blank.append((place + stop, place + block_size))
+        return place
+
+    def add_run(self, place: int, start: int, stop: int) -> None:
+        """Data [start, stop) goes to `place`."""
+        if self.runs:
+            before, first, last = self.runs[-1]
+            if before + last - first == place and last == start:
+                self.runs[-1] = (before, first, stop)
+                return
+        self.runs.append((place, start, stop))
+
+
+def set_bits(row: npt.NDArray[np.uint8], first: int, last: int) -> None:
+    """Set the bits [first, last), least significant first; first < last."""
+    begin, end = first // 8, (last - 1) // 8
+    low = 0xFF << first % 8 & 0xFF
+    high = 0xFF >> 7 - (last - 1) % 8
+    if begin == end:
+        row[begin] |= low & high
+        return
+    row[begin] |= low
+    row[begin + 1 : end] = 0xFF
+    row[end] |= high
