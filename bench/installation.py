@@ -68,13 +68,17 @@ class Installation:
         (found,) = (self.folder / "recovery").glob(f"{name}*/*/ready.vhdx")
         return found
 
+    def repository_bytes(self) -> int:
+        """Size of the repository, near the source. Call it when no server runs."""
+        return _size(self.folder / "repository", "*")
+
     def digest_bytes(self) -> int:
-        """Bytes of everything that is kept about content besides the content."""
-        kept = [
-            *(self.folder / "repository").rglob("*"),
-            *(self.folder / "recovery").rglob("*.digests"),
-        ]
-        return sum(path.stat().st_size for path in kept if path.is_file())
+        """Size of all digest files beside the points, at the target."""
+        return _size(self.folder / "recovery", "*.digests")
+
+
+def _size(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file())
 
 
 def session(server: standby.BackupServer) -> Timed:
@@ -122,6 +126,16 @@ def content_bytes(pieces: list[tuple[int, bytes]]) -> int:
         int(np.frombuffer(data, np.uint64).reshape(-1, PIECE // 8).any(axis=1).sum()) * PIECE
         for _, data in pieces
     )
+
+
+def nonzero_bytes(raw: Path) -> int:
+    """Bytes in pieces of a raw disk that are not zero."""
+    found = 0
+    with raw.open("rb") as file:
+        while data := file.read(16 << 20):
+            pieces = np.frombuffer(data, np.uint64).reshape(-1, PIECE // 8)
+            found += int(pieces.any(axis=1).sum()) * PIECE
+    return found
 
 
 def write_pieces(path: Path, pieces: list[tuple[int, bytes]]) -> None:
