@@ -321,7 +321,9 @@ def test_scattered_rows_are_cut_into_records_that_stay_small(tmp_path: Path) -> 
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_any_sequence_of_batches_reads_as_a_plain_array(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_sequence_of_batches_reads_as_a_plain_array(
+    tmp_path: Path, data: st.DataObject
+) -> None:
     path = tmp_path / "any.extents"
     pieces = 2 * LEAVES_PER_PAGE + 100
     log = ExtentLog.create(path, LogHeader("d", "p", 1, "c", pieces * PIECE))

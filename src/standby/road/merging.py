@@ -23,8 +23,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from standby import killpoints
 from standby.digesting import DigestFile, merge_digests
 from standby.disk import merge, vhdx
@@ -60,6 +58,7 @@ MERGE_BYTE = 1 << 40
 """The byte of `.lock` held while a merge writes to a base: a fenced writer that was stopped in the
 middle of one write still holds it, and nobody else may touch that base."""
 
+_STUCK = "a fenced process that has not ended is merging"
 _SLICE_BYTES = 64 * MiB
 _SPARE_BYTES = 4 * MiB
 """For records, VHDX logs and what the file system needs for itself."""
@@ -135,7 +134,8 @@ def merge_oldest(
     """
     _check_state(folder, lease)
     if pending_merge(folder) is not None:
-        finish_merge(folder, lease, progress, can_punch=can_punch)
+        if not finish_merge(folder, lease, progress, can_punch=can_punch):
+            raise ReplicaBusy(folder.name, _STUCK)
         return
     points = folder.points()
     if len(points) < 2:
@@ -143,7 +143,10 @@ def merge_oldest(
     for layer, evidence in folder.touched_layers(points):
         path = str(inner_path(folder.path, layer.file))
         raise PointDamaged(folder.name, points[0].id, path, evidence)
-    with _merging(folder):
+    lock = ByteLock(folder.lock_path, MERGE_BYTE)
+    if not lock.acquire():
+        raise ReplicaBusy(folder.name, _STUCK)
+    with lock:
         pending = _planned(folder, points)
         for disk in pending.disks:
             _complete_digests(folder, pending.point, points[1:], disk)
@@ -159,14 +162,21 @@ def finish_merge(
     progress: Progress | None = None,
     *,
     can_punch: bool = sys.platform != "win32",
-) -> None:
-    """Finish the merge that merge.json names; nothing to do without one."""
+) -> bool:
+    """Finish the merge that merge.json names, if any; repeatable.
+
+    False, and nothing done, while a fenced process that has not ended is still in that merge:
+    sessions go on without, every point reads right meanwhile."""
     pending = pending_merge(folder)
     if pending is None:
-        return
+        return True
     _check_state(folder, lease)
-    with _merging(folder):
+    lock = ByteLock(folder.lock_path, MERGE_BYTE)
+    if not lock.acquire():
+        return False
+    with lock:
         _run(folder, lease, pending, progress, can_punch)
+    return True
 
 
 # --- deciding --------------------------------------------------------------------------------
@@ -178,13 +188,6 @@ def _check_state(folder: ReplicaFolder, lease: WriterLease) -> None:
     if state is not ReplicaState.READY:
         legal = tuple(str(action) for action in legal_actions(state))
         raise IllegalTransition(folder.name, str(state), "merge restore points", legal)
-
-
-def _merging(folder: ReplicaFolder) -> ByteLock:
-    lock = ByteLock(folder.lock_path, MERGE_BYTE)
-    if not lock.acquire():
-        raise ReplicaBusy(folder.name, "a fenced process that has not ended is merging")
-    return lock
 
 
 def _planned(folder: ReplicaFolder, points: Sequence[RestorePoint]) -> PendingMerge:
@@ -313,22 +316,8 @@ def _growth(folder: ReplicaFolder, disk: DiskMerge) -> tuple[int, int]:
     if not child_path.exists():
         return 0, 0
     with _opened(base_path) as base, _opened(child_path) as child:
-        rows = child.mapped(0, child.virtual_size)
-        present = base.mapped(0, base.virtual_size)
-        missing = np.setdiff1d(
-            _blocks(rows, base.block_size), _blocks(present, base.block_size), assume_unique=True
-        )
-        return len(missing) * base.block_size, int(rows[:, 1].sum())
-
-
-def _blocks(
-    rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]], block_size: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Numbers of the blocks that rows (offset, length, …) touch, unique and ascending."""
-    first = rows[:, 0] // block_size
-    count = (rows[:, 0] + rows[:, 1] - 1) // block_size - first + 1
-    step = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-    return np.unique(np.repeat(first, count) + step)
+        stored = int(child.mapped(0, child.virtual_size)[:, 1].sum())
+        return merge.space_needed(child, base), stored
 
 
 # --- doing -----------------------------------------------------------------------------------

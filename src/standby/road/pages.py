@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from standby import digesting
 from standby.digesting import LEAVES_PER_PAGE, PAGE, PIECE, ZERO_LEAF
-from standby.disk import open_disk
+from standby.disk.chain import open_chain
 from standby.disk.vhdx import VhdxDisk
 from standby.model.extent import Extent, Kind
 from standby.ports import VirtualDisk
@@ -59,11 +59,9 @@ def data_mask(disk: VirtualDisk, start: int, stop: int) -> Mask:
     return piece_mask(disk.extents(start, stop), start, (Kind.DATA,))
 
 
-def open_chain(files: Sequence[Path]) -> VhdxDisk:
-    """The disk whose layers are these files, newest first, read-only."""
-    disk = open_disk(files[0], parents=list(files[1:]), format="vhdx")
-    assert isinstance(disk, VhdxDisk)
-    return disk
+def open_layers(files: Sequence[Path]) -> VhdxDisk:
+    """The disk whose layers are these files, newest first, read-only; closing it closes all."""
+    return open_chain(files[0], parents=files[1:])
 
 
 def read_leaves(

@@ -280,7 +280,6 @@ class PartialDisk:
     def seal(self) -> SealedDisk:
         """Commit what is pending, close the file clean, write its digests; ready for a point."""
         self.group_commit()
-        self._read_back.close()
         with self._lock:
             self.disk.close()
         root = self._write_digests()
@@ -305,7 +304,6 @@ class PartialDisk:
         """Close and keep everything acknowledged for a resume; pending batches are dropped, what
         they wrote is read again by it. A second call does nothing."""
         self._failure = self._failure or "closed"
-        self._read_back.close()
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_metadata)
             with self._lock:

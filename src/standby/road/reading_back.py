@@ -17,7 +17,7 @@ from standby.road.extent_log import KIND_DATA, ExtentLog, Leaves, Rows
 from standby.road.pages import (
     Mask,
     data_mask,
-    open_chain,
+    open_layers,
     page_range,
     read_leaves,
     runs_of,
@@ -81,7 +81,7 @@ class ReadBack:
                 if device:
                     drop_cached(self._path)
                 with self._lock:
-                    disk = open_chain((self._path, *self._parents))
+                    disk = open_layers((self._path, *self._parents))
                 try:
                     results = self._checked_pages(disk, pages, start, stop, threads)
                 finally:

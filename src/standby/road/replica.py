@@ -7,7 +7,7 @@ through `lease.WriterLease`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,9 @@ from standby.road.records import (
 __all__ = ["PointScan", "ReplicaFolder", "folder_name"]
 
 RECORD_FORMAT = 1
-GUARD_BYTE = 0
-"""The byte of `.lock` held shortly around updates; generations, from 1 on, are the other bytes."""
+GUARD_BYTE = 1 << 41
+"""This byte of `.lock` plus a generation is held shortly around that generation's updates: a hung
+writer's guard is not the next generation's. Generations themselves, from 1 on, are bytes too."""
 GUARD_TIMEOUT_S = 10.0
 """An update takes milliseconds; ten seconds on it mean that its process is stopped or hangs."""
 GUARD_POLL_S = 0.02
@@ -146,10 +147,11 @@ class ReplicaFolder:
         return record
 
     @contextlib.contextmanager
-    def guarded(self, *, force: bool = False) -> Iterator[None]:
-        """Hold the short lock that keeps live writers of the record apart. After ten seconds
-        `force` goes on without it, for whoever fences a hung holder; else ReplicaBusy."""
-        lock = ByteLock(self.lock_path, GUARD_BYTE)
+    def guarded(self, generation: int = 0, *, force: bool = False) -> Iterator[None]:
+        """Hold the short lock of a generation's updates: it keeps its threads apart, and whoever
+        raises it from its writer. After ten seconds `force` goes on without it, for whoever fences
+        a hung holder; else ReplicaBusy."""
+        lock = ByteLock(self.lock_path, GUARD_BYTE + generation)
         started = self.clock.monotonic()
         while not lock.acquire():
             if self.clock.monotonic() - started >= GUARD_TIMEOUT_S:
@@ -237,6 +239,8 @@ class ReplicaFolder:
         }
         paths = []
         for layer in disk.chain:
+            if layer.file not in owners and self._allowed_guids()(layer.file):
+                break  # the point being merged away: the digests above it are complete by now
             if layer.file not in owners:
                 raise PointDamaged(
                     self.name, point_id, layer.file, "the digests of this layer are gone"
@@ -260,9 +264,7 @@ class ReplicaFolder:
 
     def touched_layers(self, points: Sequence[RestorePoint]) -> Iterator[tuple[LayerFile, str]]:
         """Each file of the points that is not as we left it, with the evidence."""
-        from standby.road.merging import pending_merge
-
-        merge = pending_merge(self)
+        allowed = self._allowed_guids()
         seen: set[LayerFile] = set()
         for point in points:
             for disk in replicated_disks(point):
@@ -270,9 +272,16 @@ class ReplicaFolder:
                     if layer in seen:
                         continue
                     seen.add(layer)
-                    also = frozenset[str]() if merge is None else merge.guids_of(layer.file)
-                    if evidence := layer_evidence(self.path, layer, also):
+                    if evidence := layer_evidence(self.path, layer, allowed(layer.file)):
                         yield layer, evidence
+
+    def _allowed_guids(self) -> Callable[[str], frozenset[str]]:
+        """What a file's data-write GUID may be besides the recorded one: of those that a merge
+        under way touches."""
+        from standby.road.merging import pending_merge
+
+        merge = pending_merge(self)
+        return merge.guids_of if merge is not None else lambda file: frozenset()
 
     def check_ready(self) -> None:
         """Raise ReplicaStarted when a ready layer was written outside of a failover."""
@@ -286,13 +295,14 @@ class ReplicaFolder:
         missing was not written: the next renewal makes it."""
         known = record.ready or {}
         upcoming = record.ready_next or {}
+        allowed = self._allowed_guids()
         disks = {*known, *upcoming, *(disk.id for disk in record.disks)}
         for disk_id in sorted(disks):
             path = self.disk_path(disk_id) / naming.READY
             if not path.exists():
                 continue
             layers = [layers[disk_id] for layers in (known, upcoming) if disk_id in layers]
-            evidence = [layer_evidence(self.path, layer) for layer in layers]
+            evidence = [layer_evidence(self.path, layer, allowed(layer.file)) for layer in layers]
             if not layers:
                 yield path, "it is not the file standby made"
             elif all(evidence):

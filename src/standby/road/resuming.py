@@ -20,6 +20,7 @@ from standby import digesting, files
 from standby.clock import Clock
 from standby.digesting import LEAVES_PER_PAGE, PAGE, PIECE, ZERO_LEAF
 from standby.disk import open_disk, vhdx
+from standby.disk.chain import open_chain
 from standby.errors import DiskCorrupt, DiskUnsupported, Fenced, ParentRefused, StandbyError
 from standby.model.extent import Kind
 from standby.ports import Progress, VirtualDisk
@@ -29,7 +30,7 @@ from standby.road.extent_log import KIND_DATA, KIND_ZERO, ExtentLog, Leaves, Log
 from standby.road.pages import (
     Mask,
     data_mask,
-    open_chain,
+    open_layers,
     page_range,
     piece_mask,
     read_leaves,
@@ -175,15 +176,7 @@ def _continued(
 
 
 def _open_writable(path: Path, spec: PartialSpec, sparse: bool) -> vhdx.VhdxDisk:
-    parent = None
-    if spec.parent_chain:
-        parent = open_chain(spec.parent_chain)
-    try:
-        disk = vhdx.open_vhdx(path, writable=True, parent=parent, sparse=sparse)
-    except BaseException:
-        if parent is not None:
-            parent.close()
-        raise
+    disk = open_chain(path, writable=True, parents=spec.parent_chain, sparse=sparse)
     if disk.virtual_size != spec.virtual_size or (
         disk.logical_sector_size != spec.logical_sector_size
     ):
@@ -250,7 +243,8 @@ def _begun(
 
 def _created(path: Path, spec: PartialSpec, sparse: bool) -> vhdx.VhdxDisk:
     if spec.parent_chain:
-        return vhdx.create_child(path, spec.parent_chain[0], sparse=sparse)
+        parent, *parents = spec.parent_chain
+        return vhdx.create_child(path, parent, parents=parents, sparse=sparse)
     return vhdx.create(
         path,
         spec.virtual_size,
@@ -415,7 +409,7 @@ def _copy_acknowledged(
         source: VirtualDisk | None = None
         with contextlib.suppress(StandbyError):
             path = partial_path(folder, older.point_id, older.generation)
-            source = open_chain((path, *partial.spec.parent_chain))
+            source = open_layers((path, *partial.spec.parent_chain))
             stack.callback(source.close)
         pages = log.pages()
         buffer = memoryview(bytearray(PAGE))
@@ -467,5 +461,5 @@ def _first_difference(partial: PartialDisk, log: ExtentLog) -> int:
         wanted, mask = _logged(log, page_number)
         differs = np.flatnonzero(mask & (wanted != partial.baseline.leaves(page_number)))
         if len(differs):
-            return page_number * PAGE + int(differs[0]) * PIECE
+            return int(page_number) * PAGE + int(differs[0]) * PIECE
     return partial.spec.virtual_size

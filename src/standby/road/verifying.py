@@ -29,7 +29,7 @@ from standby.road.pages import (
     Leaves,
     Mask,
     data_mask,
-    open_chain,
+    open_layers,
     page_range,
     read_leaves,
     runs_of,
@@ -175,7 +175,7 @@ def _verified(
             if device:
                 for path in chain:
                     drop_cached(path)
-            opened = open_chain(chain)
+            opened = open_layers(chain)
             stack.callback(opened.close)
             if digests is None:
                 root, verdict.bytes_read = _root_read(opened, disk.virtual_size, threads, progress)
@@ -409,7 +409,7 @@ def _rebuild(folder: ReplicaFolder, point: RestorePoint, disk: PointDisk, comple
         older = None if is_complete else _digests_below(folder, point, disk)
         if older is not None:
             stack.callback(older.close)
-        opened = stack.enter_context(contextlib.closing(open_chain(chain)))
+        opened = stack.enter_context(contextlib.closing(open_layers(chain)))
         numbers: list[int] = []
         nodes: list[bytes] = []
         writer = stack.enter_context(DigestWriter(path, disk.virtual_size, is_complete))
