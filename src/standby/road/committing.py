@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from standby import killpoints
 from standby.clock import new_token
 from standby.disk import vhdx
-from standby.errors import DiskIO, Fenced, PointDamaged, ReplicaConflict
-from standby.files import remove_durably, rename_durably, rename_to_new
+from standby.errors import DiskIO, Fenced, PointDamaged, ReplicaBusy, ReplicaConflict
+from standby.files import ByteLock, remove_durably, rename_durably, rename_to_new
 from standby.model.point import PointDisk, RestorePoint
 from standby.model.replica import Action, LayerFile, ReplicaState, next_state
 from standby.road import naming
@@ -35,13 +35,17 @@ from standby.road.records import (
     layer_facts,
     read_record,
 )
-from standby.road.replica import ReplicaFolder, encode_point
+from standby.road.replica import GUARD_POLL_S, ReplicaFolder, encode_point
 
 if TYPE_CHECKING:
     from standby.road.partial import SealedDisk
 
 PENDING_FORMAT = 1
 _PENDING_KIND = "pending point"
+
+TAKE_BACK_BYTE = (1 << 40) + 1
+"""The byte of `.lock` held while a commit is taken back."""
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ def commit(
     what was sealed, ReplicaConflict when the point does not follow the newest one.
     """
     lease.check()
+    _take_back_lock(folder).release()
     newest = folder.newest()
     if point.parent != (newest.id if newest else "") or (newest and point.id <= newest.id):
         raise ReplicaConflict(
@@ -187,6 +192,7 @@ def _apply(folder: ReplicaFolder, lease: WriterLease, pending: PendingCommit, pa
     """Bring every file to its final name, then the record."""
     for move in pending.moves:
         lease.check()
+        killpoints.reach("lease checked")
         try:
             _move(folder, move)
         except DiskIO:
@@ -194,7 +200,7 @@ def _apply(folder: ReplicaFolder, lease: WriterLease, pending: PendingCommit, pa
             raise
         killpoints.reach("file renamed")
     killpoints.reach("all files renamed")
-    with folder.guarded():
+    with folder.guarded(lease.generation):
         lease.write(folder.point_path(pending.point.id), encode_point(pending.point))
     killpoints.reach("point renamed")
     lease.check()
@@ -328,14 +334,33 @@ def _incomplete(
 def _take_back(
     folder: ReplicaFolder, lease: WriterLease, pending: PendingCommit, path: Path
 ) -> None:
-    """Give the files their partial names again, where they are this commit's and no point's."""
+    """Give the files their partial names again, where they are this commit's and no point's.
+
+    The one step that takes a file away from a final name. Whoever is stopped in it and fenced
+    holds its lock still, and until that ends no newer commit puts a file there.
+    """
+    with _take_back_lock(folder):
+        _take_files_back(folder, lease, pending)
+        lease.check()
+        remove_durably(path)
+
+
+def _take_back_lock(folder: ReplicaFolder) -> ByteLock:
+    lock = ByteLock(folder.lock_path, TAKE_BACK_BYTE)
+    for _ in range(_ATTEMPTS):
+        if lock.acquire():
+            return lock
+        folder.clock.sleep(GUARD_POLL_S)
+    raise ReplicaBusy(folder.name, "a fenced process that has not ended takes a commit back")
+
+
+def _take_files_back(folder: ReplicaFolder, lease: WriterLease, pending: PendingCommit) -> None:
     claimed = files_claimed_by(folder.points())
     for move in pending.moves:
         partial, final = inner_path(folder.path, move.partial), inner_path(folder.path, move.final)
         is_ours = move.final not in claimed and final.exists() and _is_as_sealed(folder, move)
         if is_ours and not partial.exists():
             lease.check()
+            killpoints.reach("lease checked")
             rename_to_new(final, partial)
         killpoints.reach("file taken back")
-    lease.check()
-    remove_durably(path)

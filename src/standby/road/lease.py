@@ -100,15 +100,19 @@ class WriterLease:
 
     @classmethod
     def _fencing(cls, folder: ReplicaFolder, session: str) -> WriterLease:
-        with folder.guarded(force=True):
-            before = folder.record()
-            lock = _next_free_byte(folder, before.generation)
-            try:
-                _raise_generation(folder, before, lock.byte)
-            except BaseException:
-                lock.release()
-                raise
-            return cls(folder, session, lock.byte, lock)
+        while True:
+            generation = folder.record().generation
+            with folder.guarded(generation, force=True):
+                before = folder.record()
+                if before.generation != generation:
+                    continue  # someone else took over meanwhile
+                lock = _next_free_byte(folder, generation)
+                try:
+                    _raise_generation(folder, before, lock.byte)
+                except BaseException:
+                    lock.release()
+                    raise
+                return cls(folder, session, lock.byte, lock)
 
     def check(self) -> None:
         """Raise Fenced when someone took over."""
@@ -132,7 +136,7 @@ class WriterLease:
 
     def update(self, **changes: Any) -> ReplicaRecord:
         """replica.json with these fields changed, durably."""
-        with self.folder.guarded():
+        with self.folder.guarded(self.generation):
             record = self.folder.record()
             if record.generation != self.generation:
                 raise Fenced(self.folder.name, self.generation, record.generation)

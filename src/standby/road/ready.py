@@ -53,28 +53,28 @@ def renew(
         for disk in replicated_disks(point)
     }
     killpoints.reach("ready layers prepared")
-    lease.update(ready=_as_found(folder, record), ready_next=renewed)
+    found = _as_found(folder, record)
+    lease.update(ready=found, ready_next=renewed)
     killpoints.reach("ready layers announced")
     for disk_id in renewed:
         disk_folder = folder.disk_path(disk_id)
         candidate = disk_folder / naming.ready_candidate(lease.generation)
         lease.rename(candidate, disk_folder / naming.READY)
         killpoints.reach("ready layer renamed")
-    for disk_id in (record.ready or {}).keys() - renewed.keys():
-        lease.check()
-        remove_durably(folder.disk_path(disk_id) / naming.READY)
-    done = lease.update(ready=renewed, ready_next=None, ready_point=point.id, **changes)
+    # The layer of a disk that the point has not stays where it is: a removal cannot be fenced.
+    others = {disk_id: layer for disk_id, layer in found.items() if disk_id not in renewed}
+    done = lease.update(ready=others | renewed, ready_next=None, ready_point=point.id, **changes)
     killpoints.reach("ready layer renewed")
     return done
 
 
 def is_current(folder: ReplicaFolder, record: ReplicaRecord, point: RestorePoint) -> bool:
     """Whether every ready layer is there, as we left it, above `point`, and none is under way."""
+    layers = [(record.ready or {}).get(disk.disk_id) for disk in replicated_disks(point)]
     return (
         record.ready_next is None
         and record.ready_point == point.id
-        and (record.ready or {}).keys() == {disk.disk_id for disk in replicated_disks(point)}
-        and not any(layer_evidence(folder.path, layer) for layer in (record.ready or {}).values())
+        and all(layer is not None and not layer_evidence(folder.path, layer) for layer in layers)
     )
 
 
