@@ -141,12 +141,18 @@ def dissect_sha256(path: Path, parent: Path | None = None) -> str:
     are wrong."""
     vhdx = require_module("dissect.hypervisor.disk.vhdx")
     disk = vhdx.VHDX(path)
-    assert (parent is None) == (disk.parent is None)
-    digest = hashlib.sha256()
-    for offset in range(0, disk.size, disk.block_size):
-        disk.seek(offset)
-        digest.update(disk.read(min(disk.block_size, disk.size - offset)))
-    return digest.hexdigest()
+    try:
+        assert (parent is None) == (disk.parent is None)
+        digest = hashlib.sha256()
+        for offset in range(0, disk.size, disk.block_size):
+            disk.seek(offset)
+            digest.update(disk.read(min(disk.block_size, disk.size - offset)))
+        return digest.hexdigest()
+    finally:  # it closes nothing itself
+        layer = disk
+        while layer is not None:
+            layer.fh.close()
+            layer = layer.parent
 
 
 def libvhdi_sha256(path: Path, *parents: Path) -> str:

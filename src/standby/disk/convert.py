@@ -10,7 +10,7 @@ import numpy as np
 
 from standby import clock
 from standby.comparing import runs_of_zero
-from standby.disk import open_disk, vhdx
+from standby.disk import detected_format, open_disk, vhdx
 from standby.disk.pumping import PIECE, Reporter, data_windows, read_ahead
 from standby.disk.raw import RawDisk, create_raw
 from standby.errors import ConfigurationError, DiskUnsupported
@@ -152,9 +152,10 @@ def _data_runs(data: memoryview) -> list[tuple[int, int]]:
 def _open_source(
     source: Path, format: str | None, parents: Sequence[Path] | None, folders: Sequence[Path]
 ) -> VirtualDisk:
-    if format == "raw":
+    chosen = detected_format(source) if format is None else format
+    if chosen == "raw":
         return RawDisk(source, pad=True)
-    return open_disk(source, parents=parents, folders=folders, format=format)
+    return open_disk(source, parents=parents, folders=folders, format=chosen)
 
 
 def _check_target(target: Path, replace: bool) -> None:
