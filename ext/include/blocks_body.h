@@ -179,7 +179,7 @@ TARGET static void FN(join_leaves)(const uint64_t *leaves, size_t count, uint8_t
     for (size_t i = 0; i < count; i++) {
 #if STANDBY_BIG_ENDIAN
         uint64_t children[BLOCKS_FANOUT];
-        for (int k = 0; k < BLOCKS_FANOUT; k++)
+        for (size_t k = 0; k < BLOCKS_FANOUT; k++)
             children[k] = words_swapped(leaves[i * BLOCKS_FANOUT + k]);
         FN(node)((const uint8_t *)children, BLOCKS_FANOUT * 8, out + i * BLOCKS_NODE);
 #else
