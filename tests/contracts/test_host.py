@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from standby.disk import open_disk
-from standby.errors import MachineRunning, SourceChanged
+from standby.errors import SourceChanged
 from standby.host.folder import FolderHost, new_machine
 from standby.host.memory import MemoryHost
 from standby.model.extent import Extent
@@ -209,16 +209,3 @@ def test_a_change_under_the_checkpoint_is_told_or_cannot_happen(setting: Setting
     else:
         setting.host.confirm_checkpoint(checkpoint)
         assert setting.content(checkpoint, "scsi:0:0")[:512] == bytes(512)
-
-
-def test_a_running_machine_is_refused_or_said_to_be_crash_consistent(setting: Setting) -> None:
-    machine = setting.add("web01")
-    if isinstance(setting.host, FolderHost):
-        pytest.skip("a folder host's VM runs in QEMU only: tests/guest")
-    setting.host.set_power(machine, PowerState.RUNNING)
-    assert setting.host.take_checkpoint(machine, "intent-1").consistency == "crash"
-    strict = MemoryHost("strict", checkpoints_running=False)
-    machine = strict.add_machine("web01", DISKS)
-    strict.set_power(machine, PowerState.RUNNING)
-    with pytest.raises(MachineRunning):
-        strict.take_checkpoint(machine, "intent-1")

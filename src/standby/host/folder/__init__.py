@@ -218,7 +218,7 @@ class FolderHost:
     # --- trackers ---
 
     def state_files(self, machine: Machine) -> dict[str, str]:
-        """The UEFI variables (at most 1 MiB) as base64, by file name; empty where there are none."""
+        """The UEFI variables (up to 1 MiB) as base64, by file name; empty where there are none."""
         if not machine.nvram:
             return {}
         folder = inventory.plain_path(self.path, machine.folder)

@@ -116,7 +116,7 @@ def take(
 ) -> tuple[Checkpoint, Held]:
     """Fix the disks of `machine`, which is off and whose power lock the caller holds.
 
-    Raises MachineRunning when a QEMU has a file open for writing, SourceChanged when a file
+    Raises MachineRunning when someone has a file open for writing, SourceChanged when a file
     changes while it is cloned, and the disk's own error where a chain is not whole.
     """
     if not _INTENT.fullmatch(intent_id):
@@ -125,10 +125,9 @@ def take(
     chains = [inventory.disk_chain(folder, disk.file) for disk in machine.disks]
     layers = {layer.path: layer for chain in chains for layer in chain}
     for path in layers:
-        if locks.qemu_writer(path):
-            raise MachineRunning(
-                host, machine.name, f"a QEMU process has {path.name} open for writing"
-            )
+        writer = locks.writer(path)
+        if writer:
+            raise MachineRunning(host, machine.name, writer)
     identities = {path: identity_of(layer) for path, layer in layers.items()}
     name = f"{CLONE_PREFIX}{owner}-{intent_id}"
     clones = _clone(folder, name, list(layers), host)
@@ -286,8 +285,9 @@ def confirm(root: Path, machine: Machine, checkpoint: Checkpoint, held: Held | N
         chain = []
         for file in disk.files:
             path = root / file
-            if locks.qemu_writer(path):
-                raise SourceChanged(machine.name, str(path), "a QEMU process is writing to it")
+            writer = locks.writer(path)
+            if writer:
+                raise SourceChanged(machine.name, str(path), writer)
             chain.append(_read_again(machine, path))
         if _digest([identity_of(layer) for layer in chain]) != disk.identity:
             raise SourceChanged(

@@ -7,15 +7,13 @@ import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from standby import files
-from standby.disk import vhdx
+from standby.disk import RawDisk, detected_format, vhdx
 from standby.errors import ConfigurationError, DiskError, DiskIO, ParentRefused
 from standby.host.folder import vm_toml
 from standby.host.folder.vm_toml import MachineFile
 from standby.model.machine import Machine, MachineDisk
 
 REPLICA_RECORD = "replica.json"
-_VHDX_SIGNATURE = b"vhdxfile"
 _LAYERS_MAX = 512
 """A chain longer than this is a loop or a mistake; keeping 512 restore points is beyond any job."""
 
@@ -114,10 +112,7 @@ def _is_link(path: Path) -> bool:
 def read_disk_file(path: Path) -> DiskFile:
     """What the file at `path` says of itself, parents unopened. A raw image is whole 512-byte
     sectors with no header; anything else raises DiskError."""
-    with files.File(path) as file:
-        signature = file.read(0, 8) if file.size >= 8 else b""
-        size = file.size
-    if signature == _VHDX_SIGNATURE:
+    if detected_format(path) == "vhdx":
         info = vhdx.read_info(path)
         return DiskFile(
             path,
@@ -129,9 +124,12 @@ def read_disk_file(path: Path) -> DiskFile:
             info.data_write_guid,
             info.has_parent,
         )
-    if size == 0 or size % 512:
-        raise DiskIO(str(path), "open", 0, size, "neither VHDX nor whole sectors of a raw image")
-    return DiskFile(path, size, 512, 512)
+    with RawDisk(path) as raw:
+        if raw.virtual_size == 0 or raw.virtual_size % 512:
+            raise DiskIO(
+                str(path), "open", 0, raw.virtual_size, "not whole sectors, so no raw disk image"
+            )
+        return DiskFile(path, raw.virtual_size, raw.logical_sector_size, raw.physical_sector_size)
 
 
 def disk_chain(folder: Path, file: str) -> list[DiskFile]:

@@ -1,4 +1,4 @@
-"""Who may touch a VM's disks now: our own lock file, and the locks QEMU takes on images.
+"""Who may touch a VM's disks now: our own lock file, and the locks that writers hold on images.
 
 `<VM folder>/.standby.lock` (bytes are locked, the file stays empty):
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from standby.disk.vhdx.opening import LOCK_BYTE
 from standby.files import ByteLock, is_byte_locked, is_range_locked
 
 LOCK_FILE = ".standby.lock"
@@ -61,3 +62,18 @@ def qemu_writer(path: Path) -> bool:
     """
     start, length = _QEMU_WRITES
     return is_range_locked(path, start, length)
+
+
+def own_writer(path: Path) -> bool:
+    """Whether a process of ours (a disk server, a mover, a command) has the VHDX file `path` open
+    for writing. Always False on Windows, where the open itself fails then."""
+    return is_range_locked(path, LOCK_BYTE, 1)
+
+
+def writer(path: Path) -> str:
+    """Who has `path` open for writing, as words for a message; '' when nobody that locks."""
+    if qemu_writer(path):
+        return f"a QEMU process has {path.name} open for writing"
+    if own_writer(path):
+        return f"a disk server or another process of ours has {path.name} open for writing"
+    return ""

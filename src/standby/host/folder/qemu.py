@@ -198,7 +198,7 @@ def _disk_arguments(machine: Machine, record: PowerRecord) -> list[str]:
             "id": f"device{number}",
             "rerror": "stop",
             "werror": "stop",
-            "bootindex": number,
+            "bootindex": number + 1,  # 0 is a kernel that is booted directly
             "serial": (disk.host_id or disk.place)[:36],
         }
         if kind == "scsi":

@@ -65,14 +65,15 @@ class Running:
         return (record.serve_pid, record.serve_started) if record.server_is_alive else (0, "")
 
     def power_state(self) -> PowerState:
-        """RUNNING while QEMU lives, UNKNOWN when another machine recorded that it runs the VM.
+        """RUNNING while QEMU lives or someone writes to a disk, UNKNOWN when another machine recorded
+        that it runs the VM.
 
         A disk server that outlived its QEMU (the guest shut itself down) is ended here.
         """
         record = self.record()
         if record.is_elsewhere:
             return PowerState.UNKNOWN
-        if record.qemu_is_alive or self._foreign_writer():
+        if record.qemu_is_alive:
             return PowerState.RUNNING
         if record.server_is_alive:
             lock = locks.power_lock(self.folder)
@@ -80,7 +81,7 @@ class Running:
                 return PowerState.RUNNING  # someone starts or stops it right now
             with lock:
                 self._tidy()
-        return PowerState.OFF
+        return PowerState.RUNNING if self._writer() else PowerState.OFF
 
     def reason_to_be_running(self) -> str:
         """Why the VM counts as running, '' when it is off."""
@@ -92,15 +93,15 @@ class Running:
             return f"QEMU process {record.qemu_pid}"
         if record.server_is_alive:
             return f"disk server process {record.serve_pid}"
-        writer = self._foreign_writer()
-        return f"a QEMU process has {writer} open for writing" if writer else ""
+        return self._writer()
 
-    def _foreign_writer(self) -> str:
+    def _writer(self) -> str:
+        """Who else has a disk's newest layer open for writing, '' when nobody."""
         for disk in self.machine.disks:
             try:
                 path = inventory.plain_path(self.folder, disk.file)
-                if path.is_file() and locks.qemu_writer(path):
-                    return disk.file
+                if path.is_file() and (words := locks.writer(path)):
+                    return words
             except (ConfigurationError, DiskError):
                 continue
         return ""
@@ -155,21 +156,20 @@ class Running:
                 "checkpoint",
                 "Wait for the session to end, or stop it",
             )
+        words = self._writer()
         for disk in item.machine.disks:
             for layer in inventory.disk_chain(self.folder, disk.file):
                 if locks.qemu_writer(layer.path):
-                    raise MachineRunning(
-                        self.host,
-                        item.machine.name,
-                        f"a QEMU process has {layer.path.name} open for writing",
-                    )
+                    words = locks.writer(layer.path)
+        if words:
+            raise MachineRunning(self.host, item.machine.name, words)
 
     def _serve_again(self, item: MachineFile, record: PowerRecord) -> None:
         if not record.server_is_alive:
             record = qemu.start_disk_server(
                 self.folder, item.machine, record, self.host, self.clock
             )
-            power.write_record(self.folder, record)
+        power.write_record(self.folder, record)  # also of a QEMU found by its pid file
         qemu.resume(record, self.host)
 
     def stop(self, *, force: bool, timeout_s: float) -> None:
