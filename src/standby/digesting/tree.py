@@ -124,6 +124,10 @@ _PARENTS_AT_ONCE = 16384
 every page may have a parent of its own."""
 
 
+_WHOLE_NODE = np.dtype("V16")
+"""A node as one item: numpy scatters those six times faster than rows of 16 bytes."""
+
+
 def _parents(level: int, numbers: PageNumbers, nodes: Nodes) -> tuple[PageNumbers, Nodes]:
     """Numbers and nodes one level up; children that are not named are zero nodes of `level`."""
     owners = numbers // FANOUT
@@ -133,13 +137,15 @@ def _parents(level: int, numbers: PageNumbers, nodes: Nodes) -> tuple[PageNumber
     first = np.flatnonzero(is_first)
     place = np.cumsum(is_first) - 1
     parents = np.empty((len(first), NODE), np.uint8)
-    zero = np.frombuffer(zero_node(level), np.uint8)
+    zero = np.frombuffer(zero_node(level), _WHOLE_NODE)
     for start in range(0, len(first), _PARENTS_AT_ONCE):
         stop = min(start + _PARENTS_AT_ONCE, len(first))
         few = slice(first[start], first[stop] if stop < len(first) else None)
-        children = np.tile(zero, (stop - start, FANOUT, 1))
-        children[place[few] - start, numbers[few] % FANOUT] = nodes[few]
-        blocks.join_nodes(children.reshape(-1, FANOUT * NODE), parents[start:stop])
+        children = np.repeat(zero, (stop - start) * FANOUT)
+        children[(place[few] - start) * FANOUT + numbers[few] % FANOUT] = nodes[few].view(
+            _WHOLE_NODE
+        )[:, 0]
+        blocks.join_nodes(children.view(np.uint8).reshape(-1, FANOUT * NODE), parents[start:stop])
     return owners[first], parents
 
 
