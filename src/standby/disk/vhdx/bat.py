@@ -79,12 +79,22 @@ class BlockTable:
         self._check_one(value, block)
         return value
 
+    def is_empty(self, first: int, last: int) -> bool:
+        """Whether all slots of the blocks [first, last) are zero."""
+        return not self._raw(first, last).any()
+
+    def _raw(self, first: int, last: int) -> Entries:
+        """The slots from block `first` to `last - 1`, bitmap slots between them included."""
+        start, stop = self.geometry.slot(first), self.geometry.slot(last - 1) + 1
+        return self.pages.read(self.offset + 8 * start, 8 * (stop - start)).view("<u8")
+
     def entries(self, first: int, last: int) -> Entries:
         """(last - first,) checked entries of the payload blocks [first, last)."""
-        slots = self.geometry.slots(first, last)
-        start, stop = int(slots[0]), int(slots[-1]) + 1
-        raw = self.pages.read(self.offset + 8 * start, 8 * (stop - start)).view("<u8")
-        found: Entries = raw if raw.size == slots.size else raw[slots - start]
+        raw = self._raw(first, last)
+        found: Entries = raw
+        if raw.size != last - first:
+            slots = self.geometry.slots(first, last)
+            found = raw[slots - slots[0]]
         self._check(found, first)
         return found
 
@@ -165,14 +175,16 @@ class BlockTable:
         chunks = range(self.geometry.chunk_count)
         return [offset for chunk in chunks if (offset := self.bitmap_offset(chunk))]
 
-    def check_overlaps(self, step: int = 1 << 18) -> None:
+    def check_overlaps(self, step: int = 1 << 14) -> None:
         """Raise DiskCorrupt when two blocks share space. Memory: 8 bytes per present block."""
         geometry = self.geometry
         found = []
         for first in range(0, geometry.block_count, step):
-            entries = self.present(first, min(first + step, geometry.block_count))
-            found.append((entries & _OFFSET).astype(np.int64))
-        payload = np.concatenate(found)
+            last = min(first + step, geometry.block_count)
+            if not self.is_empty(first, last):
+                entries = self.present(first, last)
+                found.append((entries & _OFFSET).astype(np.int64))
+        payload = np.concatenate([np.empty(0, dtype=np.int64), *found])
         bitmaps = np.array(self.bitmap_offsets(), dtype=np.int64)
         starts = np.concatenate((payload, bitmaps))
         stops = np.concatenate((payload + geometry.block_size, bitmaps + BITMAP_BLOCK))

@@ -2,16 +2,16 @@
 
 The checksum's register is linear over GF(2): the register after a message, starting from zero, is
 the xor of one table entry per byte, the table depending only on how many bytes follow. So lanes of
-512 bytes are looked up all at once and reduced by xor, and the lanes are then joined in a tree
-whose operators "advance over 2^k lanes of zeros" are squares of one another (the construction of
-zlib's crc32_combine). Measured: about 20 us for a header, 250 MB/s for long buffers, which is far
-more than a log of a few entries per flush asks for.
+256 bytes are looked up all at once and reduced by xor, and the lanes are then joined in a tree
+whose operators "advance over 2^k zero bytes" are squares of one another (the construction of
+zlib's crc32_combine). The same operators pass over the zeros that headers and region tables mostly
+consist of. Measured: 0.1 ms for a region table, 150 MB/s for dense data; a flush's log entry has
+some ten KiB.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ from standby.ports import Buffer
 Words = npt.NDArray[np.uint32]
 
 _POLYNOMIAL = 0x82F63B78
-_LANE = 512
+_LANE_POWER = 8
+_LANE = 1 << _LANE_POWER
 _STEP = 128 * 1024
 _ALL = 0xFFFFFFFF
 
@@ -29,10 +30,11 @@ _ALL = 0xFFFFFFFF
 def crc32c(data: Buffer, value: int = 0) -> int:
     """The CRC-32C of `data`; `value` is the checksum of what came before it."""
     view = np.frombuffer(data, dtype=np.uint8)
+    dense = len(view.tobytes().rstrip(b"\0"))
     register = value ^ _ALL
-    for start in range(0, view.size, _STEP):
-        register = _advanced(register, view[start : start + _STEP])
-    return register ^ _ALL
+    for start in range(0, dense, _STEP):
+        register = _advanced(register, view[start : min(start + _STEP, dense)])
+    return _over_zeros(register, view.size - dense) ^ _ALL
 
 
 def _advanced(register: int, data: npt.NDArray[np.uint8]) -> int:
@@ -48,21 +50,27 @@ def _advanced(register: int, data: npt.NDArray[np.uint8]) -> int:
     padded[start : start + 4] ^= np.frombuffer(register.to_bytes(4, "little"), dtype=np.uint8)
     flat_table, places = _lane_tables()
     found = flat_table.take(padded.reshape(lanes, _LANE) + places)
-    registers: npt.NDArray[Any] = np.bitwise_xor.reduce(found, axis=1)
-    level = 0
+    return _joined(np.bitwise_xor.reduce(found, axis=1))
+
+
+def _joined(registers: Words) -> int:
+    """The register after lanes that were looked up apart, in order."""
+    power = _LANE_POWER
     while registers.size > 1:
-        if registers.size % 2:
-            registers = np.insert(registers, 0, np.uint32(0))
-        registers = _shifted(registers[0::2], level) ^ registers[1::2]
-        level += 1
+        even = registers.size + registers.size % 2
+        pairs = np.zeros(even, dtype=np.uint32)
+        pairs[even - registers.size :] = registers
+        pairs[1::2] ^= _shifted(pairs[0::2], power)
+        registers = pairs[1::2]
+        power += 1
     return int(registers[0])
 
 
 @functools.cache
 def _byte_table() -> Words:
-    table = np.arange(256, dtype=np.uint32)
+    table: Words = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        table = (table >> 1) ^ np.where(table & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
+        table = (table >> 1) ^ (table & 1) * np.uint32(_POLYNOMIAL)
     return table
 
 
@@ -79,25 +87,47 @@ def _lane_tables() -> tuple[Words, npt.NDArray[np.int64]]:
 
 
 @functools.cache
-def _operator(level: int) -> Words:
-    """(4, 256) tables that advance a register over 2^level lanes of zero bytes."""
-    basis = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    if level == 0:
-        byte_table = _byte_table()
-        for _ in range(_LANE):
-            basis = (basis >> 8) ^ byte_table[basis & 0xFF]
-    else:
-        basis = _shifted(_shifted(basis, level - 1), level - 1)
+def _images(power: int) -> tuple[int, ...]:
+    """What 2^power zero bytes make of each of the register's 32 bits."""
+    if power == 0:
+        table = _byte_table().tolist()
+        return tuple((1 << bit >> 8) ^ table[1 << bit & 0xFF] for bit in range(32))
+    half = _images(power - 1)
+    return tuple(_mapped(half, image) for image in half)
+
+
+def _mapped(images: tuple[int, ...], register: int) -> int:
+    result = 0
+    while register:
+        bit = register.bit_length() - 1
+        result ^= images[bit]
+        register ^= 1 << bit
+    return result
+
+
+def _over_zeros(register: int, count: int) -> int:
+    """The register after `count` zero bytes."""
+    power = 0
+    while count:
+        if count & 1:
+            register = _mapped(_images(power), register)
+        count >>= 1
+        power += 1
+    return register
+
+
+@functools.cache
+def _operator(power: int) -> Words:
+    """(4, 256) tables that advance many registers over 2^power zero bytes."""
     tables = np.zeros((4, 256), dtype=np.uint32)
     values = np.arange(256)
-    for bit in range(32):
-        chosen = (values >> (bit % 8)) & 1 == 1
-        tables[bit // 8, chosen] ^= basis[bit]
+    for bit, image in enumerate(_images(power)):
+        tables[bit // 8, (values >> bit % 8) & 1 == 1] ^= np.uint32(image)
     return tables
 
 
-def _shifted(registers: Words, level: int) -> Words:
-    tables = _operator(level)
+def _shifted(registers: Words, power: int) -> Words:
+    tables = _operator(power)
     result: Words = tables[0].take(registers & 0xFF)
     result ^= tables[1].take((registers >> 8) & 0xFF)
     result ^= tables[2].take((registers >> 16) & 0xFF)

@@ -80,6 +80,8 @@ class Layer:
         block_size = self.geometry.block_size
         first = start // block_size
         last = min(-(-stop // block_size), first + _BLOCKS_MAX)
+        if self.table.is_empty(first, last):
+            return single(start, min(stop, last * block_size), HOLE)
         entries = self.table.entries(first, last)
         states = (entries & np.uint64(STATE_MASK)).astype(np.int64)
         partial = np.flatnonzero(states == PARTIALLY_PRESENT)
