@@ -61,7 +61,7 @@ STANDARD_DOORS: dict[str, frozenset[str]] = {
     "time": frozenset({"clock.py"}),
     "random": frozenset({"clock.py", "testing"}),
     "secrets": frozenset({"clock.py"}),
-    "sqlite3": frozenset({"repository"}),
+    "sqlite3": frozenset({"repository", "cli/demo_disks.py"}),
     "fcntl": frozenset({"files.py"}),
     "msvcrt": frozenset({"files.py"}),
     "pickle": frozenset(),
