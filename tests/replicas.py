@@ -21,6 +21,7 @@ from standby.model.machine import Machine, MachineDisk
 from standby.model.point import PointDisk, RestorePoint
 from standby.model.replica import ReplicaDisk, ReplicaIdentity
 from standby.road import failing_over, ready
+from standby.road.adopting import adopt_disk, make_found_point
 from standby.road.committing import commit, recover
 from standby.road.lease import WriterLease
 from standby.road.naming import new_point_id
@@ -328,6 +329,14 @@ def main(verb: str, path: str, *arguments: str) -> str:
         if verb == "recover":
             with WriterLease.acquire(folder, "child") as lease:
                 return repr(recover(folder, lease))
+        if verb == "found":
+            with WriterLease.acquire(folder, "child") as lease:
+                files = {name: Path(file) for name, file in zip(DISKS, arguments, strict=True)}
+                return make_found_point(folder, lease, machine(), files).id
+        if verb == "seed":
+            with WriterLease.acquire(folder, "child") as lease:
+                point_id = "20260401T000000Z-00aa"
+                return str(adopt_disk(folder, lease, "disk0", Path(arguments[0]), point_id))
         if verb == "failover":
             point = arguments[0] if arguments else None
             return failing_over.failover(folder, point=point).point.id

@@ -36,6 +36,7 @@ from standby.road.committing import commit
 from standby.road.failing_over import (
     check_startable,
     failover,
+    findings,
     mark_damaged,
     permanent_failover,
     started,
@@ -264,6 +265,26 @@ def test_dropping_the_writes_makes_the_replica_ready_again(tmp_path: Path) -> No
     assert record.state is ReplicaState.READY
     assert ready_content(folder, "disk0") == pattern(point.id, "disk0")
     folder.check_untouched()
+
+
+def test_dropping_the_writes_of_a_damaged_replica_leaves_it_damaged(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    point = add_point(folder)
+    run_vm(folder)
+    with WriterLease.acquire(folder, "s") as lease:
+        mark_damaged(folder, lease, "found by verify")
+    with pytest.raises(ReplicaStarted):
+        failover(folder)
+    assert undo_failover(folder, drop_writes=True).state is ReplicaState.DAMAGED
+    assert failover(folder).point == point
+
+
+def test_a_damaged_merge_record_does_not_stand_in_the_way_of_a_failover(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    add_point(folder)
+    (folder.path / "merge.json").write_bytes(b"{")
+    assert any("merge.json" in finding for finding in findings(folder))
+    failover(folder)
 
 
 # --- permanent -------------------------------------------------------------------------------

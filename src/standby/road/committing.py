@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 PENDING_FORMAT = 1
 _PENDING_KIND = "pending point"
 
-TAKE_BACK_BYTE = (1 << 40) + 1
+TAKE_BACK_BYTE = (1 << 29) + 1
 """The byte of `.lock` held while a commit is taken back."""
 _ATTEMPTS = 5
 

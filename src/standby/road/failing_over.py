@@ -217,7 +217,9 @@ def undo_failover(
     is_unasked = record.state in (ReplicaState.READY, ReplicaState.DAMAGED)
     if is_unasked and not drop_writes:
         folder.check_ready()
-    action = Action.SESSION if is_unasked and drop_writes else Action.UNDO_FAILOVER
+    action = Action.UNDO_FAILOVER
+    if is_unasked and drop_writes:
+        action = Action.SESSION if record.state is ReplicaState.READY else Action.VERIFY
     check_legal(record, folder.name, action)
     if is_running is not None and is_running():
         raise MachineRunning("target", record.name, "a failover is undone with the replica VM off")
@@ -234,7 +236,7 @@ def undo_failover(
             is_running=is_running,
             host_folder=host_folder,
             sparse=sparse,
-            state=ReplicaState.READY,
+            state=record.state if is_unasked else ReplicaState.READY,
             failover_point="",
             failover_started_at="",
         )

@@ -54,7 +54,7 @@ from standby.units import MiB
 MERGE_RECORD = "merge.json"
 MERGE_KIND = "merge"
 MERGE_FORMAT = 1
-MERGE_BYTE = 1 << 40
+MERGE_BYTE = 1 << 29
 """The byte of `.lock` held while a merge writes to a base: a fenced writer that was stopped in the
 middle of one write still holds it, and nobody else may touch that base."""
 

@@ -39,9 +39,11 @@ from standby.road.records import (
 __all__ = ["PointScan", "ReplicaFolder", "folder_name"]
 
 RECORD_FORMAT = 1
-GUARD_BYTE = 1 << 41
+GUARD_BYTE = 1 << 30
 """This byte of `.lock` plus a generation is held shortly around that generation's updates: a hung
-writer's guard is not the next generation's. Generations themselves, from 1 on, are bytes too."""
+writer's guard is not the next generation's. Generations themselves, from 1 on, are bytes too.
+(Windows' C library locks no byte behind 2 GiB.)"""
+GENERATION_MAX = (1 << 29) - 1
 GUARD_TIMEOUT_S = 10.0
 """An update takes milliseconds; ten seconds on it mean that its process is stopped or hangs."""
 GUARD_POLL_S = 0.02
@@ -142,7 +144,7 @@ class ReplicaFolder:
             if self.exists():
                 raise
             raise ReplicaMissing(self.name, str(self.record_path), "it is not there") from exc
-        if record.generation < 1:
+        if not 1 <= record.generation <= GENERATION_MAX:
             raise ReplicaConflict(self.name, f"generation {record.generation} cannot be")
         return record
 
@@ -240,7 +242,7 @@ class ReplicaFolder:
         paths = []
         for layer in disk.chain:
             if layer.file not in owners and self._allowed_guids()(layer.file):
-                break  # the point being merged away: the digests above it are complete by now
+                continue  # being merged: the digests next to it are complete by now
             if layer.file not in owners:
                 raise PointDamaged(
                     self.name, point_id, layer.file, "the digests of this layer are gone"
@@ -280,7 +282,10 @@ class ReplicaFolder:
         under way touches."""
         from standby.road.merging import pending_merge
 
-        merge = pending_merge(self)
+        try:
+            merge = pending_merge(self)
+        except ReplicaConflict:
+            merge = None  # a damaged merge.json excuses nothing; untouched points stay usable
         return merge.guids_of if merge is not None else lambda file: frozenset()
 
     def check_ready(self) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
-from standby.errors import ReplicaMissing, StandbyError
+from standby.errors import ReplicaConflict, ReplicaMissing, StandbyError
 from standby.model.replica import ReplicaIdentity, ReplicaState, legal_actions
 from standby.road import naming
 from standby.road.extent_log import ExtentLog
 from standby.road.lease import holder_of, is_processing
+from standby.road.merging import pending_merge
 from standby.road.points import PartialState, TargetState, parsed_time, target_disks
 from standby.road.replica import ReplicaFolder
 
@@ -152,6 +153,11 @@ def findings(folder: ReplicaFolder) -> list[str]:
             f"{evidence}"
             for path, evidence in folder.touched_ready(record)
         ]
+    try:
+        if pending_merge(folder) is not None:
+            found.append("a merge of restore points was cut off; the next session ends it")
+    except ReplicaConflict as exc:
+        found.append(exc.problem)
     if record.ready_next is not None:
         found.append("renewing the ready layers was cut off; the next session or failover ends it")
     newest = scan.valid[-1].id if scan.valid else ""
