@@ -26,7 +26,9 @@ SESSION_POINTS = [
     (TARGET, "file renamed"),
     (TARGET, "file renamed:2"),
     (TARGET, "file renamed:3"),
-    (TARGET, "before point renamed"),
+    (TARGET, "pending written"),
+    (TARGET, "all files renamed"),
+    (TARGET, "ready layers prepared"),
     (TARGET, "point renamed"),
     (TARGET, "ready layer renewed"),
 ]

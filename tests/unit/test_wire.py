@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,12 @@ def test_a_message_arrives_with_its_payload(pair):
     assert message == Batch(2, 3, 7, 1)
     assert bytes(payload) == b"abcdefg"
     assert here.sent_bytes == there.received_bytes > 27
+
+
+def test_an_empty_array_is_an_empty_payload(pair):
+    here, there = pair
+    here.send(GetLeaves([1]), np.empty((0, 16), np.uint8), b"", b"x")
+    assert bytes(there.receive()[1]) == b"x"
 
 
 def test_payloads_larger_than_the_socket_buffer_arrive_whole(pair):

@@ -178,6 +178,8 @@ class SourceVerbs:
                 or staging.mark.offset < mark
             ):
                 mark = 0  # leaves below it are not staged: scan again, nothing is sent again
+            if mark == 0 and staging is not None:
+                staging.clear()
             proxy = SourceProxy(
                 SendTask(
                     wanted.task,

@@ -21,6 +21,7 @@ from standby import killpoints
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import (
     CheckpointLimit,
+    DiskError,
     DiskFull,
     Fenced,
     IllegalTransition,
@@ -461,9 +462,9 @@ class MachineDriver:
             repository.commit(
                 self._key, point, {disk: bytes.fromhex(root) for disk, root in roots.items()}
             )
-        except RepositoryError as exc:
+        except (RepositoryError, DiskError) as exc:
             self.report.warnings.append(f"{exc}; the next session compares with the target")
-            with contextlib.suppress(RepositoryError):
+            with contextlib.suppress(RepositoryError, DiskError):
                 repository.discard(self._key)
         killpoints.reach("repository commit")
 
@@ -492,7 +493,7 @@ class MachineDriver:
             )
             points = kept["points"]
             self.report.warnings.extend(kept["warnings"])
-            with contextlib.suppress(RepositoryError):
+            with contextlib.suppress(RepositoryError, DiskError):
                 repository.drop_points(self._key, set(points))
         self._remember(ReplicaState.READY, points)
 

@@ -18,7 +18,7 @@ from types import TracebackType
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import JobBusy, JobError, StandbyError
+from standby.errors import JobBusy, JobError, StandbyError, UnknownName
 from standby.files import ByteLock, free_bytes, make_folder_durably
 from standby.host.folder import FolderHost, create_replica_machine, update_replica_machine
 from standby.model.job import ReplicationJob
@@ -170,9 +170,9 @@ class BackupServer:
                 wanted.name,
                 self.clock.now().isoformat(),
             )
-            self.store.begin_session(report)
             source = self.host(wanted.source)
-            released = source.release_leftovers()
+            released = [*self._released_intents(wanted), *source.release_leftovers()]
+            self.store.begin_session(report)
             found = self.machines(wanted)
             if machines is not None:
                 found = [item for item in found if item.name in machines]
@@ -197,6 +197,25 @@ class BackupServer:
             report.ended_at = self.clock.now().isoformat()
             self.store.save_session(report)
             return report
+
+    def _released_intents(self, job: ReplicationJob) -> list[str]:
+        """Release the checkpoints of killed sessions of this job (RULES 10): while we hold the
+        job's lock, none of its intents is alive. What was released, by checkpoint id."""
+        released = []
+        for intent in self.store.open_intents(job.source):
+            with contextlib.suppress(UnknownName):
+                if self.store.session(intent.session).job != job.name:
+                    continue
+            if intent.checkpoint is not None:
+                self.host(job.source).release_checkpoint(intent.checkpoint)
+                released.append(f"checkpoint {intent.checkpoint.id[:12]}")
+            self.store.checkpoint_released(intent.id)
+        for report in self.store.unfinished_sessions():
+            if report.job == job.name:
+                report.outcome = "interrupted"
+                report.ended_at = self.clock.now().isoformat()
+                self.store.save_session(report)
+        return released
 
     def _replicate(self, context: SessionContext, machine: Machine) -> MachineReport:
         started = self.clock.monotonic()

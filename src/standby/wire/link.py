@@ -37,7 +37,8 @@ class Link:
     def send(self, message: messages.Message, *payload: Buffer) -> None:
         """Send one frame whole; raises LinkError when the connection is gone."""
         body = messages.encoded(message)
-        parts = [memoryview(part).cast("B") for part in payload]
+        views = [memoryview(part) for part in payload]
+        parts = [view.cast("B") for view in views if view.nbytes]
         length = sum(len(part) for part in parts)
         head = frames.packed_header(len(body), length) + body
         try:
