@@ -200,8 +200,8 @@ def test_refuses_what_makes_no_sense(tmp_path: Path) -> None:
         convert(source, tmp_path / "target", "qcow2")
     with pytest.raises(ConfigurationError, match="block size"):
         convert(source, tmp_path / "target", "raw", block_size=MiB)
+    (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigurationError, match="not a file"):
-        (tmp_path / "folder").mkdir()
         convert(source, tmp_path / "folder", "raw", replace=True)
     with pytest.raises(StandbyError):
         convert(source, tmp_path / "target", "vhdx", block_size=3 * MiB)

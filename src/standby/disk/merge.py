@@ -140,7 +140,7 @@ def merge_file(
                 disk, base, progress=progress, slice_bytes=slice_bytes, threads=threads
             )
             killpoints.reach("disk merge: content copied")
-            _pass_identity_on(disk, base)
+            pass_identity_on(disk, base)
     killpoints.reach("disk merge: identity passed on")
     remove_durably(child)
     return Merged(base_path, copied)
@@ -242,8 +242,9 @@ def _blocks(rows: npt.NDArray[np.int64], start: int, size: int) -> npt.NDArray[n
 # --- two files -------------------------------------------------------------------------------
 
 
-def _pass_identity_on(child: VhdxDisk, base: VhdxDisk) -> None:
-    """Give the base the child's GUID; the child accepts it before and after."""
+def pass_identity_on(child: VhdxDisk, base: VhdxDisk) -> None:
+    """Give the base the child's GUID, once it has the child's content. The child accepts the base
+    before and after, and at every instant between."""
     before, after = base.data_write_guid, child.data_write_guid
     if before == after:
         return
