@@ -13,7 +13,7 @@ import contextlib
 import re
 import zlib
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 RECORD_SIZE_MAX = 16 << 20
 _DRIVE = re.compile(r"[A-Za-z]:")
+_NO_PARTS = frozenset({"", ".", ".."})
+"""Parts that no path in a record has: empty ones begin with, end in, or double a slash."""
 
 
 class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,17 +109,10 @@ def replace_checked(path: Path, data: bytes, generation: int, check: Callable[[]
 def inner_path(root: Path, file: str) -> Path:
     """The path of `file`, as a record names it, below `root`; raises RecordDamaged unless it is
     relative, with forward slashes, and stays inside."""
-    pure = PurePosixPath(file)
-    if (
-        not file
-        or pure.is_absolute()
-        or "\\" in file
-        or "\0" in file
-        or _DRIVE.match(file)
-        or any(part in ("..", ".") for part in file.split("/"))
-    ):
+    parts = file.split("/")
+    if "\\" in file or "\0" in file or _DRIVE.match(file) or not _NO_PARTS.isdisjoint(parts):
         raise RecordDamaged(f"the file name {file!r} does not stay in the replica's folder")
-    return root / pure
+    return root.joinpath(*parts)
 
 
 def layer_facts(root: Path, file: str, path: Path | None = None) -> LayerFile:
