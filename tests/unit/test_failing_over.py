@@ -20,6 +20,7 @@ from replicas import (
 )
 from standby.disk import vhdx
 from standby.errors import (
+    DiskIO,
     Fenced,
     IllegalTransition,
     MachineRunning,
@@ -350,6 +351,23 @@ def test_a_running_vm_stops_a_renewal(tmp_path: Path) -> None:
     with WriterLease.acquire(folder, "s") as lease:
         with pytest.raises(ReplicaStarted, match="running"):
             ready.renew(folder, lease, point, is_running=lambda: True)
+
+
+def test_a_ready_layer_that_a_host_holds_open_is_a_started_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = new_replica(tmp_path / "r")
+    point = add_point(folder)
+
+    def refused(self: WriterLease, old: Path, new: Path) -> None:
+        cause = PermissionError(13, "in use")
+        cause.winerror = 32  # type: ignore[attr-defined]
+        raise DiskIO(str(new), "rename", 0, 0, "in use") from cause
+
+    with WriterLease.acquire(folder, "s") as lease:
+        monkeypatch.setattr(WriterLease, "rename", refused)
+        with pytest.raises(ReplicaStarted, match="another process has it open"):
+            ready.renew(folder, lease, point)
 
 
 def test_the_ready_layer_of_a_disk_that_is_gone_stays_known(tmp_path: Path) -> None:

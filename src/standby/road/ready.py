@@ -12,7 +12,7 @@ from pathlib import PureWindowsPath
 
 from standby import killpoints
 from standby.disk import vhdx
-from standby.errors import ReplicaStarted
+from standby.errors import DiskIO, ReplicaStarted
 from standby.files import remove_durably, sync_folder
 from standby.model.point import RestorePoint
 from standby.model.replica import LayerFile, ReplicaRecord
@@ -21,6 +21,9 @@ from standby.road.lease import WriterLease
 from standby.road.points import replicated_disks
 from standby.road.records import inner_path, layer_evidence, layer_facts
 from standby.road.replica import ReplicaFolder
+
+_HELD_OPEN = (5, 32)
+"""ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION: what Windows says of replacing an open file."""
 
 
 def renew(
@@ -59,7 +62,13 @@ def renew(
     for disk_id in renewed:
         disk_folder = folder.disk_path(disk_id)
         candidate = disk_folder / naming.ready_candidate(lease.generation)
-        lease.rename(candidate, disk_folder / naming.READY)
+        try:
+            lease.rename(candidate, disk_folder / naming.READY)
+        except DiskIO as exc:
+            if getattr(exc.__cause__, "winerror", 0) in _HELD_OPEN:
+                layer = str(disk_folder / naming.READY)
+                raise ReplicaStarted(folder.name, layer, "another process has it open") from exc
+            raise
         killpoints.reach("ready layer renamed")
     # The layer of a disk that the point has not stays where it is: a removal cannot be fenced.
     others = {disk_id: layer for disk_id, layer in found.items() if disk_id not in renewed}
