@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
+import os
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
@@ -60,39 +62,42 @@ case $mode in
         done
         echo "DONE" ;;
     wait)
-        $b mkdir -p /etc/acpi/PWRF /var/log
-        printf '#!/bin/busybox sh\\n/bin/busybox poweroff -f\\n' > /etc/acpi/PWRF/00000080
-        $b chmod 755 /etc/acpi/PWRF/00000080
+        for events in /dev/input/event*; do
+            { $b dd if=$events bs=24 count=1 >/dev/null 2>&1 && $b poweroff -f; } &
+        done
+        $b usleep 500000
         echo "WAITING"
-        $b acpid -f -c /etc/acpi -l /dev/null ;;
+        wait ;;
 esac
 $b poweroff -f
 """
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """(kernel, initramfs) in `folder`, made if they are not there."""
-    kernel, initrd = folder / "vmlinuz", folder / "initrd"
-    if kernel.exists() and initrd.exists():
+    """(kernel, initramfs) in `folder`, made anew unless this very recipe made those there."""
+    kernel, initrd, stamp = folder / "vmlinuz", folder / "initrd", folder / "recipe"
+    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == recipe:
         return kernel, initrd
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        work = Path(name)
-        found = dict(_members(_download(_kernel_package(), work), _is_kernel_file))
-        image = next(data for path, data in found.items() if "/vmlinuz-" in path)
-        modules = {Path(path).stem: data for path, data in found.items() if path.endswith(".ko")}
-        shell = dict(
-            _members(_download(SHELL_PACKAGE, work), lambda path: path.endswith("/busybox"))
-        )
-        entries = {"dev": None, "proc": None, "bin": None, "modules": None, "etc": None}
-        files = {"init": INIT.encode(), "bin/busybox": next(iter(shell.values()))}
-        for number, module in enumerate(_in_order(modules)):
-            files[f"modules/{number:02}-{module}.ko"] = modules[module]
-        archive = gzip.compress(_cpio(entries | files), mtime=0)
-        for path, data in ((kernel, image), (initrd, archive)):
-            (work / path.name).write_bytes(data)
-            (work / path.name).replace(path)
+    found = dict(_members(_downloaded(_kernel_package(), folder), _is_kernel_file))
+    image = next(data for path, data in found.items() if "/vmlinuz-" in path)
+    modules = {Path(path).stem: data for path, data in found.items() if path.endswith(".ko")}
+    shell = dict(_members(_downloaded(SHELL_PACKAGE, folder), _is_shell))
+    entries: dict[str, bytes | None] = dict.fromkeys(("dev", "proc", "bin", "modules"))
+    entries |= {"init": INIT.encode(), "bin/busybox": next(iter(shell.values()))}
+    for number, module in enumerate(_in_order(modules)):
+        entries[f"modules/{number:02}-{module}.ko"] = modules[module]
+    archive = gzip.compress(_cpio(entries), mtime=0)
+    for path, data in ((kernel, image), (initrd, archive), (stamp, recipe.encode())):
+        new = folder / f"{path.name}.{os.getpid()}.new"
+        new.write_bytes(data)
+        new.replace(path)
     return kernel, initrd
+
+
+def _is_shell(path: str) -> bool:
+    return path.endswith("/bin/busybox")
 
 
 def _is_kernel_file(path: str) -> bool:
@@ -115,13 +120,17 @@ def _kernel_package() -> str:
     sys.exit(f"{KERNEL_PACKAGE} is not known to apt; run apt-get update")
 
 
-def _download(package: str, folder: Path) -> Path:
-    _run("apt-get", "download", "-q", package, folder=folder)
+def _downloaded(package: str, folder: Path) -> Path:
+    """The package's file, kept in `folder`."""
+    if not any(folder.glob(f"{package}_*.deb")):
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            _run("apt-get", "download", "-q", package, folder=Path(work))
+            (found,) = Path(work).glob(f"{package}_*.deb")
+            found.replace(folder / found.name)
     return next(folder.glob(f"{package}_*.deb"))
 
 
-def _members(package: Path, is_wanted: object) -> Iterator[tuple[str, bytes]]:
-    assert callable(is_wanted)
+def _members(package: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE
     ) as unpacking:

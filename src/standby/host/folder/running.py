@@ -65,8 +65,8 @@ class Running:
         return (record.serve_pid, record.serve_started) if record.server_is_alive else (0, "")
 
     def power_state(self) -> PowerState:
-        """RUNNING while QEMU lives or someone writes to a disk, UNKNOWN when another machine recorded
-        that it runs the VM.
+        """RUNNING while QEMU lives or someone writes to a disk, UNKNOWN when another machine wrote
+        down that it runs the VM.
 
         A disk server that outlived its QEMU (the guest shut itself down) is ended here.
         """
