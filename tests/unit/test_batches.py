@@ -11,7 +11,7 @@ from standby import comparing, digesting
 from standby.digesting import PIECE
 from standby.errors import ProtocolError
 from standby.model.extent import Extent, Kind
-from standby.road.batches import BatchBuilder, parsed_batch, piece_ranges
+from standby.road.batches import BatchBuilder, joined_rows, parsed_batch, piece_ranges
 from standby.road.packing import Packer, Unpacker
 from standby.wire.messages import Batch
 
@@ -70,6 +70,12 @@ def test_applying_a_batch_to_the_old_disk_gives_the_new_one(seed, zeros, equal):
         or [np.empty(0, np.uint64)]
     )
     assert (kept == batch.leaves).all()
+
+
+def test_rows_that_touch_become_one():
+    rows = np.array([[0, 8, 1], [8, 8, 1], [16, 4, 0], [20, 4, 0], [32, 8, 1], [40, 3, 1]])
+    assert joined_rows(rows).tolist() == [[0, 16, 1], [16, 8, 0], [32, 11, 1]]
+    assert joined_rows(rows[:1]).tolist() == [[0, 8, 1]]
 
 
 def test_the_last_short_piece_of_a_disk_travels_with_its_length():

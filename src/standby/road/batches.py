@@ -98,10 +98,24 @@ class BatchBuilder:
         return self.row_count == 0
 
     def tables(self) -> tuple[Rows, LeafArray]:
-        """All rows, and the leaves of all data rows' pieces."""
-        rows = np.concatenate(self._rows) if self._rows else np.empty((0, 3), np.int64)
+        """All rows, neighbours of one kind joined, and the leaves of all data rows' pieces."""
+        rows = joined_rows(np.concatenate(self._rows)) if self._rows else np.empty((0, 3), np.int64)
         leaves = np.concatenate(self._leaves) if self._leaves else np.empty(0, np.uint64)
         return rows, leaves
+
+
+def joined_rows(rows: Rows) -> Rows:
+    """`rows` with each run of rows that touch and are of one kind as one row: what was read in
+    parts is written in one go."""
+    if len(rows) < 2:
+        return rows
+    stops = rows[:, 0] + rows[:, 1]
+    is_head = np.ones(len(rows), np.bool_)
+    is_head[1:] = (rows[1:, 0] != stops[:-1]) | (rows[1:, 2] != rows[:-1, 2])
+    heads = np.flatnonzero(is_head)
+    joined = rows[heads]
+    joined[:, 1] = stops[np.append(heads[1:], len(rows)) - 1] - joined[:, 0]
+    return joined
 
 
 @dataclass(frozen=True, slots=True)
