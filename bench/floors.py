@@ -103,8 +103,7 @@ def read_and_hash(path: Path, ranges: Sequence[Range], threads: int = 2) -> int:
 
 
 def copy_ranges(source: Path, target: Path, ranges: Sequence[Range], threads: int = 2) -> None:
-    """Copy the ranges into `target`, made if it is missing, as long as the source if it is
-    shorter; synced before return."""
+    """Copy the ranges into `target`, made if it is missing; synced before return."""
     fd = os.open(source, os.O_RDONLY)
     out = os.open(target, os.O_WRONLY | os.O_CREAT, 0o600)
 
@@ -115,8 +114,9 @@ def copy_ranges(source: Path, target: Path, ranges: Sequence[Range], threads: in
             raise OSError(f"short read or write at {offset} of {source}")
 
     try:
-        if os.fstat(out).st_size < os.fstat(fd).st_size:
-            os.ftruncate(out, os.fstat(fd).st_size)
+        end = max((place + length for _, place, length in ranges), default=0)
+        if os.fstat(out).st_size < end:
+            os.ftruncate(out, end)
         _on_threads(ranges, threads, work)
         os.fdatasync(out)
     finally:

@@ -3,9 +3,9 @@
     python bench/merge.py [--small] [--json] [--turns N] [--in FOLDER]
 
 Ours is `standby disk merge` of a child whose base is the Debian disk: payload into the base,
-flush, close. The floor copies the child's present bytes to the same places of an existing file as
-large as the base with pread and pwrite, one thread and two, and syncs; both reference and merged
-file are in the page cache. Every turn starts from fresh copies and ends with a comparison.
+flush, close. The floor copies the child's present bytes with pread and pwrite, one thread and two,
+into a copy of the same base at the very places where the merge puts them, and syncs. Every turn
+starts from fresh copies in the page cache and ends with a comparison.
 """
 
 from __future__ import annotations
@@ -35,17 +35,28 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
     copy(made.path("base"), kept_base)
     vhdx.create_child(kept_child, kept_base).close()
     write_pieces(kept_child, changed_pieces(made.path("base", "raw"), made.path("next", "raw")))
-    copy(kept_base, plain)
     with closing(open_disk(kept_child)) as chain:
-        rows = chain.mapped(0, chain.virtual_size).tolist()
-    places = _places_in(kept_base, rows)
-    ranges = floors.in_chunks(places)
+        runs = chain.mapped(0, chain.virtual_size).tolist()
+
+    def fresh(*files: tuple[Path, Path]) -> None:
+        for kept, used in files:
+            copy(kept, used)
+            warm(used)
 
     def prepare() -> None:
-        copy(kept_base, base)
-        copy(kept_child, child)
-        warm(base)
-        warm(child)
+        fresh((kept_base, base), (kept_child, child))
+
+    prepare()
+    merge.merge_file(child)
+    with closing(open_disk(base)) as merged:
+        ranges = floors.in_chunks(places(runs, merged.mapped(0, merged.virtual_size).tolist()))
+
+    def copy_plainly(threads: int) -> Contender:
+        return Contender(
+            TWO if threads == 2 else ONE,
+            lambda: floors.copy_ranges(kept_child, plain, ranges, threads),
+            lambda: fresh((kept_base, plain)),
+        )
 
     contenders = [
         Contender(
@@ -54,8 +65,8 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
             prepare,
             lambda _: must_be_equal(base, made.path("next", "raw")),
         ),
-        Contender(ONE, lambda: floors.copy_ranges(kept_child, plain, ranges, threads=1)),
-        Contender(TWO, lambda: floors.copy_ranges(kept_child, plain, ranges, threads=2)),
+        copy_plainly(1),
+        copy_plainly(2),
     ]
     result = in_turns(contenders, options.turns)
     report.times(result, floors.total(ranges), ONE)
@@ -73,14 +84,28 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
             spread=result.ratio_range(TWO, OURS),
         ),
     ]
-    report.notes.append(f"{floors.total(ranges)} bytes present in the child, {len(rows)} runs")
+    report.notes.append(f"{floors.total(ranges)} bytes present in the child, {len(runs)} runs")
 
 
-def _places_in(base: Path, rows: list[list[int]]) -> list[floors.Range]:
-    """Where the child's runs would go in a plain file: their virtual offset, as far as the base's
-    file is long, so that no page of it is new."""
-    size = base.stat().st_size
-    return [(source, offset % max(1, size - length), length) for offset, length, source in rows]
+def places(runs: list[list[int]], base: list[list[int]]) -> list[floors.Range]:
+    """Where each of the child's runs lies in the base's file: both are rows of (virtual offset,
+    length, file offset), ascending."""
+    found = []
+    position = 0
+    for offset, length, source in runs:
+        done = 0
+        while done < length:
+            start, size, place = base[position]
+            if start + size <= offset + done:
+                position += 1
+                continue
+            ahead = offset + done - start
+            if ahead < 0:
+                raise SystemExit(f"the merged base has nothing at {offset + done}")
+            part = min(length - done, size - ahead)
+            found.append((source + done, place + ahead, part))
+            done += part
+    return found
 
 
 if __name__ == "__main__":
