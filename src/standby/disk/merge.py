@@ -104,6 +104,7 @@ def merge_file(
     child: Path,
     *,
     folders: Sequence[Path] = (),
+    sparse: bool = True,
     progress: Progress | None = None,
     slice_bytes: int | None = None,
     threads: int = 2,
@@ -121,7 +122,8 @@ def merge_file(
     The parent is looked for in the child's folder and `folders`. Refused (DiskUnsupported) while
     other files beside either of the two name one of them as their parent: the first would read
     something else afterwards, the others would lose theirs. Refused (DiskFull) when the parent
-    would not fit, unless in slices.
+    would not fit, unless in slices. `sparse=False` punches no holes (RULES 13), so slices give
+    nothing back.
     """
     with contextlib.closing(open_disk(child, folders=folders)) as chain:
         parent = chain.parent if isinstance(chain, VhdxDisk) else None
@@ -131,9 +133,13 @@ def merge_file(
         _refuse_others(child, base_path)
         with (
             vhdx.open_vhdx(
-                base_path, writable=True, keep_data_write_guid=True, parent=parent.parent
+                base_path,
+                writable=True,
+                keep_data_write_guid=True,
+                parent=parent.parent,
+                sparse=sparse,
             ) as base,
-            vhdx.open_vhdx(child, writable=True, keep_data_write_guid=True) as disk,
+            vhdx.open_vhdx(child, writable=True, keep_data_write_guid=True, sparse=sparse) as disk,
         ):
             _check_space(disk, base, slice_bytes)
             copied = merge_payload(
