@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from standby import clock
-from standby.comparing import runs_of_zero
+from standby.comparing import DATA, runs_of_zero
 from standby.disk import detected_format, open_disk, vhdx
 from standby.disk.pumping import PIECE, Reporter, data_windows, read_ahead
 from standby.disk.raw import RawDisk, create_raw
@@ -139,14 +137,17 @@ def copy_disk(
 def _data_runs(data: memoryview) -> list[tuple[int, int]]:
     """(first, stop) in bytes of what is worth writing of `data`, short stretches of zeros
     included."""
-    runs = runs_of_zero(data)
-    kept = runs[runs[:, 2] == 1]
-    if not len(kept):
-        return []
-    is_break = (kept[1:, 0] - kept[:-1, 1]) * PIECE >= ZEROS_MIN
-    firsts = kept[np.r_[True, is_break], 0] * PIECE
-    stops = np.minimum(kept[np.r_[is_break, True], 1] * PIECE, len(data))
-    return list(zip(firsts.tolist(), stops.tolist(), strict=True))
+    kept: list[tuple[int, int]] = []
+    for first, stop, kind in runs_of_zero(data).tolist():
+        if kind != DATA:
+            continue
+        if kept and first * PIECE - kept[-1][1] < ZEROS_MIN:
+            kept[-1] = (kept[-1][0], stop * PIECE)
+        else:
+            kept.append((first * PIECE, stop * PIECE))
+    if kept and kept[-1][1] > len(data):
+        kept[-1] = (kept[-1][0], len(data))
+    return kept
 
 
 def _open_source(
