@@ -99,7 +99,7 @@ def send_changes(
 
 def content_of(path: Path, *parents: Path) -> bytes:
     """Every byte of a disk."""
-    disk = open_disk(path, parents=parents)
+    disk = open_disk(path, parents=parents or None)
     data = bytearray(disk.virtual_size)
     step = 8 << 20
     for offset in range(0, len(data), step):
@@ -109,10 +109,12 @@ def content_of(path: Path, *parents: Path) -> bytes:
     return bytes(data)
 
 
-def noise(seed: int, size: int, share: float = 0.5) -> bytearray:
+def noise(seed: int, size: int, share: float = 0.1) -> bytearray:
     """A disk of `size` bytes of which about `share` of the pieces hold random bytes."""
     random = np.random.default_rng(seed)
-    count = -(-size // PIECE)
-    data = random.integers(0, 256, (count, PIECE), dtype=np.uint8)
-    data[random.random(count) >= share] = 0
-    return bytearray(data.tobytes()[:size])
+    if share >= 1:
+        return bytearray(random.bytes(size))
+    pieces = np.zeros((-(-size // PIECE), PIECE), dtype=np.uint8)
+    chosen = np.flatnonzero(random.random(len(pieces)) < share)
+    pieces[chosen] = np.frombuffer(random.bytes(len(chosen) * PIECE), np.uint8).reshape(-1, PIECE)
+    return bytearray(pieces.tobytes()[:size])

@@ -493,7 +493,7 @@ def test_a_raw_seed_is_a_start_too_and_the_copy_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("standby.road.partial.COMMIT_BYTES", 2 * MiB)
-    content = noise(22, SIZE)
+    content = noise(22, SIZE, 0.9)
     seed = tmp_path / "seed.raw"
     seed.write_bytes(content)
     spec = spec_of(SIZE, copy_from=(seed,))

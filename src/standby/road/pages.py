@@ -23,6 +23,9 @@ Runs = npt.NDArray[np.int64]
 _READ_SIZE = MiB
 """Bytes read and then hashed at once: small enough to be in the L2 cache when hashed."""
 
+_GAP_PIECES = 8
+"""Pieces between two runs that cost less to read and hash (32 KiB, some 6 us) than another call."""
+
 
 def page_range(page_number: int, virtual_size: int) -> tuple[int, int]:
     """(start, stop) bytes of a page."""
@@ -64,13 +67,22 @@ def open_layers(files: Sequence[Path]) -> VhdxDisk:
     return open_chain(files[0], parents=files[1:])
 
 
+def _joined(runs: Runs) -> Runs:
+    """Runs with gaps of at most 8 pieces closed."""
+    if len(runs) < 2:
+        return runs
+    cuts = np.flatnonzero(runs[1:, 0] - runs[:-1, 1] > _GAP_PIECES)
+    return np.stack([runs[np.append(0, cuts + 1), 0], runs[np.append(cuts, -1), 1]], axis=1)
+
+
 def read_leaves(
     disk: VirtualDisk, start: int, stop: int, wanted: Mask, leaves: Leaves, buffer: memoryview
 ) -> int:
     """Read the `wanted` pieces of the page [start, stop) to their places in `buffer` (16 MiB) and
-    put their leaves into `leaves` (4096,); the bytes read."""
+    put their leaves into `leaves` (4096,); the bytes read. Small gaps are read too: in them leaves
+    and buffer are those of the disk as well."""
     total = 0
-    for first, last in runs_of(wanted).tolist():
+    for first, last in _joined(runs_of(wanted)).tolist():
         position, end = first * PIECE, min(last * PIECE, stop - start)
         while position < end:
             size = min(_READ_SIZE, end - position)
