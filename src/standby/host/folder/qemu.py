@@ -1,7 +1,7 @@
 """Running a folder host's VM with QEMU: disk server, command line, start and stop.
 
-QEMU opens no disk file itself: it talks NBD to `standby.disk.serve` over a Unix socket, because
-its own VHDX driver refuses differencing disks. A VM stands still (`werror=stop`) while the disk
+QEMU opens no disk file itself: it talks NBD to our disk server over a Unix socket, because its own
+VHDX driver refuses differencing disks. A VM stands still (`werror=stop`) while the disk
 server is away for longer than the reconnect delay, and goes on when it is back.
 """
 
@@ -88,8 +88,8 @@ def start_disk_server(
         f"{_export(number)}={inventory.plain_path(folder, disk.file)}"
         for number, disk in enumerate(machine.disks)
     ]
-    command = [sys.executable, "-m", "standby.disk.serve", "--socket", socket_path, "--writable"]
-    command += ["--folder", str(folder)]
+    command = [sys.executable, "-m", "standby.host.folder.disk_server", "--socket", socket_path]
+    command += ["--kept", kept_prefix(record), "--folder", str(folder)]
     log = folder / SERVER_LOG
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     launched = subprocess.run(
@@ -115,6 +115,20 @@ def start_disk_server(
             )
         clock.sleep(0.02)
     return replace(record, serve_pid=server, serve_started=start)
+
+
+def kept_prefix(record: PowerRecord) -> str:
+    """Start of the paths where the disk server keeps writes that are not flushed yet."""
+    return f"{record.disk_socket}.kept"
+
+
+def forget_sockets(record: PowerRecord) -> None:
+    """Remove what a VM that is off left in the runtime folder: sockets, kept writes."""
+    for name in (record.qmp_socket, record.disk_socket, record.pid_file):
+        if name:
+            path = Path(name)
+            for leftover in path.parent.glob(f"{path.name}*"):
+                leftover.unlink(missing_ok=True)
 
 
 def _export(number: int) -> str:
@@ -330,7 +344,7 @@ def shut_down(
         return
     pid, start = record.qemu_pid, record.qemu_started
     if timeout_s > 0:
-        _ask(record, host, "system_powerdown")
+        _ask(record, host, "system_powerdown", clock)
         if processes.wait_for_end(pid, start, clock, timeout_s=timeout_s):
             return
     if not force:
@@ -339,7 +353,7 @@ def shut_down(
             f"VM {name} did not shut down within {timeout_s:g} s",
             "Shut the guest down from inside, or stop it with force",
         )
-    _ask(record, host, "quit")
+    _ask(record, host, "quit", clock)
     if not processes.wait_for_end(pid, start, clock, timeout_s=30):
         processes.end(pid, start, clock, grace_s=10)
 
@@ -351,10 +365,12 @@ def resume(record: PowerRecord, host: str) -> None:
             qmp.execute("cont")
 
 
-def _ask(record: PowerRecord, host: str, command: str) -> None:
+def _ask(record: PowerRecord, host: str, command: str, clock: Clock) -> None:
+    """Ask QEMU for an end. One that is ending by itself closes its monitor before it is gone."""
     try:
         with QmpClient(record.qmp_socket, host) as qmp:
             qmp.execute(command)
     except StandbyError:
-        if record.qemu_is_alive and command != "quit":
+        pid, start = record.qemu_pid, record.qemu_started
+        if command != "quit" and not processes.wait_for_end(pid, start, clock, timeout_s=5):
             raise
