@@ -439,23 +439,21 @@ def test_a_dead_disk_server_is_started_again_under_the_running_machine(
     assert power.read_record(folder, "prod") == after
 
 
-def test_a_start_that_was_killed_half_way_is_finished_by_the_next(
-    paused: tuple[FolderHost, Machine, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [1, 2, 3], ids=["begun", "disk server up", "QEMU up"])
+def test_a_start_that_was_killed_before_writing_down_is_finished_by_the_next(
+    paused: tuple[FolderHost, Machine, Path], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     host, machine, folder = paused
 
     class Killed(BaseException):
         pass
 
-    def die(*_: object) -> None:
-        raise Killed
-
     write = power.write_record
     calls = []
 
     def write_and_die(where: Path, record: PowerRecord) -> None:
         calls.append(record)
-        if len(calls) == 3:  # QEMU runs, and nobody has written that down
+        if len(calls) == step:
             raise Killed
         write(where, record)
 
@@ -463,10 +461,14 @@ def test_a_start_that_was_killed_half_way_is_finished_by_the_next(
         patched.setattr(power, "write_record", write_and_die)
         with pytest.raises(Killed):
             host.start(machine)
-    assert host.power_state(machine) is PowerState.RUNNING
-    running = power.read_record(folder, "prod").qemu_pid
+    was_running = host.power_state(machine) is PowerState.RUNNING
+    assert was_running == (step == 3)
+    before = power.read_record(folder, "prod").qemu_pid
     host.start(machine)
-    assert power.read_record(folder, "prod").qemu_pid == running
+    after = power.read_record(folder, "prod")
+    assert after.qemu_is_alive
+    assert after.server_is_alive
+    assert not was_running or after.qemu_pid == before
 
 
 def test_a_qemu_that_refuses_leaves_no_disk_server(

@@ -1,6 +1,6 @@
 """power.json: which processes run a VM, so that any process of any server can tell and stop them.
 
-A VM runs as two processes: the disk server (`standby.disk.serve`, because QEMU cannot open
+A VM runs as two processes: the disk server (disk_server.py, because QEMU cannot open
 differencing VHDX files) and QEMU. Both outlive whoever started them.
 """
 
@@ -58,8 +58,8 @@ class PowerRecord:
 def read_record(folder: Path, host: str) -> PowerRecord:
     """The record of the VM in `folder`, an empty one when it was never started.
 
-    A QEMU that was started but whose starter died before it could write that down is found by
-    its pid file.
+    What was started but whose starter died before it could write that down is found all the same:
+    QEMU by its pid file, the disk server at its socket.
     """
     path = folder / RECORD_FILE
     try:
@@ -76,10 +76,12 @@ def read_record(folder: Path, host: str) -> PowerRecord:
             f"{path} is damaged: {exc}",
             "See by hand whether a QEMU process runs this VM, then remove the file",
         ) from exc
-    if not record.qemu_pid and record.pid_file and not record.is_elsewhere:
-        found = _pid_in(Path(record.pid_file))
-        if found:
-            return replace(record, qemu_pid=found, qemu_started=processes.started(found))
+    if record.is_elsewhere:
+        return record
+    if not record.qemu_pid and record.pid_file and (found := _pid_in(Path(record.pid_file))):
+        record = replace(record, qemu_pid=found, qemu_started=processes.started(found))
+    if not record.serve_pid and record.disk_socket and (found := listener_pid(record.disk_socket)):
+        record = replace(record, serve_pid=found, serve_started=processes.started(found))
     return record
 
 

@@ -14,7 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from standby.clock import Clock
-from standby.errors import ConfigurationError, DiskError, HostError, MachineRunning
+from standby.errors import (
+    ConfigurationError,
+    DiskError,
+    HostError,
+    MachineRunning,
+    StandbyError,
+)
 from standby.host.folder import inventory, locks, power, processes, qemu
 from standby.host.folder.power import PowerRecord
 from standby.host.folder.vm_toml import FILE_NAME, MachineFile
@@ -115,9 +121,7 @@ class Running:
             processes.end(
                 record.serve_pid, record.serve_started, self.clock, grace_s=_SERVER_GRACE_S
             )
-        for name in (record.qmp_socket, record.disk_socket, record.pid_file):
-            if name:
-                Path(name).unlink(missing_ok=True)
+        qemu.forget_sockets(record)
         power.write_record(self.folder, PowerRecord())
 
     def start(self, item: MachineFile, accelerator: str) -> None:
@@ -132,21 +136,21 @@ class Running:
             if record.qemu_is_alive:
                 self._serve_again(item, record)
                 return
-            self._refuse_when_read(item)
             self._tidy()
+            self._refuse_when_read(item)
             record = replace(qemu.sockets(self.folder, self.host), node=platform.node())
-            Path(record.pid_file).unlink(missing_ok=True)
-            power.write_record(self.folder, record)
-            record = qemu.start_disk_server(
-                self.folder, item.machine, record, self.host, self.clock
-            )
+            qemu.forget_sockets(record)
             power.write_record(self.folder, record)
             try:
+                record = qemu.start_disk_server(
+                    self.folder, item.machine, record, self.host, self.clock
+                )
+                power.write_record(self.folder, record)
                 record = qemu.start_qemu(self.folder, item, record, self.host, accelerator)
-            except BaseException:
+                power.write_record(self.folder, record)
+            except StandbyError:
                 self._tidy()
                 raise
-            power.write_record(self.folder, record)
 
     def _refuse_when_read(self, item: MachineFile) -> None:
         if locks.has_checkpoint(self.folder):

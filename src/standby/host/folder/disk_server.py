@@ -1,0 +1,66 @@
+"""`python -m standby.host.folder.disk_server`: the disks of one running VM over NBD.
+
+    --socket PATH --kept PREFIX --folder FOLDER NAME=DISK …
+
+like `standby.disk.serve --writable`, with writes that a kill does not undo (keeping.py): those of
+the disk NAME are kept in PREFIX.NAME. Ends clean on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from standby import killpoints
+from standby.disk import open_disk
+from standby.disk.serve.server import NbdServer
+from standby.errors import StandbyError
+from standby.host.folder.keeping import KeptDisk
+from standby.ports import VirtualDisk
+
+
+def run(argv: Sequence[str], stop: threading.Event) -> None:
+    """Serve until `stop` is set."""
+    parser = argparse.ArgumentParser(prog="python -m standby.host.folder.disk_server")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--kept", type=Path, required=True, metavar="PREFIX")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("disks", nargs="*", metavar="NAME=DISK")
+    arguments = parser.parse_args(argv)
+    with contextlib.ExitStack() as stack:
+        disks: dict[str, VirtualDisk] = {}
+        for pair in arguments.disks:
+            name, _, path = pair.partition("=")
+            disk = open_disk(Path(path), writable=True, folders=[arguments.folder])
+            stack.callback(disk.close)
+            kept = KeptDisk(disk, arguments.kept.with_name(f"{arguments.kept.name}.{name}"))
+            stack.callback(kept.close)
+            if kept.repeated:
+                print(f"{path}: {kept.repeated} writes of a killed disk server done again")
+            disks[name] = kept
+        stack.enter_context(NbdServer(disks, arguments.socket, writable=True))
+        print("ready", flush=True)
+        stop.wait()
+
+
+def main() -> int:
+    """The process entry; the exit code."""
+    killpoints.be_called("disk server")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        run(sys.argv[1:], stop)
+    except StandbyError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
