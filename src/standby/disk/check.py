@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,26 +57,32 @@ def check_disk(
     Never raises for what is wrong with the file: that is in the report. Memory: 8 bytes per
     present block. `parents` and `folders` as for `open_disk`.
     """
-    findings: list[str] = []
-    notes: list[str] = []
-    is_dirty = False
-    counts = (0, 0, 0)
     try:
         image, _ = open_locked(path, writable=False, is_shallow=True)
     except DiskError as exc:
         return CheckReport((str(exc),), (), False, 0, 0, 0, 0)
     try:
-        is_dirty = image.is_dirty
-        notes += _spares(image.view)
-        counts = _check_layer(image, findings, notes)
-    except DiskError as exc:
-        findings.append(str(exc))
+        report = check_image(image)
     finally:
         image.file.close()
-    layers = 1
-    if not findings:
-        layers = _check_chain(path, parents, folders, findings)
-    return CheckReport(tuple(findings), tuple(notes), is_dirty, *counts, layers)
+    if not report.is_ok:
+        return report
+    findings: list[str] = []
+    layers = _check_chain(path, parents, folders, findings)
+    return replace(report, findings=tuple(findings), layers=layers)
+
+
+def check_image(image: Image) -> CheckReport:
+    """The report on one open file, its parents left alone."""
+    findings: list[str] = []
+    notes: list[str] = []
+    counts = (0, 0, 0)
+    try:
+        notes += _spares(image.view)
+        counts = _check_layer(image, notes)
+    except DiskError as exc:
+        findings.append(str(exc))
+    return CheckReport(tuple(findings), tuple(notes), image.is_dirty, *counts, 1)
 
 
 def _spares(view: BlockFile) -> list[str]:
@@ -94,7 +100,7 @@ def _spares(view: BlockFile) -> list[str]:
     return notes
 
 
-def _check_layer(image: Image, findings: list[str], notes: list[str]) -> tuple[int, int, int]:
+def _check_layer(image: Image, notes: list[str]) -> tuple[int, int, int]:
     """(blocks, present, partial) of one file whose entries, bitmaps and space are in order."""
     layer = image.layer
     table, geometry = layer.table, layer.geometry
@@ -141,7 +147,7 @@ def _check_chain(
             while isinstance(disk, VhdxDisk):
                 layers += 1
                 try:
-                    _check_layer(disk.image, findings, [])
+                    _check_layer(disk.image, [])
                 except DiskError as exc:
                     findings.append(str(exc))
                 disk = disk.parent
