@@ -102,8 +102,11 @@ def read_and_hash(path: Path, ranges: Sequence[Range], threads: int = 2) -> int:
     return mixed
 
 
-def copy_ranges(source: Path, target: Path, ranges: Sequence[Range], threads: int = 2) -> None:
-    """Copy the ranges into `target`, made if it is missing; synced before return."""
+def copy_ranges(
+    source: Path, target: Path, ranges: Sequence[Range], threads: int = 2, size: int = 0
+) -> None:
+    """Copy the ranges into `target`, made if it is missing and at least `size` bytes long
+    afterwards; synced before return."""
     fd = os.open(source, os.O_RDONLY)
     out = os.open(target, os.O_WRONLY | os.O_CREAT, 0o600)
 
@@ -114,9 +117,8 @@ def copy_ranges(source: Path, target: Path, ranges: Sequence[Range], threads: in
             raise OSError(f"short read or write at {offset} of {source}")
 
     try:
-        end = max((place + length for _, place, length in ranges), default=0)
-        if os.fstat(out).st_size < end:
-            os.ftruncate(out, end)
+        if os.fstat(out).st_size < size:
+            os.ftruncate(out, size)
         _on_threads(ranges, threads, work)
         os.fdatasync(out)
     finally:
