@@ -147,6 +147,8 @@ class DiskIO(DiskError):
     reason: str
 
     def message(self) -> str:
+        if not self.length:
+            return f"{self.path}: {self.operation} failed: {self.reason}"
         return (
             f"{self.path}: {self.operation} of {self.length} bytes at offset {self.offset:#x} "
             f"failed: {self.reason}"
@@ -489,6 +491,22 @@ class JobBusy(JobError):
     """A session of the job is running already."""
 
     retry: ClassVar[Retry] = Retry.LATER
+
+
+@dataclass(eq=False)
+class SessionStopped(StandbyError):
+    """Somebody asked the session to end: Ctrl-C, or `standby job stop`."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    exit_code: ClassVar[int] = 130
+    job: str
+    machine: str
+
+    def message(self) -> str:
+        return (
+            f"VM {self.machine}: the session of job {self.job} was stopped; no restore point was "
+            "made, what was transferred is kept and the next session goes on from it"
+        )
 
 
 @dataclass(eq=False)

@@ -46,7 +46,8 @@ class MachineReport:
 
 @dataclass(slots=True)
 class SessionReport:
-    """One session of a job. `outcome` is done, warnings or failed."""
+    """One session of a job. `outcome` is done, warnings, failed or interrupted (stopped, or
+    killed)."""
 
     id: str
     job: str

@@ -98,6 +98,17 @@ class Store:
         query = tables.sessions.select().where(tables.sessions.c.ended_at == "")
         return self._reports(query.order_by(tables.sessions.c.started_at))
 
+    def ask_to_stop(self, session: str) -> None:
+        """Record that the session is to end; its process looks for that (`stopping`)."""
+        with self._database.writing() as connection:
+            put(connection, tables.stop_requests, {"session": session}, {"asked_at": self._now()})
+
+    def is_asked_to_stop(self, session: str) -> bool:
+        """Whether somebody asked the session to end."""
+        query = tables.stop_requests.select().where(tables.stop_requests.c.session == session)
+        with self._database.reading() as connection:
+            return connection.execute(query).first() is not None
+
     def _reports(self, query: sa.Select[Any]) -> list[SessionReport]:
         with self._database.reading() as connection:
             rows = connection.execute(query).all()

@@ -63,6 +63,13 @@ alarms = sa.Table(
     sa.Column("acknowledged_at", sa.String(40), nullable=False),
 )
 
+stop_requests = sa.Table(
+    "stop_requests",
+    metadata,
+    sa.Column("session", sa.String(64), primary_key=True),
+    sa.Column("asked_at", sa.String(40), nullable=False),
+)
+
 replicas = sa.Table(
     "replicas",
     metadata,
