@@ -55,7 +55,10 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def qemu_binary(host: str) -> str:
-    """Path of qemu-system-x86_64; HostError naming the package where it is missing."""
+    """Path of qemu-system-x86_64; HostError naming the package where it is missing. Elsewhere than
+    on Linux nothing tells a VM's processes from others of the same number, so none is started."""
+    if not sys.platform.startswith("linux"):
+        raise HostError(host, "VMs are started with QEMU on Linux only")
     found = shutil.which(BINARY)
     if found is None:
         raise HostError(
