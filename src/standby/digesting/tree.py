@@ -70,7 +70,7 @@ def zero_node(level: int) -> bytes:
 def leaves(data: Buffer, out: Leaves | None = None) -> Leaves:
     """(n,) uint64: the leaf of each 4 KiB piece of `data`, a short last one padded with zeros.
 
-    Written into `out` where given. Releases the GIL; 4 KiB costs about 0.2 µs.
+    Written into `out` where given. Releases the GIL.
     """
     view = flat(data)
     if out is None:
