@@ -12,6 +12,7 @@ import pytest
 
 import standby
 from standby.cli import cli
+from standby.host.folder import vm_toml
 from standby.server.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,10 +79,17 @@ def test_the_program_has_the_command(line: str) -> None:
 
 
 def test_its_configurations_are_valid(tmp_path: Path) -> None:
+    whole = [text for text in blocks("toml") if "[hosts." in text]
+    machines = [text for text in blocks("toml") if "[[disks]]" in text]
     path = tmp_path / "standby.toml"
-    for text in blocks("toml"):
+    for text in whole:
         path.write_text(text, encoding="utf-8")
         assert load_config(path).jobs
+    for text in machines:
+        path.write_text(text, encoding="utf-8")
+        assert vm_toml.load(path, "vm").machine.disks
+    assert whole
+    assert machines
 
 
 def test_its_scripts_call_methods_that_exist() -> None:
