@@ -126,7 +126,7 @@ class SourceProxy:
 
     def _make_private_slots(self) -> None:
         count = self.task.threads * 2
-        self._private = [bytearray(2 * BATCH_SIZE) for _ in range(count)]
+        self._private = [comparing.aligned_buffer(2 * BATCH_SIZE) for _ in range(count)]
         for index in range(count):
             self._free_slots.put(index)
 
