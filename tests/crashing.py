@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from standby import killpoints
-from standby.files import File
+from standby.files import ByteLock, File
 
 SECTOR = 512
 
@@ -35,6 +35,7 @@ class Crasher:
         self.torn = torn
         self.power_seed = power_seed
         self.is_dead = False
+        self.held: list[File | ByteLock] = []
         self.unsynced: dict[str, list[tuple[int, bytes, bytes, int]]] = {}
 
     def change(self) -> bool:
@@ -57,6 +58,15 @@ class Crasher:
         length = max(0, min(len(new), size - offset))
         old = file.read(offset, length) if length else b""
         self.unsynced.setdefault(str(file.path), []).append((offset, old, new, size))
+
+    def end(self) -> None:
+        """What the system does for a dead process: close its files, drop its locks."""
+        for item in self.held:
+            if isinstance(item, File):
+                item.close()
+            else:
+                item.release()
+        self.lose_power()
 
     def lose_power(self) -> None:
         """Take away some of what was not synced: any subset, as a device may reorder."""
@@ -112,17 +122,19 @@ def crashing(
         finally:
             killpoints.install(None)
     if crasher.is_dead:
-        crasher.lose_power()
+        crasher.end()
 
 
 def _wrap(patch: pytest.MonkeyPatch, crasher: Crasher) -> None:
     plain_init, plain_write = File.__init__, File.write
+    plain_acquire = ByteLock.acquire
     plain_resize, plain_punch, plain_sync = File.resize, File.punch, File.sync
 
     def init(self: File, path: Path, *, writable: bool = False, create: bool = False) -> None:
         if create:
             crasher.change()
         plain_init(self, path, writable=writable, create=create)
+        crasher.held.append(self)
 
     def write(self: File, data: object, offset: int) -> None:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]
@@ -151,6 +163,11 @@ def _wrap(patch: pytest.MonkeyPatch, crasher: Crasher) -> None:
         plain_sync(self)
         crasher.unsynced.pop(str(self.path), None)
 
+    def acquire(self: ByteLock) -> bool:
+        crasher.held.append(self)
+        return plain_acquire(self)
+
+    patch.setattr(ByteLock, "acquire", acquire)
     patch.setattr(File, "__init__", init)
     patch.setattr(File, "write", write)
     patch.setattr(File, "resize", resize)

@@ -28,9 +28,11 @@ def _environment_handler() -> Callable[[str], None] | None:
     wanted = kill or os.environ.get("STANDBY_STOP_POINT", "")
     if not wanted:
         return None
-    name, _, count = wanted.partition(":")
+    name, _, count = wanted.rpartition(":")  # names have colons of their own: "merge: intent"
+    if not count.isdigit():
+        name, count = wanted, "1"
     process = os.environ.get("STANDBY_KILL_PROCESS", "")
-    remaining = int(count or 1)
+    remaining = int(count)
 
     def handler(reached: str) -> None:
         nonlocal remaining

@@ -11,7 +11,7 @@ from chains import add_point, check_points, make_replica
 from partials import noise
 from standby.digesting import PIECE, DigestFile
 from standby.disk import vhdx
-
+from standby.disk.check import check_disk
 from standby.errors import (
     DiskFull,
     Fenced,
@@ -105,8 +105,8 @@ def test_the_base_takes_over_the_childs_identity_and_complete_digests(three) -> 
     assert newest.locator["relative_path"] == ".\\base.vhdx"
     assert newest.locator["parent_linkage"] == "{" + child.data_write_guid + "}"
     assert "parent_linkage2" not in newest.locator
-    for name in ():
-        pass
+    for name in ("base.vhdx", "ready.vhdx"):
+        assert check_disk(folder.path / "disk0" / name).is_ok
 
 
 def test_an_absolute_locator_keeps_the_hosts_view_of_the_folder(tmp_path: Path) -> None:
@@ -175,7 +175,6 @@ def test_progress_is_told_and_a_fenced_writer_stops(three) -> None:
         seen.append((done, total))
 
     with pytest.raises(Fenced):
-        merge_oldest(folder, lease, progress)
         merge_oldest(folder, lease, progress)
     lease.release()
     assert seen
