@@ -1,26 +1,35 @@
 """Two folder hosts, a repository and a job on real files: what the simulation tests share.
 
 `Site` makes them below one folder, plays the guest (writes to the source disks), runs sessions in
-this process or as the command line, and knows what every restore point must read as.
+this process (movers are threads of it) or as the command line (movers are processes), and knows
+what every restore point must read as.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 
 import standby
-from standby.disk import open_disk
-from standby.host.folder import new_machine
+from standby import killpoints
+from standby.clock import Clock
+from standby.disk import open_disk, vhdx
+from standby.host.folder import FolderHost, new_machine
 from standby.repository import Repository
 from standby.road.replica import ReplicaFolder
+from standby.road.source_host import SourceVerbs
+from standby.road.target_host import TargetVerbs
 from standby.server.config import load_config
+from standby.server.movers import MoverPair, thread_movers
 from standby.server.replicas import Replicas
 from standby.server.store import Store
 from standby.units import MiB
@@ -45,11 +54,35 @@ restore_points = {restore_points}
 """
 
 
+class JumpingClock(Clock):
+    """The system's clock, until somebody sets it or waits for hours."""
+
+    def __init__(self) -> None:
+        self.wall = timedelta()
+        self.waited_s = 0.0
+
+    def now(self) -> datetime:
+        return super().now() + self.wall
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.waited_s
+
+    def wait(self, **duration: float) -> None:
+        """Let time pass."""
+        self.wall += timedelta(**duration)
+        self.waited_s += timedelta(**duration).total_seconds()
+
+    def set_back(self, **duration: float) -> None:
+        """Somebody sets the wall clock; the time that passes is not changed."""
+        self.wall -= timedelta(**duration)
+
+
 class Site:
     """A source and a target on one machine."""
 
     def __init__(self, folder: Path, restore_points: int = 7, more: str = "") -> None:
         self.folder = folder
+        self.clock = JumpingClock()
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "standby.toml"
         self.config.write_text(TOML.format(restore_points=restore_points, more=more))
@@ -102,12 +135,27 @@ class Site:
 
     # --- sessions ------------------------------------------------------------------------------
 
-    def run(self, **arguments: object):
-        """A session in this process (with mover children)."""
-        with standby.BackupServer(self.config) as server:
+    def movers(self, connections: int) -> MoverPair:
+        """Both movers as threads of this process."""
+        return thread_movers(
+            connections, SourceVerbs, lambda data, rings: TargetVerbs(data, rings, self.clock)
+        )
+
+    def server(self) -> standby.BackupServer:
+        """The backup server, in this process."""
+        return standby.BackupServer(self.config, clock=self.clock, make_movers=self.movers)
+
+    def run(self, **arguments):
+        """A session in this process; what was committed is remembered."""
+        with self.server() as server:
             report = server.start("job", **arguments)
         self.remember(report)
         return report
+
+    def plan(self, **arguments):
+        """`job plan` in this process."""
+        with self.server() as server:
+            return server.plan("job", **arguments)
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """The command line, as a process of its own."""
@@ -140,12 +188,15 @@ class Site:
         self.points[f"{replica}/{point}"] = self.content(machine)
 
     def content(self, machine: str) -> dict[str, str]:
-        """What the source disks hold now."""
-        folder = self.folder / "source" / machine
-        return {
-            f"disk{number}": content_digest(path)
-            for number, path in enumerate(sorted(folder.glob("disk*.vhdx")))
-        }
+        """What the source disks hold now, by controller place."""
+        host = FolderHost("source", self.folder / "source")
+        found = host.machine(machine)
+        folder = self.folder / "source" / found.folder
+        digests = {}
+        for item in found.disks:
+            path = folder / item.file
+            digests[item.place] = content_digest(path)
+        return digests
 
     # --- what must hold ------------------------------------------------------------------------
 
@@ -162,9 +213,14 @@ class Site:
             for disk in point.disks:
                 if not disk.excluded:
                     chain = folder.chain_paths(point, disk.disk_id)
-                    found[disk.disk_id] = content_digest(chain[0], chain[1:])
+                    found[disk.place] = content_digest(chain[0], chain[1:])
             known = self.points.get(f"{name}/{point.id}")
-            assert found in ([known] if known is not None else self.states), f"{point.id} is wrong"
+            excluded = {disk.place for disk in point.disks if disk.excluded}
+            wanted = [
+                {place: text for place, text in state.items() if place not in excluded}
+                for state in ([known] if known is not None else self.states)
+            ]
+            assert found in wanted, f"{point.id} is wrong"
         for verdict in Replicas.of_folder(self.folder / "target").verify(name):
             assert verdict.is_ok, verdict
         return len(points)
@@ -204,3 +260,32 @@ def content_digest(path: Path, parents: tuple[Path, ...] = ()) -> str:
         return digest.hexdigest()
     finally:
         disk.close()
+
+
+@contextlib.contextmanager
+def at_kill_point(name: str, action, count: int = 1) -> Iterator[list[str]]:
+    """Call `action()` when this process reaches the kill point for the `count`-th time; every name
+    that is reached is in the list."""
+    reached: list[str] = []
+
+    def handler(point: str) -> None:
+        reached.append(point)
+        if point == name and reached.count(name) == count:
+            action()
+
+    killpoints.install(handler)
+    try:
+        yield reached
+    finally:
+        killpoints.install(None)
+
+
+def add_disk(site: Site, size: int, place: str, machine: str = "vm1", name: str = "") -> Path:
+    """A new, empty disk at a free controller place of a source VM; its file."""
+    folder = site.folder / "source" / machine
+    file = name or f"disk{len(list(folder.glob('*.vhdx')))}.vhdx"
+    vhdx.create(folder / file, size).close()
+    text = (folder / "vm.toml").read_text()
+    text += f'\n[[disks]]\nplace = "{place}"\nfile = "{file}"\nid = "id-of-{file}"\n'
+    (folder / "vm.toml").write_text(text)
+    return folder / file

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -115,6 +116,8 @@ def main(arguments: Sequence[str]) -> int:
     description = json.loads(sys.stdin.readline() if arguments[0] == "-" else arguments[0])
     role = description["role"]
     killpoints.be_called(description["name"])
+    # Ctrl-C reaches the whole process group: the server ends, and its movers with their links.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, data, rings = adopted_links(
         description, "target mover" if role == "source" else "source mover"
     )

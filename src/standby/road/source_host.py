@@ -7,6 +7,7 @@ below the host's folder, never by what a locator says.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from standby.repository import Repository, Staging
 from standby.road.batches import LeafArray
 from standby.road.scanning import SendTask, StoredLeaves
 from standby.road.source_proxy import SourceProxy, counted_changes
+from standby.road.telling import ToldLeaves
 from standby.wire.link import Link
 from standby.wire.shared_memory import SharedRing
 
@@ -218,24 +220,35 @@ class SourceVerbs:
                 repository.close()
 
     def scan_disk(self, wanted: SendDisk) -> SendResult:
-        """Find what `send_disk` would send against the repository (or nothing), sending and
-        staging nothing."""
-        disk = self._opener(wanted.disk)
-        repository = Repository(Path(wanted.repository)) if wanted.builds_on_repository else None
+        """Find what `send_disk` would send, sending and staging nothing. Against the target's
+        leaves the target's end of the connection runs `tell_disk` meanwhile."""
         try:
-            stored = (
-                _RepositoryLeaves(repository, wanted.replica, wanted.disk_id)
-                if repository is not None
-                else None
-            )
-            counters = counted_changes(disk, stored, normalised(wanted.candidates), wanted.threads)
+            return self._scan_disk(wanted)
+        except BaseException:
+            if wanted.baseline == "target":
+                self._data[wanted.connection].shutdown()  # else the target would wait for ever
+            raise
+
+    def _scan_disk(self, wanted: SendDisk) -> SendResult:
+        with contextlib.ExitStack() as stack:
+            disk = self._opener(wanted.disk)
+            stack.callback(disk.close)
+            stored: StoredLeaves | None = None
+            told: ToldLeaves | None = None
+            threads = wanted.threads
+            if wanted.baseline == "target":
+                stored = told = ToldLeaves(wanted.task, self._data[wanted.connection])
+                threads = 1
+            elif wanted.builds_on_repository:
+                repository = Repository(Path(wanted.repository), create=False)
+                stack.callback(repository.close)
+                stored = _RepositoryLeaves(repository, wanted.replica, wanted.disk_id)
+            counters = counted_changes(disk, stored, normalised(wanted.candidates), threads)
+            if told is not None:
+                told.finish()
             return SendResult(
                 "", counters.read, counters.changed, counters.zeroed, 0, 0, counters.busy_s
             )
-        finally:
-            disk.close()
-            if repository is not None:
-                repository.close()
 
 
 def normalised(candidates: list[tuple[int, int]] | None) -> tuple[Extent, ...] | None:

@@ -7,6 +7,7 @@ committed together, ready layers renewed and old points retired, all under that 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import msgspec
 
 from standby import killpoints
 from standby.clock import SYSTEM_CLOCK, Clock
+from standby.disk import open_disk
 from standby.errors import (
     ConfigurationError,
     ProtocolError,
@@ -29,16 +31,19 @@ from standby.model.machine import Machine
 from standby.model.point import PointDisk, RestorePoint
 from standby.model.replica import ReplicaDisk, ReplicaIdentity, ReplicaState
 from standby.road import ready
+from standby.road.adopting import adopt_disk, make_found_point
 from standby.road.committing import commit, recover
 from standby.road.lease import WriterLease
 from standby.road.merging import finish_merge, merge_oldest, pending_merge
-from standby.road.naming import READY
+from standby.road.naming import POINTS, READY
 from standby.road.partial import PartialDisk, PartialSpec, SealedDisk
 from standby.road.points import disk_of, points_kept_by
 from standby.road.replica import ReplicaFolder, folder_name
-from standby.road.surveying import target_state
+from standby.road.seeding import find_seed, is_adoptable, mapped_machine, seed_of
+from standby.road.surveying import partials, target_state
 from standby.road.target_proxy import TargetProxy
 from standby.road.target_rules import load_target_rules
+from standby.road.telling import HeldDisk, held_disk, tell
 from standby.wire.link import Link
 from standby.wire.shared_memory import SharedRing
 
@@ -55,10 +60,12 @@ class _OpenReplica:
     sealed: dict[str, SealedDisk] = field(default_factory=dict)
 
     def close(self) -> None:
-        for partial in self.partials.values():
-            partial.close()
-        self.partials.clear()
-        self.lease.release()
+        """Close every partial disk, whatever becomes of another one, and give the lease back."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.lease.release)
+            for partial in self.partials.values():
+                stack.callback(partial.close)
+            self.partials.clear()
 
 
 class TargetVerbs:
@@ -80,6 +87,9 @@ class TargetVerbs:
             "ping": lambda: "target",
             "find_replica": self.find_replica,
             "inspect_replica": self.inspect_replica,
+            "mapped_disks": self.mapped_disks,
+            "tell_disk": self.tell_disk,
+            "map_machine": self.map_machine,
             "free_bytes": lambda path: free_bytes(_nearest_folder(Path(path))),
             "open_replica": self.open_replica,
             "register_disks": self.register_disks,
@@ -108,10 +118,8 @@ class TargetVerbs:
         """Close every replica: partial disks keep what was acknowledged."""
         with self._lock:
             for replica in self._replicas.values():
-                try:
-                    replica.close()
-                except StandbyError:
-                    continue  # it is as a kill would have left it, which a resume handles
+                with contextlib.suppress(StandbyError):
+                    replica.close()  # else it is as a kill would have left it: a resume handles it
             self._replicas.clear()
 
     def _open(self, path: str) -> _OpenReplica:
@@ -137,11 +145,14 @@ class TargetVerbs:
                 if folder.exists() and _identity_of(folder) == identity:
                     return {"path": str(path), "exists": True}
         plain = folder_name(wanted, (), identity.machine_id[:8])
-        seeded = root / plain
-        if plain in existing and not ReplicaFolder(seeded).exists():
-            existing.remove(plain)  # a folder put there for us: a seed, or our own first session
+        if plain in existing and _is_ours_to_begin(root / plain):
+            existing.remove(plain)
         name = folder_name(wanted, existing, identity.machine_id[:8])
         return {"path": str(root / name), "exists": False}
+
+    def mapped_disks(self, root: str, folder: str) -> list[str]:
+        """Controller places of the VM at the target that a job maps to (RULES 16)."""
+        return [disk.place for disk in mapped_machine(Path(root), folder).disks]
 
     def inspect_replica(self, path: str) -> dict[str, Any] | None:
         """What the target holds, without becoming its writer; None where there is no replica."""
@@ -200,6 +211,70 @@ class TargetVerbs:
         replica = self._open(path)
         replica.lease.update(disks=tuple(msgspec.convert(disks, list[ReplicaDisk])))
 
+    def map_machine(self, path: str, folder: str) -> dict[str, Any]:
+        """Make the disks of the VM in `folder`, below the target's root, the first point as they
+        are (RULES 16): those at the places of the replica's disks."""
+        replica = self._open(path)
+        root = replica.folder.path.parent
+        machine = mapped_machine(root, folder)
+        home = root / machine.folder
+        at_place = {disk.place: disk for disk in replica.folder.record().disks}
+        files = {
+            at_place[disk.place].id: home / disk.file
+            for disk in machine.disks
+            if disk.place in at_place
+        }
+        if not files:
+            raise ConfigurationError(
+                str(home),
+                "the VM that the job maps to has no disk at a controller place of the source's",
+                "See `map` of the job",
+            )
+        point = make_found_point(replica.folder, replica.lease, machine, files)
+        warnings = [f"the disks of {home} became the restore point {point.id}"]
+        warnings += [
+            f"{home / disk.file}, at {disk.place}, is left alone: the source has no disk there"
+            for disk in machine.disks
+            if disk.place not in at_place
+        ]
+        return {"state": target_state(replica.folder), "warnings": warnings}
+
+    def tell_disk(
+        self,
+        path: str,
+        disk_id: str,
+        virtual_size: int,
+        connection: int,
+        task: str,
+        seed_name: str,
+        mapped_from: str,
+        place: str,
+    ) -> dict[str, Any]:
+        """Tell the source what is here of a disk, over a data connection, changing nothing."""
+        link = self._data[connection]
+        held: HeldDisk | None = None
+        try:
+            folder = ReplicaFolder(Path(path), self._clock)
+            file: Path | None = None
+            if mapped_from:
+                machine = mapped_machine(folder.path.parent, mapped_from)
+                found = [disk.file for disk in machine.disks if disk.place == place]
+                file = folder.path.parent / machine.folder / found[0]
+            elif seed_name:
+                file = seed_of(folder, disk_id, seed_name)
+            if file is not None:
+                held = HeldDisk(open_disk(file), virtual_size)
+            else:
+                held = held_disk(folder, disk_id, virtual_size)
+            tell(held, task, link)
+            return {}
+        except BaseException:
+            link.shutdown()  # else the source would wait for ever
+            raise
+        finally:
+            if held is not None:
+                held.close()
+
     # --- transfer ----------------------------------------------------------------------------
 
     def begin_disk(
@@ -215,8 +290,11 @@ class TargetVerbs:
         has_parent: bool,
         copy: bool,
         seed: bool,
+        seed_name: str,
     ) -> dict[str, Any]:
-        """Make or resume the partial disk of a point; what it holds already."""
+        """Make or resume the partial disk of a point; what it holds already. `copy`: a new base
+        from what the newest point holds; `seed`: from the file the user put here, which may be
+        called `seed_name`."""
         replica = self._open(path)
         folder = replica.folder
         newest = folder.newest()
@@ -233,8 +311,10 @@ class TargetVerbs:
                 chain = layers
                 digests = tuple(folder.digest_paths(newest.id, disk_id))
                 root = bytes.fromhex(held.root)
-        elif seed:
-            copy_from = self._seed_of(folder, disk_id)
+        elif seed and newest is None:
+            copy_from = self._seeded(
+                replica, disk_id, seed_name, point, checkpoint, virtual_size, logical_sector_size
+            )
         disk_folder = folder.disk_path(disk_id)
         make_folder_durably(disk_folder)
         replica.lease.check()
@@ -260,20 +340,28 @@ class TargetVerbs:
         replica.sealed.pop(disk_id, None)
         return {"point": partial.point_id, "acknowledged": partial.acknowledged_bytes}
 
-    def _seed_of(self, folder: ReplicaFolder, disk_id: str) -> tuple[Path, ...]:
-        """The disk file the user put into the disk's folder (RULES 16)."""
-        found = [
-            path
-            for path in sorted(folder.disk_path(disk_id).glob("seed.*"))
-            if path.suffix in (".vhdx", ".avhdx", ".raw", ".img")
-        ]
-        if not found:
-            raise ConfigurationError(
-                str(folder.disk_path(disk_id)),
-                "the job says there is a seed, but no seed.vhdx or seed.raw is here",
-                "Copy the disk there, or take the VM out of the job's `seed` table",
-            )
-        return (found[0],)
+    def _seeded(
+        self,
+        replica: _OpenReplica,
+        disk_id: str,
+        seed_name: str,
+        point: str,
+        checkpoint: str,
+        virtual_size: int,
+        logical_sector_size: int,
+    ) -> tuple[Path, ...]:
+        """Begin with the seed: in place where it is a VHDX of the source's shape (then nothing is
+        left to copy), else its file to copy from. A transfer that began with it goes on."""
+        folder = replica.folder
+        if any(item.disk_id == disk_id for item in partials(folder)):
+            found = find_seed(folder, disk_id, seed_name)
+            return (found,) if found is not None else ()
+        file = seed_of(folder, disk_id, seed_name)
+        shape = (virtual_size, logical_sector_size)
+        if is_adoptable(file, shape):
+            adopt_disk(folder, replica.lease, disk_id, file, point, checkpoint)
+            return ()
+        return (file,)
 
     def receive_disk(
         self, path: str, disk_id: str, task: str, connection: int, verify_writes: str
@@ -421,6 +509,14 @@ def _identity_of(folder: ReplicaFolder) -> ReplicaIdentity | None:
         return folder.record().identity
     except StandbyError:
         return None
+
+
+def _is_ours_to_begin(path: Path) -> bool:
+    """Whether a folder without a replica in it may become one: put there for a seed, left by our
+    own first session, or a replica that lost its record; never the folder of a VM."""
+    if ReplicaFolder(path).exists():
+        return False
+    return (path / POINTS).is_dir() or not (path / "vm.toml").exists()
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -9,16 +9,14 @@ session left is finished or taken up at the next session's prepare.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from standby import killpoints
-from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import (
     CheckpointLimit,
     DiskError,
@@ -28,49 +26,26 @@ from standby.errors import (
     LinkError,
     MoverDied,
     ReplicaMissing,
+    RepositoryBusy,
     RepositoryError,
+    SessionStopped,
     StandbyError,
-    VerifyFailed,
 )
-from standby.model.job import ReplicationJob
-from standby.model.machine import Checkpoint, CheckpointDisk, Machine
+from standby.model.machine import Checkpoint, Machine
 from standby.model.replica import Action, ReplicaIdentity, ReplicaState, legal_actions
 from standby.model.report import DiskReport, MachineReport
-from standby.ports import Host
 from standby.repository import Repository
 from standby.road.naming import new_point_id
 from standby.road.points import DiskMatches, TargetState, match_disks
 from standby.server import facts
+from standby.server.context import ProgressCallback, SessionContext, TaskSlots
 from standby.server.movers import MoverPair
 from standby.server.plan import DiskPlan, Mode
 from standby.server.retention import changed_share, is_changed_share_unusual
-from standby.server.store import Store
+from standby.server.store import CHANGED_SHARE
+from standby.server.transfer import Transfer
 
-ProgressCallback = Callable[[str, str, int, int], None]
-"""Called as progress(machine, disk place, bytes scanned, bytes to scan) from any thread."""
-
-PROGRESS_INTERVAL_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class SessionContext:
-    """What all VMs of a session share."""
-
-    session: str
-    installation: str
-    job: ReplicationJob
-    source: Host
-    source_root: Path
-    target_root: Path
-    repository: Path
-    store: Store
-    take_over: bool = False
-    accept_loss: bool = False
-    progress: ProgressCallback | None = None
-    clock: Clock = field(default_factory=lambda: SYSTEM_CLOCK)
-    after_commit: Callable[[Path, Machine, dict[str, str]], None] | None = None
-    """Called with the replica's folder, the VM and {place: ready layer} after each commit: makes
-    or updates the replica VM on the target host."""
+__all__ = ["MachineDriver", "ProgressCallback", "SessionContext", "TaskSlots"]
 
 
 class MachineDriver:
@@ -82,13 +57,17 @@ class MachineDriver:
         self.movers = movers
         self.report = MachineReport(machine.name, machine.id)
         self.is_broken = False
+        self.repository_error: RepositoryError | None = None
+        """The damage of the repository that the session met, if that is why it failed."""
         self._identity = ReplicaIdentity(
             context.installation, context.source.name, machine.id, context.job.name
         )
-        self._key = facts.repository_key(self._identity)
+        self.key = facts.repository_key(self._identity)
         self._path = ""
         self._checkpoint: Checkpoint | None = None
         self._is_released = False
+        self._is_mapped = False
+        self._lost_points = 0
 
     def run(self) -> MachineReport:
         """Bring one new restore point of the VM to the target."""
@@ -100,13 +79,31 @@ class MachineDriver:
             report.warnings.append(str(exc))
         except (Fenced, CheckpointLimit, MoverDied, LinkError) as exc:
             report.outcome, report.error = "interrupted", str(exc)
-            self.is_broken = isinstance(exc, MoverDied | LinkError)
+            self.is_broken = True
+            if self.context.is_cancelled.is_set():  # that is why the movers were cut off
+                report.error = str(SessionStopped(self.context.job.name, self.machine.name))
         except StandbyError as exc:
             report.outcome, report.error = "failed", str(exc)
             self.is_broken = True
+            if isinstance(exc, RepositoryError) and not isinstance(exc, RepositoryBusy):
+                self.repository_error = exc
+        except Exception as exc:  # a bug: one VM's trouble is not the other VMs'
+            traceback.print_exc(file=sys.stderr)
+            report.outcome, report.error = "failed", f"unexpected {type(exc).__name__}: {exc}"
+            self.is_broken = True
         finally:
             self._end()
+        if report.point and report.outcome != "skipped":
+            # The point is committed: what failed after it is made good by the next session.
+            if report.outcome != "done":
+                report.warnings.append(f"after the commit of {report.point}: {report.error}")
+            report.outcome, report.error = "done", ""
         return report
+
+    def _alarm(self, kind: str, text: str) -> None:
+        """For the report, and for the list of alarms that a person has to acknowledge."""
+        self.report.alarms.append(text)
+        self.context.store.raise_alarm(kind, self.context.job.name, self.machine.name, text)
 
     def _end(self) -> None:
         """Whatever happened: the checkpoint is released, the lease given back."""
@@ -114,8 +111,10 @@ class MachineDriver:
             try:
                 self._release()
             except StandbyError as exc:
-                self.report.alarms.append(f"checkpoint not released: {exc}")
-        if self._path and not self.is_broken:
+                self._alarm("checkpoint", f"checkpoint not released: {exc}")
+        if self._path and self.is_broken:
+            self.movers.cut()  # the target's end of it closes the replica too
+        elif self._path:
             try:
                 self.movers.target.call("close_replica", path=self._path)
             except StandbyError as exc:
@@ -146,18 +145,18 @@ class MachineDriver:
                 self._check_space(state, plans)
             point = self._point_id(state)
             with self._step("transfer"):
-                roots = self._transfer(state, checkpoint, matches, plans, point)
+                roots = self._transfer(checkpoint, matches, plans, point)
             with self._step("release"):
                 context.source.confirm_checkpoint(checkpoint)
                 trackers = self._release()
             with self._step("commit"):
                 self._commit(checkpoint, plans, point, roots, trackers)
+                self.report.point = point
             with self._step("repository"):
                 self._commit_repository(repository, point, roots)
                 older = [disk.tracker_id for disk in state.disks if disk.tracker_id]
                 context.source.forget_tracker(self.machine, older)
                 killpoints.reach("older tracker ids given up")
-            self.report.point = point
             self.report.outcome = "done"
             with self._step("ready layer"):
                 ready = self.movers.target.call("renew_ready", path=self._path)
@@ -188,12 +187,15 @@ class MachineDriver:
         self.report.replica = Path(self._path).name
         self.report.warnings.extend(found["warnings"])
         state = msgspec.convert(found["state"], TargetState)
-        if known is not None and len(state.points) < known.points and not context.accept_loss:
-            raise ReplicaMissing(
-                self.report.replica,
-                self._path,
-                f"{len(state.points)} restore points where {known.points} were known",
-            )
+        if known is not None and not state.points:
+            self._lost_points = known.points
+        lost = facts.points_lost(known, repository, self.key, state.newest)
+        if not lost and known is not None and len(state.points) < known.points:
+            lost = f"{len(state.points)} restore points where {known.points} were known"
+        if lost and not context.accept_loss:
+            raise ReplicaMissing(self.report.replica, self._path, lost)
+        if lost:
+            repository.forget(self.key)  # or it would say the same next time
         if Action.SESSION not in legal_actions(state.state):
             raise IllegalTransition(
                 self.report.replica,
@@ -201,14 +203,42 @@ class MachineDriver:
                 Action.SESSION.value,
                 tuple(action.value for action in legal_actions(state.state)),
             )
-        facts.converge_repository(repository, self._key, state)
+        facts.converge_repository(repository, self.key, state)
+        self._remember(state.state, list(state.points))
+        if not state.newest and self.machine.name in context.job.map:
+            state = self._map(state)
+        return state
+
+    def _map(self, state: TargetState) -> TargetState:
+        """Make the disks of an existing VM at the target the first point (RULES 16)."""
+        matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
+        self._register(matches)
+        found = self.movers.target.call(
+            "map_machine",
+            path=self._path,
+            folder=self.context.job.map[self.machine.name],
+        )
+        self.report.warnings.extend(found["warnings"])
+        self._is_mapped = True
+        state = msgspec.convert(found["state"], TargetState)
         self._remember(state.state, list(state.points))
         return state
 
-    def _remember(self, state: ReplicaState, points: list[str]) -> None:
+    def _register(self, matches: DiskMatches) -> None:
+        """Have the target keep the disks' ids before anything carries one (RULES 1)."""
+        self.movers.target.call(
+            "register_disks", path=self._path, disks=msgspec.to_builtins(matches.known)
+        )
+
+    def _remember(self, state: ReplicaState, points: list[str], count: int | None = None) -> None:
         newest = points[-1] if points else ""
         self.context.store.remember_replica(
-            self._identity, self.report.replica, self._path, state.value, newest, len(points)
+            self._identity,
+            self.report.replica,
+            self._path,
+            state.value,
+            newest,
+            len(points) if count is None else count,
         )
 
     def _take_checkpoint(self) -> Checkpoint:
@@ -250,20 +280,23 @@ class MachineDriver:
             matches,
             state,
             repository,
-            self._key,
+            self.key,
             self.context.source,
             self.context.source_root,
             self.movers.source,
             self.context.store.changed_history(self._identity),
+            lost_points=self._lost_points,
         )
         for plan in plans.values():
             disk = DiskReport(plan.disk_id, plan.place, plan.mode.value, plan.reason)
             disk.virtual_size = plan.virtual_size
             self.report.disks.append(disk)
             known = any(held.disk_id == plan.disk_id for held in state.disks)
-            if known and plan.mode in (Mode.FULL, Mode.NEW_CHAIN):
-                self.report.alarms.append(f"disk {plan.place}: {plan.mode.value}: {plan.reason}")
-            elif known and plan.mode is Mode.INCREMENTAL and plan.baseline == "target":
+            if plan.is_unforeseen:
+                self._alarm("full", f"disk {plan.place}: full: {plan.reason}")
+            elif plan.mode is Mode.NEW_CHAIN or (
+                known and not self._is_mapped and _is_compared_anew(plan)
+            ):
                 self.report.warnings.append(f"disk {plan.place}: {plan.reason}")
         for removed in matches.removed:
             if any(held.disk_id == removed.id for held in state.disks):
@@ -289,138 +322,33 @@ class MachineDriver:
 
     def _transfer(
         self,
-        state: TargetState,
         checkpoint: Checkpoint,
         matches: DiskMatches,
         plans: dict[str, DiskPlan],
         point: str,
     ) -> dict[str, str]:
         """Send every disk; the digest roots as the source computed them, hex, by disk id."""
-        disks = {disk.place: disk for disk in checkpoint.disks}
-        todo = [plan for plan in plans.values() if plan.mode is not Mode.EXCLUDED]
-        self.movers.target.call(
-            "register_disks", path=self._path, disks=msgspec.to_builtins(matches.known)
-        )
-        for plan in todo:
-            self._begin(plan, disks[plan.place], checkpoint, state, point)
+        self._register(matches)
         reports = {report.disk_id: report for report in self.report.disks}
-        roots: dict[str, str] = {}
-        limit = max(1, self.context.job.max_tasks)
-        with ThreadPoolExecutor(limit, thread_name_prefix="disk task") as pool:
-            tasks = {
-                pool.submit(
-                    self._send_disk, plan, disks[plan.place], checkpoint, point, reports
-                ): plan
-                for plan in todo
-            }
-            self._watch(tasks)
-        failures = [task.exception() for task in tasks if task.exception() is not None]
-        if failures:
-            # A broken link is the symptom on one side of what the other side's error explains.
-            failures.sort(key=lambda exc: isinstance(exc, LinkError))
-            raise failures[0]  # type: ignore[misc]
-        for task, plan in tasks.items():
-            roots[plan.disk_id] = task.result()
-        return roots
-
-    def _begin(
-        self,
-        plan: DiskPlan,
-        disk: CheckpointDisk,
-        checkpoint: Checkpoint,
-        state: TargetState,
-        point: str,
-    ) -> None:
-        self.movers.target.call(
-            "begin_disk",
-            path=self._path,
-            disk_id=plan.disk_id,
-            point=point,
-            checkpoint=checkpoint.id,
-            virtual_size=disk.virtual_size,
-            logical_sector_size=disk.logical_sector_size,
-            physical_sector_size=disk.physical_sector_size,
-            page83=disk.page83,
-            has_parent=plan.has_parent,
-            copy=plan.mode is Mode.NEW_CHAIN,
-            seed=plan.mode is Mode.SEED,
-        )
-        killpoints.reach("child created")
-
-    def _send_disk(
-        self,
-        plan: DiskPlan,
-        disk: CheckpointDisk,
-        checkpoint: Checkpoint,
-        point: str,
-        reports: dict[str, DiskReport],
-    ) -> str:
-        context = self.context
-        task = f"{self.machine.name} {plan.place} {new_token(4)}"
-        with self.movers.connection() as connection:
-            receiving = self.movers.target.start(
-                "receive_disk",
-                path=self._path,
-                disk_id=plan.disk_id,
-                task=task,
-                connection=connection,
-                verify_writes=context.job.verify_writes,
-            )
-            sending = self.movers.source.start(
-                "send_disk",
-                task=task,
-                connection=connection,
-                disk={"root": str(context.source_root), "files": list(disk.files)},
-                repository=str(context.repository),
-                replica=self._key,
-                disk_id=plan.disk_id,
-                session=context.session,
-                point_id=point,
-                checkpoint_id=checkpoint.id,
-                baseline=plan.baseline,
-                builds_on_repository=plan.builds_on_repository,
-                candidates=None
-                if plan.candidates is None
-                else [(extent.offset, extent.length) for extent in plan.candidates],
-                resume_mark=plan.resume_mark,
-                compression="none"
-                if context.job.compression == "auto"
-                else context.job.compression,
-                virtual_size=disk.virtual_size,
-            )
-            sent, received = _both(sending, receiving)
-        report = reports[plan.disk_id]
-        report.read, report.changed = sent["read"], sent["changed"]
-        report.zeroed, report.sent = sent["zeroed"], sent["sent"]
-        report.skipped = max(0, plan.read.value - sent["read"])
-        report.written = received["written"]
-        report.resent_blocks = received["resent_blocks"]
-        if report.resent_blocks:
-            self.report.alarms.append(
-                f"disk {plan.place}: {report.resent_blocks} blocks read back wrong and were resent"
-            )
-        report.busy_s = {**sent["busy_s"], **received["busy_s"]}
-        if sent["root"] != received["root"]:
-            raise VerifyFailed(self.report.replica, plan.disk_id, 0)
-        return str(sent["root"])
-
-    def _watch(self, tasks: dict[Future[str], DiskPlan]) -> None:
-        """Wait for the tasks; report progress, and end them when the checkpoint is too old."""
-        context = self.context
-        pending = set(tasks)
-        limit = context.job.checkpoint_max_age_s
-        while pending:
-            _, pending = wait(pending, timeout=PROGRESS_INTERVAL_S)
-            if limit and context.clock.monotonic() - self._checkpoint_started > limit:
-                self.is_broken = True
-                self.movers.source.close()
-                wait(pending)
-                raise CheckpointLimit(self.machine.name, f"age {limit} s")
-            if context.progress is not None and not self.is_broken:
-                with contextlib.suppress(StandbyError):
-                    for task, (done, total) in self.movers.source.call("progress").items():
-                        machine, place, _ = task.rsplit(" ", 2)
-                        context.progress(machine, place, done, total)
+        try:
+            return Transfer(
+                self.context,
+                self.machine,
+                self.movers,
+                self._path,
+                self.key,
+                point,
+                checkpoint,
+                reports,
+            ).run(plans, self._checkpoint_started)
+        finally:
+            for disk in reports.values():
+                if disk.resent_blocks:
+                    self._alarm(
+                        "read-back",
+                        f"disk {disk.place}: {disk.resent_blocks} blocks read back wrong and were "
+                        "resent; check the target's storage",
+                    )
 
     # --- commit ------------------------------------------------------------------------------
 
@@ -460,12 +388,12 @@ class MachineDriver:
         """The point exists already: trouble here costs time next session, nothing else."""
         try:
             repository.commit(
-                self._key, point, {disk: bytes.fromhex(root) for disk, root in roots.items()}
+                self.key, point, {disk: bytes.fromhex(root) for disk, root in roots.items()}
             )
         except (RepositoryError, DiskError) as exc:
             self.report.warnings.append(f"{exc}; the next session compares with the target")
             with contextlib.suppress(RepositoryError, DiskError):
-                repository.discard(self._key)
+                repository.discard(self.key)
         killpoints.reach("repository commit")
 
     # --- retention ---------------------------------------------------------------------------
@@ -481,29 +409,25 @@ class MachineDriver:
                 f"{share:.1%} of the disks changed, far more than usual; retention is held until "
                 "`standby job acknowledge`"
             )
-            self.report.alarms.append(text)
-            context.store.raise_alarm("changed share", context.job.name, self.machine.name, text)
+            self._alarm(CHANGED_SHARE, text)
             is_held = True
         points: list[str]
         if is_held:
             points = self.movers.target.call("points", path=self._path)
         else:
-            kept = self.movers.target.call(
-                "retire_points", path=self._path, keep=context.job.restore_points
-            )
+            points = self.movers.target.call("points", path=self._path)
+            # What retention may leave is written down first: after a kill in the middle of it
+            # fewer points are no loss.
+            keep = context.job.restore_points
+            self._remember(ReplicaState.READY, points, min(len(points), keep))
+            kept = self.movers.target.call("retire_points", path=self._path, keep=keep)
             points = kept["points"]
             self.report.warnings.extend(kept["warnings"])
             with contextlib.suppress(RepositoryError, DiskError):
-                repository.drop_points(self._key, set(points))
+                repository.drop_points(self.key, set(points))
         self._remember(ReplicaState.READY, points)
 
 
-def _both(sending: Future[Any], receiving: Future[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both results, or the error that explains: a link error only when there is no other."""
-    wait([sending, receiving])
-    errors = [item.exception() for item in (receiving, sending) if item.exception() is not None]
-    if errors:
-        errors.sort(key=lambda exc: isinstance(exc, LinkError | MoverDied))
-        died = [exc for exc in errors if isinstance(exc, MoverDied)]
-        raise (errors[0] if not isinstance(errors[0], LinkError) or not died else died[0])  # type: ignore[misc]
-    return sending.result(), receiving.result()
+def _is_compared_anew(plan: DiskPlan) -> bool:
+    """Whether the repository's digests, which should be there, are of no use."""
+    return plan.mode is Mode.INCREMENTAL and plan.baseline == "target"

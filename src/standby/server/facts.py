@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from standby.clock import new_token
 from standby.disk.vhdx import default_block_size
 from standby.errors import RepositoryError
+from standby.files import rename_durably
 from standby.model.extent import Extent
 from standby.model.job import ReplicationJob
 from standby.model.machine import Checkpoint, CheckpointDisk, Machine
@@ -18,6 +20,7 @@ from standby.road.points import DiskMatches, TargetState
 from standby.server.config_check import excludes_disk
 from standby.server.movers import MoverHandle
 from standby.server.plan import DiskFacts, DiskPlan, PartialFacts, TargetDiskFacts, plan_disk
+from standby.server.store import KnownReplica
 
 
 def repository_key(identity: ReplicaIdentity) -> str:
@@ -25,6 +28,36 @@ def repository_key(identity: ReplicaIdentity) -> str:
     return "/".join(
         (identity.installation, identity.source_host, identity.machine_id, identity.job)
     )
+
+
+def points_lost(known: KnownReplica | None, repository: Repository, key: str, newest: str) -> str:
+    """What the target has lost, '' for nothing: it holds fewer points than were seen there last, or
+    an older newest one than the repository has the digests of (RULES 6)."""
+    recorded: list[str] = []
+    with contextlib.suppress(RepositoryError):
+        recorded = repository.points(key)
+    expected = max([known.newest_point if known is not None else "", *recorded])
+    if expected > newest:
+        return f"its newest restore point is {newest or 'gone'} where {expected} was known"
+    return ""
+
+
+def healed_repository(path: Path, key: str, error: RepositoryError) -> str:
+    """Make a damaged repository usable again: forget what it has of the replica, or, where not
+    even that works, move it away. What was done, for people; the next comparison is with the
+    target's own digests. Raises `error` where it is no damage (another program's database)."""
+    if "damaged" not in error.problem:
+        raise error
+    try:
+        with Repository(path) as repository:
+            repository.forget(key)
+            return "what it had of this replica was dropped"
+    except RepositoryError as exc:
+        if "damaged" not in exc.problem:
+            raise
+        aside = path.with_name(f"{path.name}.damaged-{new_token(4)}")
+        rename_durably(path, aside)
+        return f"it was moved to {aside}"
 
 
 def converge_repository(repository: Repository, key: str, state: TargetState) -> None:
@@ -61,15 +94,26 @@ def disk_plans(
     source_root: Path,
     mover: MoverHandle,
     history: Mapping[str, tuple[int, ...]],
+    *,
+    lost_points: int = 0,
+    mapped_places: Collection[str] = (),
 ) -> dict[str, DiskPlan]:
     """The plan of every disk of the VM, by controller place. `history` maps a disk's id to the
-    changed bytes of its last incremental sessions."""
+    changed bytes of its last incremental sessions; `lost_points` are as many as the target once
+    had where it has none now; `mapped_places` are those of the VM at the target that is to become
+    the first point."""
     at_target = {disk.disk_id: disk for disk in state.disks} if state else {}
     newest = state.newest if state else ""
     partials = {
         item.disk_id: item for item in (state.partials if state else ()) if item.point_id > newest
     }
-    known = repository.states(key) if repository is not None else {}
+    known = {}
+    if repository is not None:
+        with contextlib.suppress(RepositoryError):  # damaged: as good as none
+            known = repository.states(key)
+    gone = {disk.place for disk in matches.removed if disk.id in at_target}
+    new = {disk.id for disk in matches.new}
+    is_first = not newest
     plans = {}
     for disk in checkpoint.disks:
         disk_id = matches.matched[disk.place].id
@@ -101,11 +145,19 @@ def disk_plans(
             tracked=tracked,
             tracker_reason=reason,
             is_excluded=is_excluded,
-            has_seed=job.seed.get(machine.name, False),
+            has_seed=is_first and job.seed.get(machine.name, False),
+            mapped_from=job.map[machine.name] if is_first and disk.place in mapped_places else "",
+            lost=_lost(lost_points, disk_id in new and disk.place in gone),
             history=history.get(disk_id, ()),
         )
         plans[disk.place] = plan_disk(facts)
     return plans
+
+
+def _lost(points: int, is_replaced: bool) -> str:
+    if is_replaced:
+        return "another disk is at this place now; older points keep the one before"
+    return f"the target lost the {points} restore points it had" if points else ""
 
 
 def _tracked(

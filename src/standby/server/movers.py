@@ -83,8 +83,9 @@ class MoverHandle:
                 self._dead = True
                 calls = list(self._calls.values())
                 self._calls.clear()
+            death = self._death() if calls else None
             for future in calls:
-                future.set_exception(self._death())
+                future.set_exception(death)
 
     def _death(self) -> MoverDied:
         status = "its control link ended"
@@ -94,10 +95,15 @@ class MoverHandle:
                 status = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
         return MoverDied(self.name, status)
 
+    def cut(self) -> None:
+        """End every call, now and from now on, with MoverDied, whatever the mover is doing or hangs
+        in; it closes its files and ends as soon as it can. `close` is still to be called."""
+        self._link.shutdown()
+
     def close(self) -> None:
         """End the mover in good order: it closes its files and exits."""
         self._link.shutdown()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=10)
         self._link.close()
         if self.process is not None:
             try:
@@ -131,8 +137,16 @@ class MoverPair:
         finally:
             self._free.put(number)
 
+    def cut(self) -> None:
+        """End every call of both movers (`MoverHandle.cut`); the pair is not used again."""
+        self.is_broken = True
+        self.source.cut()
+        self.target.cut()
+
     def close(self) -> None:
         """End both movers."""
+        self.source.cut()
+        self.target.cut()
         self.source.close()
         self.target.close()
 

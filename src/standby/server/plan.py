@@ -36,7 +36,8 @@ class Basis(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A forecast in bytes; `low` and `high` are the range of an estimate."""
+    """A forecast in bytes; `low` and `high` are the range of an estimate. What is to be sent is
+    counted as content, before packing and without the tables that go with it."""
 
     value: int
     basis: Basis
@@ -67,8 +68,10 @@ class PartialFacts:
 @dataclass(frozen=True, slots=True)
 class DiskFacts:
     """Everything `plan_disk` needs. `allocated` is what the source stores, 0 when not measured;
-    `tracked` are the tracker's ranges, None where it cannot say (`tracker_reason`); `history` the
-    changed bytes of the last incremental sessions, newest last."""
+    `tracked` are the tracker's ranges, None where it cannot say (`tracker_reason`); `has_seed`: a
+    disk file was put there for the first point; `mapped_from`: the folder of the VM at the target
+    whose disk becomes the first point; `lost`: why an incremental, which was to be expected, cannot
+    be; `history` the changed bytes of the last incremental sessions, newest last."""
 
     place: str
     disk_id: str
@@ -84,6 +87,8 @@ class DiskFacts:
     tracker_reason: str = ""
     is_excluded: bool = False
     has_seed: bool = False
+    mapped_from: str = ""
+    lost: str = ""
     history: tuple[int, ...] = ()
 
 
@@ -91,7 +96,10 @@ class DiskFacts:
 class DiskPlan:
     """What happens to one disk. `baseline`, `candidates`, `resume_mark` are the source proxy's
     (road.source_proxy); `builds_on_repository`: staged pages lie above the repository's newest
-    state; `has_parent`: the new file is a child of the newest point's."""
+    state; `has_parent`: the new file is a child of the newest point's; `copies_chain`: it is a new
+    base made from what the newest point holds; `uses_seed`: it begins with a file put there;
+    `is_unforeseen`: full where an incremental was to be expected; `mapped_from`: the folder of the
+    VM at the target that it is compared with. `allocated` bytes are stored at the source."""
 
     place: str
     disk_id: str
@@ -106,6 +114,11 @@ class DiskPlan:
     read: Figure = Figure(0, Basis.EXACT)
     send: Figure = Figure(0, Basis.EXACT)
     space: Figure = Figure(0, Basis.EXACT)
+    copies_chain: bool = False
+    uses_seed: bool = False
+    is_unforeseen: bool = False
+    mapped_from: str = ""
+    allocated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +168,7 @@ def plan_disk(facts: DiskFacts) -> DiskPlan:
         else:
             reason += " from a newer checkpoint"
     elif target is None:
-        mode, baseline, reason = Mode.FULL, "none", "first restore point"
-        if facts.has_seed:
-            mode, baseline, reason = Mode.SEED, "target", "a seed disk is compared and updated"
+        mode, baseline, reason = _first(facts)
     elif not is_same_shape:
         mode, baseline = Mode.NEW_CHAIN, "target"
         reason = _shape_change(facts, target)
@@ -185,7 +196,25 @@ def plan_disk(facts: DiskFacts) -> DiskPlan:
         candidates,
         mark,
         *forecast,
+        copies_chain=target is not None and not is_same_shape,
+        uses_seed=target is None and facts.has_seed,
+        is_unforeseen=mode is Mode.FULL and bool(facts.lost),
+        mapped_from=facts.mapped_from if target is None else "",
+        allocated=facts.allocated,
     )
+
+
+def _first(facts: DiskFacts) -> tuple[Mode, str, str]:
+    """Mode, baseline and reason for a disk that the newest point does not have."""
+    if facts.has_seed:
+        return Mode.SEED, "target", "a seed disk is compared and updated"
+    if facts.mapped_from:
+        return (
+            Mode.INCREMENTAL,
+            "target",
+            f"compared with the disk of the VM in {facts.mapped_from}, the first restore point",
+        )
+    return Mode.FULL, "none", facts.lost or "first restore point"
 
 
 def _shape_change(facts: DiskFacts, target: TargetDiskFacts) -> str:
@@ -205,15 +234,18 @@ def _forecasts(
     if candidates is not None:
         read = Figure(sum(extent.length for extent in candidates), Basis.EXACT)
     else:
-        read = Figure(facts.allocated, Basis.EXACT)
+        is_all = facts.partial is None or facts.partial.checkpoint_id != facts.checkpoint_id
+        read = Figure(facts.allocated, Basis.EXACT if is_all else Basis.UPPER_BOUND)
     if mode is Mode.INCREMENTAL and facts.history:
         middle = int(statistics.median(facts.history))
         send = Figure(
             min(middle, read.value), Basis.ESTIMATED, min(facts.history), max(facts.history)
         )
     else:
-        already = facts.partial.logged_bytes if facts.partial is not None else 0
-        send = Figure(max(0, read.value - already), Basis.UPPER_BOUND)
+        send = Figure(read.value, Basis.UPPER_BOUND)
+        if facts.partial is not None and facts.partial.checkpoint_id == facts.checkpoint_id:
+            left = max(0, read.value - facts.partial.logged_bytes)
+            send = Figure(left, Basis.ESTIMATED, left, read.value)
     return read, send, _space(facts, send, mode)
 
 

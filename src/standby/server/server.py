@@ -9,33 +9,34 @@ print(report.outcome, [machine.point for machine in report.machines])
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
-
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import JobBusy, JobError, StandbyError, UnknownName
-from standby.files import ByteLock, free_bytes, make_folder_durably
+from standby.errors import JobBusy, JobError, SessionStopped, StandbyError, UnknownName
+from standby.files import ByteLock, make_folder_durably
 from standby.host.folder import FolderHost, create_replica_machine, update_replica_machine
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
-from standby.model.replica import ReplicaIdentity
 from standby.model.report import MachineReport, SessionReport
 from standby.ports import Host
-from standby.repository import Repository
-from standby.road.points import TargetState, match_disks
 from standby.server import facts
 from standby.server.config import Config, load_config
-from standby.server.config_check import Finding, check_paths, replica_conflicts, selects
-from standby.server.driver import MachineDriver, ProgressCallback, SessionContext
+from standby.server.config_check import Finding, Level, check_paths, replica_conflicts, selects
+from standby.server.context import ProgressCallback, SessionContext, TaskSlots
+from standby.server.driver import MachineDriver
 from standby.server.movers import MoverPair, child_movers
-from standby.server.plan import Basis, DiskPlan, Figure, JobPlan, MachinePlan, Mode
+from standby.server.plan import JobPlan
+from standby.server.planner import Planner
 from standby.server.replicas import Replicas
+from standby.server.stopping import StopWatcher, is_session_running, stop_sessions
 from standby.server.store import Store
+
+RPO = "rpo"
+"""The kind of alarm of a replica whose newest point is too old."""
 
 
 class BackupServer:
@@ -56,8 +57,10 @@ class BackupServer:
         self._make_movers = make_movers
         self._hosts = dict(hosts or {})
         self._movers: list[MoverPair] = []
+        self._lent: list[MoverPair] = []
+        self._task_slots = threading.Semaphore(self.config.limits.max_tasks)
         make_folder_durably(self.config.state_database.parent)
-        self.store = Store(self.config.state_database)
+        self.store = Store(self.config.state_database, clock)
         self.replicas = Replicas(self.config, self.store, self.host, clock)
 
     def close(self) -> None:
@@ -107,6 +110,16 @@ class BackupServer:
         for name in sorted({job.source for job in self.jobs()}):
             with contextlib.suppress(StandbyError):  # check_paths has said so
                 inventory[name] = self.host(name).machines()
+        for job in self.jobs():
+            if job.checkpoint_max_growth and isinstance(self.host(job.source), FolderHost):
+                findings.append(
+                    Finding(
+                        Level.WARNING,
+                        f"[jobs.{job.name}] checkpoint_max_growth",
+                        f"has no effect: the checkpoints of folder host {job.source} do not grow",
+                        "checkpoint_max_age bounds them",
+                    )
+                )
         targets = {name: host.path for name, host in self.config.hosts.items()}
         findings.extend(replica_conflicts(self.jobs(), inventory, targets))
         return findings
@@ -140,11 +153,13 @@ class BackupServer:
             pair = self._movers.pop()
         except IndexError:
             pair = self._make_movers(self.config.limits.max_tasks)
+        self._lent.append(pair)
         is_sound = False
         try:
             yield pair
             is_sound = not pair.is_broken
         finally:
+            self._lent.remove(pair)
             if is_sound:
                 self._movers.append(pair)
             else:
@@ -164,67 +179,159 @@ class BackupServer:
         """Run a session of the job: a new restore point of every VM (of `machines` only, if
         given). Raises only for what stops the whole job; per VM the report tells."""
         wanted = self.config.job(job)
-        with self._one_session(wanted):
+        with self._one_session(wanted, take_over) as is_alone:
             report = SessionReport(
                 f"{self.clock.now():%Y%m%dT%H%M%SZ}-{new_token(2)}",
                 wanted.name,
                 self.clock.now().isoformat(),
             )
-            source = self.host(wanted.source)
-            released = [*self._released_intents(wanted), *source.release_leftovers()]
+            released: list[str] = []
+            if is_alone:
+                released = self._released(wanted)
             self.store.begin_session(report)
-            found = self.machines(wanted)
-            if machines is not None:
-                found = [item for item in found if item.name in machines]
-            if not found:
-                report.outcome = "failed"
-                report.ended_at = self.clock.now().isoformat()
-                self.store.save_session(report)
-                raise JobError(
-                    wanted.name,
-                    f"no VM on host {wanted.source} matches {', '.join(wanted.machines)}",
-                    "See `standby job plan` and the job's `machines`",
-                )
             context = self._context(report.id, wanted, take_over, accept_loss, progress)
-            with ThreadPoolExecutor(wanted.max_machines, thread_name_prefix="machine") as pool:
-                report.machines = list(pool.map(lambda item: self._replicate(context, item), found))
+            try:
+                found = self._wanted_machines(wanted, machines)
+                report.machines = self._replicated(context, found)
+            except BaseException as exc:
+                self._end_early(wanted, report, exc)
+                raise
             if released:
                 report.machines[0].warnings.append(
                     f"released what a killed session left: {', '.join(released)}"
                 )
             self._check_rpo(wanted, report)
             report.outcome = _outcome(report.machines)
+            if context.is_cancelled.is_set() and report.outcome == "failed":
+                report.outcome = "interrupted"
             report.ended_at = self.clock.now().isoformat()
             self.store.save_session(report)
             return report
 
-    def _released_intents(self, job: ReplicationJob) -> list[str]:
-        """Release the checkpoints of killed sessions of this job (RULES 10): while we hold the
-        job's lock, none of its intents is alive. What was released, by checkpoint id."""
+    def _wanted_machines(
+        self, job: ReplicationJob, machines: Sequence[str] | None
+    ) -> list[Machine]:
+        found = self.machines(job)
+        if machines is not None:
+            for name in machines:
+                if name not in {item.name for item in found}:
+                    raise UnknownName(
+                        f"VM in job {job.name}", name, tuple(item.name for item in found)
+                    )
+            found = [item for item in found if item.name in machines]
+        if not found:
+            raise JobError(
+                job.name,
+                f"no VM on host {job.source} matches {', '.join(job.machines)}",
+                "See `standby job plan` and the job's `machines`",
+            )
+        return found
+
+    def _replicated(
+        self, context: SessionContext, machines: Sequence[Machine]
+    ) -> list[MachineReport]:
+        """Every VM's report, in the machines' order. An interrupt, or `stop` from anywhere, cuts
+        the movers off, so that no thread is left that waits for one."""
+
+        def cut() -> None:
+            context.is_cancelled.set()
+            for pair in list(self._lent):
+                pair.cut()
+
+        with (
+            StopWatcher(self.store, context.session, cut),
+            ThreadPoolExecutor(context.job.max_machines, thread_name_prefix="machine") as pool,
+        ):
+            tasks = [pool.submit(self._replicate, context, item) for item in machines]
+            try:
+                return [task.result() for task in tasks]
+            except BaseException:
+                cut()
+                raise
+
+    def stop(self, job: str, *, timeout_s: float = 120) -> list[SessionReport]:
+        """End the sessions of the job that run, in whatever process, and wait until they have:
+        their reports, none when none ran. What was transferred is kept; JobError when one still
+        runs after `timeout_s`."""
+        wanted = self.config.job(job)
+        lock = self._job_lock(wanted.name).path
+        return stop_sessions(
+            self.store, wanted, lambda: is_session_running(lock), self.clock, timeout_s
+        )
+
+    def _end_early(self, job: ReplicationJob, report: SessionReport, exc: BaseException) -> None:
+        """Record a session that could not do its work, and what that means for the job's rpo."""
+        is_failure = isinstance(exc, StandbyError)
+        report.outcome = "failed" if is_failure else "interrupted"
+        report.ended_at = self.clock.now().isoformat()
+        with contextlib.suppress(StandbyError):
+            self.store.save_session(report)
+            if is_failure and not isinstance(exc, UnknownName):
+                for text, machine in self._overdue(job, None):
+                    self.store.raise_alarm(RPO, job.name, machine, text)
+
+    def _released(self, job: ReplicationJob) -> list[str]:
+        """Release what dead sessions of this installation left on the hosts (RULES 10): of this
+        job, whose lock we hold, and of others whose lock nobody does. What, by name."""
         released = []
-        for intent in self.store.open_intents(job.source):
+        for name in {job.name, *(report.job for report in self.store.unfinished_sessions())}:
+            lock = self._job_lock(name)
+            if name != job.name and not lock.acquire():
+                continue
+            try:
+                released.extend(self._released_intents(name))
+            finally:
+                lock.release()
+        return [*released, *self.host(job.source).release_leftovers()]
+
+    def _released_intents(self, job: str) -> list[str]:
+        """Release the checkpoints of killed sessions of one job, none of which is alive; what was
+        released, by checkpoint id."""
+        released = []
+        for intent in self.store.open_intents():
             with contextlib.suppress(UnknownName):
-                if self.store.session(intent.session).job != job.name:
+                if self.store.session(intent.session).job != job:
                     continue
-            if intent.checkpoint is not None:
-                self.host(job.source).release_checkpoint(intent.checkpoint)
+            if intent.checkpoint is not None and intent.host in self.config.hosts:
+                self.host(intent.host).release_checkpoint(intent.checkpoint)
                 released.append(f"checkpoint {intent.checkpoint.id[:12]}")
             self.store.checkpoint_released(intent.id)
         for report in self.store.unfinished_sessions():
-            if report.job == job.name:
+            if report.job == job:
                 report.outcome = "interrupted"
                 report.ended_at = self.clock.now().isoformat()
                 self.store.save_session(report)
         return released
 
     def _replicate(self, context: SessionContext, machine: Machine) -> MachineReport:
+        """One VM. Damage in the repository costs a comparison with the target's digests: what is
+        damaged goes, and the VM begins again."""
+        if context.is_cancelled.is_set():
+            text = str(SessionStopped(context.job.name, machine.name))
+            return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
+        driver = self._driven(context, machine)
+        error = driver.repository_error
+        if error is None:
+            return driver.report
+        try:
+            done = facts.healed_repository(context.repository, driver.key, error)
+        except StandbyError:
+            return driver.report
+        text = f"{error}; {done}"
+        again = self._driven(context, machine)
+        again.report.alarms.append(text)
+        self.store.raise_alarm("repository", context.job.name, machine.name, text)
+        return again.report
+
+    def _driven(self, context: SessionContext, machine: Machine) -> MachineDriver:
         started = self.clock.monotonic()
         with self._lent_movers() as pair:
+            if context.is_cancelled.is_set():
+                pair.cut()
             driver = MachineDriver(context, machine, pair)
             driver.report.steps_s["start movers"] = self.clock.monotonic() - started
-            report = driver.run()
-            pair.is_broken = driver.is_broken
-            return report
+            driver.run()
+            return driver
 
     def _context(
         self,
@@ -243,6 +350,7 @@ class BackupServer:
             target_root=self._root(job.target),
             repository=self.config.repositories[job.repository],
             store=self.store,
+            slots=TaskSlots(job.max_tasks, self._task_slots),
             take_over=take_over,
             accept_loss=accept_loss,
             progress=progress,
@@ -250,32 +358,62 @@ class BackupServer:
             after_commit=_keep_replica_machine,
         )
 
+    def _job_lock(self, job: str) -> ByteLock:
+        database = self.config.state_database
+        return ByteLock(database.parent / f".{database.name}.{job}.lock")
+
     @contextlib.contextmanager
-    def _one_session(self, job: ReplicationJob) -> Iterator[None]:
-        """One session per job at a time, across processes; ends with the process."""
-        folder = self.config.state_database.parent
-        lock = ByteLock(folder / f".{self.config.state_database.name}.{job.name}.lock")
-        if not lock.acquire():
-            raise JobBusy(job.name, "a session is running already", "Wait for it to end")
+    def _one_session(self, job: ReplicationJob, take_over: bool) -> Iterator[bool]:
+        """One session per job at a time, across processes; ends with the process. With `take_over`
+        a second one may run beside one that hangs, and fences it replica by replica; False then."""
+        lock = self._job_lock(job.name)
+        is_alone = lock.acquire()
+        if not is_alone and not take_over:
+            raise JobBusy(
+                job.name,
+                "a session is running already",
+                "Wait for it to end, end it with `standby job stop`, or fence one that hangs "
+                "with --take-over",
+            )
         try:
-            yield
+            yield is_alone
         finally:
             lock.release()
 
     def _check_rpo(self, job: ReplicationJob, report: SessionReport) -> None:
         """A replica whose newest point is older than the job allows is an alarm, whatever the
         reason."""
+        machines = {item.machine_id: item for item in report.machines if item.outcome != "done"}
+        for text, machine_id in self._overdue(job, machines):
+            machines[machine_id].alarms.append(text)
+            self.store.raise_alarm(RPO, job.name, machines[machine_id].machine, text)
+
+    def _overdue(
+        self, job: ReplicationJob, machines: Mapping[str, MachineReport] | None
+    ) -> list[tuple[str, str]]:
+        """(text, VM id) for each of `machines` whose replica breaks the job's rpo; without
+        `machines`, when the source cannot be asked, of every replica known."""
         if not job.rpo_s:
-            return
-        for machine in report.machines:
-            if machine.outcome == "done":
-                continue
-            age = self.replicas.newest_age_s(job, machine.machine_id)
-            if age is None or age > job.rpo_s:
-                text = "has no restore point" if age is None else f"is {age:.0f} s old"
-                machine.alarms.append(
-                    f"the newest restore point of {machine.machine} {text}; rpo is {job.rpo_s} s"
+            return []
+        if machines is not None:
+            names = {machine_id: item.machine for machine_id, item in machines.items()}
+        else:
+            known = self.store.known_replicas(job.name)
+            names = {item.identity.machine_id: item.name for item in known}
+        found = []
+        for machine_id, name in names.items():
+            age = self.replicas.newest_age_s(job, machine_id)
+            if age is None:
+                found.append((f"{name} has no restore point; rpo is {job.rpo_s} s", machine_id))
+            elif age > job.rpo_s:
+                found.append(
+                    (
+                        f"the newest restore point of {name} is {age:.0f} s old; "
+                        f"rpo is {job.rpo_s} s",
+                        machine_id,
+                    )
                 )
+        return found
 
     # --- plans -------------------------------------------------------------------------------
 
@@ -283,112 +421,17 @@ class BackupServer:
         """What a session would do, per VM and disk. `scan` reads the disks and makes bytes to send
         exact; nothing is changed either way."""
         wanted = self.config.job(job)
-        repository: Repository | None = None
-        with contextlib.suppress(StandbyError):
-            repository = Repository(self.config.repositories[wanted.repository], create=False)
-        try:
-            with self._lent_movers() as pair:
-                plans = tuple(
-                    self._plan_machine(wanted, machine, repository, pair, scan)
-                    for machine in self.machines(wanted)
-                )
-        finally:
-            if repository is not None:
-                repository.close()
-        root = self._root(wanted.target)
-        free = free_bytes(root) if root.is_dir() else 0
-        return JobPlan(wanted.name, plans, free, scan)
-
-    def _plan_machine(
-        self,
-        job: ReplicationJob,
-        machine: Machine,
-        repository: Repository | None,
-        pair: MoverPair,
-        scan: bool,
-    ) -> MachinePlan:
-        identity = ReplicaIdentity(self.config.installation, job.source, machine.id, job.name)
-        key = facts.repository_key(identity)
-        source = self.host(job.source)
-        replica = ""
-        try:
-            found = pair.target.call(
-                "find_replica",
-                root=str(self._root(job.target)),
-                identity=msgspec.to_builtins(identity),
-                wanted=machine.name + job.suffix,
-            )
-            replica = Path(found["path"]).name
-            held = pair.target.call("inspect_replica", path=found["path"])
-            state = msgspec.convert(held, TargetState) if held is not None else None
-            reason = self.replicas.refusal(identity, state)
-            if reason:
-                return MachinePlan(machine.name, machine.id, replica, "skip", reason)
-            checkpoint = source.take_checkpoint(machine, f"plan-{new_token(4)}")
-            try:
-                known = state.known_disks if state is not None else ()
-                plans = facts.disk_plans(
-                    job,
-                    machine,
-                    checkpoint,
-                    match_disks(replica, known, machine.disks),
-                    state,
-                    repository,
-                    key,
-                    source,
-                    self._root(job.source),
-                    pair.source,
-                    self.store.changed_history(identity),
-                )
-                disks = {disk.place: disk for disk in checkpoint.disks}
-                if scan:
-                    plans = {
-                        place: self._scanned(plan, disks[place].files, job, key, pair)
-                        for place, plan in plans.items()
-                    }
-            finally:
-                source.release_checkpoint(checkpoint)
-        except StandbyError as exc:
-            return MachinePlan(machine.name, machine.id, replica, "conflict", str(exc))
-        return MachinePlan(
-            machine.name, machine.id, replica, "replicate", disks=tuple(plans.values())
+        planner = Planner(
+            wanted,
+            self.config.installation,
+            self.host(wanted.source),
+            self._root(wanted.source),
+            self._root(wanted.target),
+            self.config.repositories[wanted.repository],
+            self.store,
+            self._lent_movers,
         )
-
-    def _scanned(
-        self,
-        plan: DiskPlan,
-        files: Sequence[str],
-        job: ReplicationJob,
-        key: str,
-        pair: MoverPair,
-    ) -> DiskPlan:
-        """The plan with exact figures where the baseline is on this side."""
-        if plan.mode is Mode.EXCLUDED or plan.baseline == "target":
-            return plan
-        found = pair.source.call(
-            "scan_disk",
-            task=f"scan {plan.place} {new_token(4)}",
-            connection=0,
-            disk={"root": str(self._root(job.source)), "files": list(files)},
-            repository=str(self.config.repositories[job.repository]),
-            replica=key,
-            disk_id=plan.disk_id,
-            session="",
-            point_id="",
-            checkpoint_id="",
-            baseline=plan.baseline,
-            builds_on_repository=plan.builds_on_repository,
-            candidates=None
-            if plan.candidates is None
-            else [(extent.offset, extent.length) for extent in plan.candidates],
-            resume_mark=0,
-            compression="none",
-            virtual_size=plan.virtual_size,
-        )
-        sent = found["changed"] - found["zeroed"]
-        return replace(
-            plan, read=Figure(found["read"], Basis.EXACT), send=Figure(sent, Basis.EXACT)
-        )
+        return planner.plan(self.machines(wanted), scan=scan)
 
 
 def _keep_replica_machine(folder: Path, machine: Machine, ready: dict[str, str]) -> None:

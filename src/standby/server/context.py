@@ -1,0 +1,55 @@
+"""What all VMs of a session share, and the slots that disks wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from standby.clock import SYSTEM_CLOCK, Clock
+from standby.model.job import ReplicationJob
+from standby.model.machine import Machine
+from standby.ports import Host
+from standby.server.store import Store
+
+ProgressCallback = Callable[[str, str, int, int], None]
+"""Called as progress(machine, disk place, bytes scanned, bytes to scan) from any thread."""
+
+
+class TaskSlots:
+    """How many disks may be under way: of one session, and of the whole server."""
+
+    def __init__(self, session: int, server: threading.Semaphore) -> None:
+        self._session = threading.BoundedSemaphore(max(1, session))
+        self._server = server
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for a slot, and hold it until the block ends."""
+        with self._session, self._server:
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class SessionContext:
+    """A session of a job. `is_cancelled` set: no VM begins any more."""
+
+    session: str
+    installation: str
+    job: ReplicationJob
+    source: Host
+    source_root: Path
+    target_root: Path
+    repository: Path
+    store: Store
+    slots: TaskSlots
+    take_over: bool = False
+    accept_loss: bool = False
+    progress: ProgressCallback | None = None
+    clock: Clock = field(default_factory=lambda: SYSTEM_CLOCK)
+    after_commit: Callable[[Path, Machine, dict[str, str]], None] | None = None
+    """Called with the replica's folder, the VM and {place: ready layer} after each commit: makes
+    or updates the replica VM on the target host."""
+    is_cancelled: threading.Event = field(default_factory=threading.Event)

@@ -1,0 +1,212 @@
+"""`job plan`: asks everybody what they have, and shows what `plan_disk` makes of it.
+
+The facts and the decision are the very ones of a session; nothing is changed but that checkpoints
+are taken and released again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from standby.clock import new_token
+from standby.errors import StandbyError
+from standby.files import free_bytes
+from standby.model.job import ReplicationJob
+from standby.model.machine import CheckpointDisk, Machine
+from standby.model.replica import Action, ReplicaIdentity, legal_actions
+from standby.ports import Host
+from standby.repository import Repository
+from standby.road.points import TargetState, match_disks
+from standby.server import facts
+from standby.server.movers import MoverPair
+from standby.server.plan import Basis, DiskPlan, Figure, JobPlan, MachinePlan, Mode
+from standby.server.store import Store
+from standby.server.transfer import both
+
+
+class Planner:
+    """Plans one job with a pair of movers."""
+
+    def __init__(
+        self,
+        job: ReplicationJob,
+        installation: str,
+        source: Host,
+        source_root: Path,
+        target_root: Path,
+        repository: Path,
+        store: Store,
+        lend: Callable[[], AbstractContextManager[MoverPair]],
+    ) -> None:
+        self._job = job
+        self._installation = installation
+        self._source = source
+        self._source_root = source_root
+        self._target_root = target_root
+        self._repository_path = repository
+        self._repository: Repository | None = None
+        self._store = store
+        self._lend = lend
+
+    def plan(self, machines: Sequence[Machine], *, scan: bool) -> JobPlan:
+        """What a session would do with each of `machines`."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(StandbyError):  # none yet, or damaged: as good as none
+                self._repository = Repository(self._repository_path, create=False)
+                stack.callback(self._repository.close)
+            plans = tuple(self._machine(machine, scan) for machine in machines)
+        free = free_bytes(self._target_root) if self._target_root.is_dir() else 0
+        return JobPlan(self._job.name, plans, free, scan)
+
+    def _machine(self, machine: Machine, scan: bool) -> MachinePlan:
+        with self._lend() as pair:
+            try:
+                return self._planned(machine, pair, scan)
+            except StandbyError as exc:
+                pair.is_broken = True
+                return MachinePlan(machine.name, machine.id, "", "conflict", str(exc))
+
+    def _planned(self, machine: Machine, pair: MoverPair, scan: bool) -> MachinePlan:
+        identity = ReplicaIdentity(
+            self._installation, self._source.name, machine.id, self._job.name
+        )
+        found = pair.target.call(
+            "find_replica",
+            root=str(self._target_root),
+            identity=msgspec.to_builtins(identity),
+            wanted=machine.name + self._job.suffix,
+        )
+        path = found["path"]
+        replica = Path(path).name
+        held = pair.target.call("inspect_replica", path=path)
+        state = msgspec.convert(held, TargetState) if held is not None else None
+        reason = self._refusal(identity, state)
+        if reason:
+            return MachinePlan(machine.name, machine.id, replica, "skip", reason)
+        disks = self._disks(machine, identity, state, path, pair, scan)
+        alarms = tuple(
+            f"disk {disk.place}: full: {disk.reason}" for disk in disks if disk.is_unforeseen
+        )
+        return MachinePlan(
+            machine.name, machine.id, replica, "replicate", disks=disks, alarms=alarms
+        )
+
+    def _refusal(self, identity: ReplicaIdentity, state: TargetState | None) -> str:
+        """Why a session would leave this replica alone, '' when it would not."""
+        if state is not None and Action.SESSION not in legal_actions(state.state):
+            return f"the replica is in state {state.state}"
+        known = self._store.known_replica(identity)
+        key = facts.repository_key(identity)
+        lost = ""
+        if known is not None and known.points > (len(state.points) if state is not None else 0):
+            lost = f"the target holds fewer restore points than the {known.points} known"
+        elif self._repository is not None:
+            newest = state.newest if state is not None else ""
+            lost = facts.points_lost(known, self._repository, key, newest)
+        return f"{lost}; see --accept-loss of `standby job start`" if lost else ""
+
+    def _disks(
+        self,
+        machine: Machine,
+        identity: ReplicaIdentity,
+        state: TargetState | None,
+        path: str,
+        pair: MoverPair,
+        scan: bool,
+    ) -> tuple[DiskPlan, ...]:
+        key = facts.repository_key(identity)
+        mapped: list[str] = []
+        folder = self._job.map.get(machine.name, "")
+        if folder and (state is None or not state.newest):
+            mapped = pair.target.call("mapped_disks", root=str(self._target_root), folder=folder)
+        matches = match_disks(
+            Path(path).name, state.known_disks if state is not None else (), machine.disks
+        )
+        checkpoint = self._source.take_checkpoint(machine, f"plan-{new_token(4)}")
+        try:
+            plans = facts.disk_plans(
+                self._job,
+                machine,
+                checkpoint,
+                matches,
+                state,
+                self._repository,
+                key,
+                self._source,
+                self._source_root,
+                pair.source,
+                self._store.changed_history(identity),
+                mapped_places=mapped,
+            )
+            if scan:
+                disks = {disk.place: disk for disk in checkpoint.disks}
+                names = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
+                plans = {
+                    place: self._scanned(plan, disks[place], names.get(place, ""), path, key, pair)
+                    for place, plan in plans.items()
+                }
+                self._source.confirm_checkpoint(checkpoint)
+        finally:
+            self._source.release_checkpoint(checkpoint)
+        return tuple(plans.values())
+
+    # --- scanning ----------------------------------------------------------------------------
+
+    def _scanned(
+        self,
+        plan: DiskPlan,
+        disk: CheckpointDisk,
+        seed_name: str,
+        path: str,
+        key: str,
+        pair: MoverPair,
+    ) -> DiskPlan:
+        """The plan with exact figures: the disk read and compared, as the session would."""
+        if plan.mode is Mode.EXCLUDED:
+            return plan
+        with pair.connection() as connection:
+            arguments: dict[str, Any] = {
+                "task": f"scan {plan.place} {new_token(4)}",
+                "connection": connection,
+                "disk": {"root": str(self._source_root), "files": list(disk.files)},
+                "repository": str(self._repository_path),
+                "replica": key,
+                "disk_id": plan.disk_id,
+                "session": "",
+                "point_id": "",
+                "checkpoint_id": disk.identity,
+                "baseline": plan.baseline,
+                "builds_on_repository": plan.builds_on_repository,
+                "candidates": None
+                if plan.candidates is None
+                else [(extent.offset, extent.length) for extent in plan.candidates],
+                "resume_mark": 0,
+                "compression": "none",
+                "virtual_size": plan.virtual_size,
+            }
+            if plan.baseline != "target":
+                found = pair.source.call("scan_disk", **arguments)
+            else:
+                telling = pair.target.start(
+                    "tell_disk",
+                    path=path,
+                    disk_id=plan.disk_id,
+                    virtual_size=plan.virtual_size,
+                    connection=connection,
+                    task=arguments["task"],
+                    seed_name=seed_name if plan.uses_seed else "",
+                    mapped_from=plan.mapped_from,
+                    place=plan.place,
+                )
+                found, _ = both(pair.source.start("scan_disk", **arguments), telling)
+        sent = found["changed"] - found["zeroed"]
+        return replace(
+            plan, read=Figure(found["read"], Basis.EXACT), send=Figure(sent, Basis.EXACT)
+        )
