@@ -178,7 +178,11 @@ def test_a_take_over_after_any_kill_copies_only_what_is_right(
         with crashing(monkeypatch, 5 + number * 17, power_seed=number):
             transfer(folder, second, now)
         third = spec_of(
-            SIZE, point=LATER, generation=3, parent=(point,), checkpoint=f"checkpoint-{1 + number % 2}"
+            SIZE,
+            point=LATER,
+            generation=3,
+            parent=(point,),
+            checkpoint=f"checkpoint-{1 + number % 2}",
         )
         wanted = old if number % 2 else now
         assert resumed(folder, third, wanted) == wanted

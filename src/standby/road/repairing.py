@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from standby import digesting
 from standby.digesting import PAGE, PIECE, DigestChain
 from standby.disk import vhdx
@@ -44,7 +46,9 @@ def repair(
     folder: ReplicaFolder, lease: WriterLease, verdict: PointVerdict, read_piece: ReadPiece
 ) -> RepairReport:
     """Write what `read_piece` has of the damaged pieces of a point, where its leaf is the recorded
-    one, into the layer that holds the piece; data-write GUIDs stay.
+    one; data-write GUIDs stay. It goes into the layer that holds the piece, if the point that
+    layer came with has the same leaf recorded there, else into this point's own: a mapping that
+    is itself damaged must not make an older point pay.
 
     Disks whose digests are not sound, or whose files cannot be opened, are named in `problems`.
     Verify again afterwards: points that share a layer may be healed too.
@@ -85,58 +89,81 @@ def _repair_disk(
         paths = folder.digest_paths(point.id, disk.disk_id)
         digests = open_digests(paths, disk.virtual_size, bytes.fromhex(disk.root))
         stack.callback(digests.close)
-        layers = [
-            stack.enter_context(
-                vhdx.open_vhdx(
-                    inner_path(folder.path, layer.file), writable=True, keep_data_write_guid=True
-                )
-            )
-            for layer in disk.chain
-        ]
+        layers = [_Layer(folder, stack, layer, disk.disk_id) for layer in disk.chain]
         for extent in verdict.damaged:
             for offset in range(extent.offset, extent.stop, PIECE):
                 length = min(PIECE, disk.virtual_size - offset)
                 data = read_piece(disk.disk_id, offset, length)
-                if data is None or not _is_recorded(digests, offset, length, data):
+                leaf = _leaf_at(digests, offset)
+                if data is None or len(data) != length or digesting.leaves(data)[0] != leaf:
                     _add(missing, Extent(offset, length))
                     continue
                 lease.check()
-                _write(layers, offset, data)
+                _write(layers, offset, data, leaf)
                 report.healed_bytes += length
         for layer in layers:
-            layer.flush()
+            layer.disk.flush()
     _record_sizes(folder, lease, disk)
     return missing
 
 
-def _is_recorded(digests: DigestChain, offset: int, length: int, data: bytes) -> bool:
-    """Whether the piece at `offset` has the leaf that was committed."""
-    if len(data) != length:
-        return False
-    wanted = digests.leaves(offset // PAGE)[offset % PAGE // PIECE]
-    return bool(digesting.leaves(data)[0] == wanted)
+class _Layer:
+    """One file of the chain, open for writing alone, and what the point it came with recorded."""
+
+    def __init__(
+        self,
+        folder: ReplicaFolder,
+        stack: contextlib.ExitStack,
+        layer: LayerFile,
+        disk_id: str,
+    ) -> None:
+        path = inner_path(folder.path, layer.file)
+        self.disk = stack.enter_context(
+            vhdx.open_vhdx(path, writable=True, keep_data_write_guid=True)
+        )
+        self._digests: DigestChain | None = None
+        for point in folder.points():
+            part = disk_of(point, disk_id)
+            if part is not None and part.chain[0].file == layer.file:
+                with contextlib.suppress(StandbyError):
+                    paths = folder.digest_paths(point.id, disk_id)
+                    root = bytes.fromhex(part.root)
+                    self._digests = open_digests(paths, part.virtual_size, root)
+                    stack.callback(self._digests.close)
+                break
+
+    def may_hold(self, offset: int, leaf: np.uint64) -> bool:
+        """Whether the layer's own point has that leaf recorded for the piece at `offset`."""
+        return self._digests is not None and bool(_leaf_at(self._digests, offset) == leaf)
 
 
-def _write(layers: Sequence[vhdx.VhdxDisk], offset: int, data: bytes) -> None:
-    """Put each part of a piece into the newest layer that says anything of it.
+def _leaf_at(digests: DigestChain, offset: int) -> np.uint64:
+    """What was committed for the piece at `offset`."""
+    leaf: np.uint64 = digests.leaves(offset // PAGE)[offset % PAGE // PIECE]
+    return leaf
 
-    Where none does (the mapping itself was lost) it goes into the newest: that changes this point
-    and those above it that read through, which lost the same, and none below.
-    """
+
+def _write(layers: Sequence[_Layer], offset: int, data: bytes, leaf: np.uint64) -> None:
+    """Put each part of a piece into the newest layer that says anything of it, where that is
+    right for that layer's own point; else, or where no layer has it, into the first layer. That
+    changes this point, and those above it that read through, and none below."""
     view = memoryview(data)
     todo = [(offset, offset + len(data))]
+    own: list[tuple[int, int]] = []
     for layer in layers:
         left: list[tuple[int, int]] = []
         for start, stop in todo:
-            for extent in layer.layer_extents(start, stop):
+            for extent in layer.disk.layer_extents(start, stop):
                 if extent.kind is Kind.HOLE:
                     left.append((extent.offset, extent.stop))
-                else:
+                elif layer.may_hold(offset, leaf):
                     part = view[extent.offset - offset : extent.stop - offset]
-                    layer.write(extent.offset, part)
+                    layer.disk.write(extent.offset, part)
+                else:
+                    own.append((extent.offset, extent.stop))
         todo = left
-    for start, stop in todo:
-        layers[0].write(start, view[start - offset : stop - offset])
+    for start, stop in (*own, *todo):
+        layers[0].disk.write(start, view[start - offset : stop - offset])
 
 
 def _record_sizes(folder: ReplicaFolder, lease: WriterLease, disk: PointDisk) -> None:
