@@ -7,24 +7,26 @@ file system is made, since that would need tools the demo must not ask for.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import sqlite3
 import sysconfig
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 from standby import comparing
 from standby.disk import open_disk
 from standby.units import MiB
 
 PIECE = 4096
-FILES_SIZE = 96 * MiB
-DATABASE_SIZE = 48 * MiB
+FILES_SIZE = 64 * MiB
+DATABASE_SIZE = 32 * MiB
+WINDOW = 4 * MiB
 
 
-def library_files(limit: int = 40 * MiB) -> list[tuple[str, bytes]]:
+def library_files(limit: int = 24 * MiB) -> list[tuple[str, bytes]]:
     """(name, content) of source files of the standard library, in order of name."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found: list[tuple[str, bytes]] = []
@@ -57,7 +59,7 @@ class Database:
 
     def __init__(self, path: Path, files: list[tuple[str, bytes]]) -> None:
         self.path = path
-        with sqlite3.connect(path) as connection:
+        with self._changing() as connection:
             connection.execute("CREATE TABLE line (id INTEGER PRIMARY KEY, file TEXT, text TEXT)")
             rows = (
                 (name, line)
@@ -65,11 +67,21 @@ class Database:
                 for line in content.decode("utf-8", "replace").splitlines()[:400]
             )
             connection.executemany("INSERT INTO line (file, text) VALUES (?, ?)", rows)
-        connection.close()
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction; the demo's folder need not survive a power cut."""
+        connection = sqlite3.connect(self.path)
+        try:
+            connection.execute("PRAGMA synchronous = OFF")
+            with connection:
+                yield connection
+        finally:
+            connection.close()
 
     def spend_a_day(self, day: int) -> None:
         """Some rows change here and there, some are added."""
-        with sqlite3.connect(self.path) as connection:
+        with self._changing() as connection:
             connection.execute(
                 "UPDATE line SET text = text || ' -- day ' || ? WHERE id % 997 = ?", (day, day)
             )
@@ -77,7 +89,6 @@ class Database:
                 "INSERT INTO line (file, text) VALUES (?, ?)",
                 ((f"day{day}.log", f"entry {number}") for number in range(2000)),
             )
-        connection.close()
 
     def content(self) -> bytes:
         """The file's bytes, padded to whole pieces."""
@@ -102,12 +113,16 @@ def write_content(path: Path, content: bytes) -> int:
         disk.close()
 
 
-def read_content(path: Path, parents: tuple[Path, ...] = ()) -> bytes:
-    """Every byte the guest would see on the disk at `path`."""
+def content_digest(path: Path, parents: tuple[Path, ...] = ()) -> str:
+    """SHA-256 of every byte the guest would see on the disk at `path`, as hex."""
     disk = open_disk(path, parents=parents or None)
     try:
-        data = np.empty(disk.virtual_size, np.uint8)
-        disk.read_into(0, data)
-        return data.tobytes()
+        found = hashlib.sha256()
+        window = memoryview(bytearray(WINDOW))
+        for offset in range(0, disk.virtual_size, WINDOW):
+            part = window[: min(WINDOW, disk.virtual_size - offset)]
+            disk.read_into(offset, part)
+            found.update(part)
+        return found.hexdigest()
     finally:
         disk.close()

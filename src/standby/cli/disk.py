@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from standby.cli.output import confirmed as ask
+from standby.cli.disk_serve import serve
 from standby.cli.output import (
+    confirmed,
+    dry_run_option,
     json_option,
     print_json,
     print_table,
@@ -15,22 +19,22 @@ from standby.cli.output import (
     size,
     yes_option,
 )
-from standby.disk import open_disk
-from standby.disk.compare import compare_disks
-from standby.disk.convert import convert as convert_disk
-from standby.disk.merge import merge_file
-from standby.disk.vhdx import read_info
-from standby.errors import ConfigurationError
 from standby.units import parse_size
+
+if TYPE_CHECKING:
+    from standby.disk.vhdx.info import VhdxInfo
 
 folders_option = click.option(
     "--parents-in",
     "folders",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folders in which parents may lie, beside the disk's own; may be repeated.",
 )
-path_argument = click.Path(path_type=Path)
+existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+DAMAGED_EXIT = 11
+DIFFERENT_EXIT = 3
 
 
 class Size(click.ParamType[int]):
@@ -51,62 +55,112 @@ class Size(click.ParamType[int]):
 
 @click.group()
 def disk() -> None:
-    """Virtual disks: look, check, compare, convert, merge, serve."""
+    """Virtual disks (VHDX, raw): look, check, compare, convert, merge, serve.
+
+    \b
+    Example:
+      standby disk info web01.vhdx
+      standby disk compare web01.vhdx replicas/web01_replica/disk0/ready.vhdx
+    """
 
 
 @disk.command()
-@click.argument("path", type=path_argument)
+@click.argument("path", type=existing_file)
 @json_option
 def info(path: Path, as_json: bool) -> None:
-    """What the VHDX file PATH says of itself.
+    """What the disk file PATH (VHDX or raw) says of itself; its parents are not opened.
 
     \b
     Example: standby disk info base.vhdx
     """
+    from standby.disk import RawDisk, detected_format
+    from standby.disk.vhdx import read_info
+
+    if detected_format(path) == "raw":
+        raw = RawDisk(path, pad=True)
+        try:
+            allocated = sum(last - first for first, last in raw.file.data_ranges(0, raw.file.size))
+            facts = {
+                "virtual_size": raw.virtual_size,
+                "file_size": raw.file.size,
+                "allocated": allocated,
+            }
+        finally:
+            raw.close()
+        if as_json:
+            print_json({"path": path, "format": "raw"} | facts)
+            return
+        rows = [
+            ("kind", "raw image"),
+            *((name.replace("_", " "), _exact(facts[name])) for name in facts),
+        ]
+        print_table("", ("", ""), rows)
+        return
     found = read_info(path)
     if as_json:
-        print_json(found)
-        return
-    rows = [
-        ("virtual size", f"{size(found.virtual_size)} ({found.virtual_size} bytes)"),
+        import msgspec
+
+        print_json({"path": path, "format": "vhdx"} | msgspec.to_builtins(found))
+    else:
+        print_table("", ("", ""), _vhdx_rows(found))
+
+
+def _exact(count: int) -> str:
+    return f"{size(count)} ({count} bytes)"
+
+
+def _vhdx_rows(found: VhdxInfo) -> list[tuple[str, str]]:
+    kind = "differencing" if found.has_parent else "fixed" if found.is_fixed else "dynamic"
+    return [
+        ("kind", f"{kind} VHDX"),
+        ("virtual size", _exact(found.virtual_size)),
         ("file size", size(found.file_size)),
-        ("kind", "differencing" if found.has_parent else "fixed" if found.is_fixed else "dynamic"),
         ("block size", size(found.block_size)),
         ("sectors", f"{found.logical_sector_size} logical, {found.physical_sector_size} physical"),
-        ("log", "dirty" if found.log_is_dirty else "clean"),
+        ("log", "dirty: replayed when the disk is opened" if found.log_is_dirty else "clean"),
         ("data-write GUID", found.data_write_guid),
         ("page-83 id", found.page83),
         ("made by", found.creator),
-        *((f"parent {key}", value) for key, value in found.locator.items()),
+        *((f"parent {key.replace('_', ' ')}", value) for key, value in found.locator.items()),
     ]
-    print_table("", ("", ""), rows)
 
 
 @disk.command()
-@click.argument("path", type=path_argument)
+@click.argument("path", type=existing_file)
 @folders_option
 @json_option
 def check(path: Path, folders: tuple[Path, ...], as_json: bool) -> int:
-    """Check every structure of the VHDX file PATH and of its parents; changes nothing.
+    """Check every structure of the VHDX file PATH and of its parents; changes nothing. Exit code
+    11: damaged.
 
     \b
     Example: standby disk check web01.vhdx
     """
+    from standby.disk import detected_format
     from standby.disk.check import check_disk
+    from standby.errors import DiskUnsupported
 
+    if detected_format(path) == "raw":
+        raise DiskUnsupported(
+            str(path), "checking a raw image", "It has no structure that could be damaged"
+        )
     report = check_disk(path, folders=folders)
     if as_json:
-        print_json(report)
+        import msgspec
+
+        print_json({"path": path, "is_ok": report.is_ok} | msgspec.to_builtins(report))
     else:
-        for finding in report.findings:
-            click.echo(finding)
-        click.echo(f"{path}: {'ok' if report.is_ok else 'damaged'}")
-    return 0 if report.is_ok else 11
+        for text in (*report.findings, *report.notes):
+            click.echo(text)
+        present = f"{report.blocks_present} of {report.blocks} blocks present"
+        layers = f"{report.layers} files checked" if report.layers > 1 else "1 file checked"
+        click.echo(f"{path}: {'ok' if report.is_ok else 'DAMAGED'}, {present}, {layers}")
+    return 0 if report.is_ok else DAMAGED_EXIT
 
 
 @disk.command()
-@click.argument("first", type=path_argument)
-@click.argument("second", type=path_argument)
+@click.argument("first", type=existing_file)
+@click.argument("second", type=existing_file)
 @folders_option
 @json_option
 def compare(first: Path, second: Path, folders: tuple[Path, ...], as_json: bool) -> int:
@@ -115,41 +169,48 @@ def compare(first: Path, second: Path, folders: tuple[Path, ...], as_json: bool)
     \b
     Example: standby disk compare web01.vhdx replica/disk0/ready.vhdx
     """
-    with progress_bars(not as_json) as update:
-        a = open_disk(first, folders=folders)
-        b = open_disk(second, folders=folders)
-        try:
-            found = list(
-                compare_disks(a, b, progress=lambda done, total: update("compare", done, total))
-            )
-            sizes = (a.virtual_size, b.virtual_size)
-        finally:
-            a.close()
-            b.close()
+    from contextlib import closing
+
+    from standby.disk import open_disk
+    from standby.disk.compare import compare_disks
+
+    with (
+        progress_bars(not as_json) as update,
+        closing(open_disk(first, folders=folders)) as a,
+        closing(open_disk(second, folders=folders)) as b,
+    ):
+        found = list(compare_disks(a, b, progress=_labelled(update, "compare")))
+        sizes = (a.virtual_size, b.virtual_size)
     total = sum(extent.length for extent in found)
     is_equal = not found and sizes[0] == sizes[1]
     if as_json:
-        print_json({"equal": is_equal, "sizes": sizes, "bytes": total, "extents": found})
+        extents = [{"offset": extent.offset, "length": extent.length} for extent in found]
+        print_json({"equal": is_equal, "sizes": sizes, "bytes": total, "extents": extents})
     else:
         if sizes[0] != sizes[1]:
             click.echo(f"sizes differ: {sizes[0]} and {sizes[1]} bytes")
         for extent in found[:50]:
             click.echo(f"{extent.offset:#014x} {size(extent.length)}")
         if len(found) > 50:
-            click.echo(f"… and {len(found) - 50} more ranges (--json has all)")
+            click.echo(f"and {len(found) - 50} more ranges (--json has all)")
         click.echo("equal" if is_equal else f"{size(total)} differ in {len(found)} ranges")
-    return 0 if is_equal else 3
+    return 0 if is_equal else DIFFERENT_EXIT
+
+
+def _labelled(update: Callable[[str, int, int], None], label: str) -> Callable[[int, int], None]:
+    return lambda done, total: update(label, done, total)
 
 
 @disk.command()
-@click.argument("source", type=path_argument)
-@click.argument("target", type=path_argument)
+@click.argument("source", type=existing_file)
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--format", "format_", type=click.Choice(["raw", "vhdx"]), required=True)
 @click.option("--source-format", type=click.Choice(["raw", "vhdx"]), help="Default: by content.")
 @click.option("--block-size", type=Size(), help="VHDX block size, for example 1M.")
 @click.option("--sector-size", type=click.Choice(["512", "4096"]), help="Logical sectors.")
 @click.option("--fixed", is_flag=True, help="A fixed VHDX: all space allocated.")
 @click.option("--replace", is_flag=True, help="Replace TARGET if it exists.")
+@dry_run_option
 @folders_option
 @json_option
 def convert(
@@ -161,14 +222,27 @@ def convert(
     sector_size: str | None,
     fixed: bool,
     replace: bool,
+    dry_run: bool,
     folders: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Write SOURCE's content, its chain flattened, to the new file TARGET.
+    """Write SOURCE's content, its chain flattened, to the new file TARGET, whole or not at all.
 
     \b
     Example: standby disk convert --format raw ready.vhdx web01.raw
     """
+    from standby.disk.convert import convert as convert_disk
+    from standby.errors import ConfigurationError
+
+    if target.exists() and not replace:
+        raise ConfigurationError(
+            str(target), "exists already", "Name another file, or repeat with --replace"
+        )
+    if not target.absolute().parent.is_dir():
+        raise ConfigurationError(str(target), "its folder does not exist", "Make the folder first")
+    if dry_run:
+        _show_conversion(source, target, format_, source_format, folders, as_json)
+        return
     with progress_bars(not as_json) as update:
         done = convert_disk(
             source,
@@ -180,7 +254,7 @@ def convert(
             logical_sector_size=int(sector_size) if sector_size else None,
             fixed=fixed,
             replace=replace,
-            progress=lambda part, total: update("convert", part, total),
+            progress=_labelled(update, "convert"),
         )
     if as_json:
         print_json(done)
@@ -188,47 +262,76 @@ def convert(
         click.echo(f"{target}: {size(done.virtual_size)} virtual, {size(done.written)} written")
 
 
+def _show_conversion(
+    source: Path,
+    target: Path,
+    format_: str,
+    source_format: str | None,
+    folders: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    from contextlib import closing
+
+    from standby.disk import RawDisk, VhdxDisk, detected_format, open_disk
+    from standby.model.extent import Kind
+
+    chosen = source_format or detected_format(source)
+    opened: RawDisk | VhdxDisk
+    if chosen == "raw":
+        opened = RawDisk(source, pad=True)
+    else:
+        opened = open_disk(source, folders=folders, format=chosen)
+    with closing(opened) as found:
+        data = sum(item.length for item in found.extents() if item.kind is Kind.DATA)
+        facts = {
+            "source": source,
+            "source_format": chosen,
+            "target": target,
+            "format": format_,
+            "virtual_size": found.virtual_size,
+            "read": data,
+        }
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(
+            f"would read {size(data)} of {source} ({chosen}, {size(found.virtual_size)} virtual) "
+            f"and write at most that to {target} ({format_})"
+        )
+
+
 @disk.command()
-@click.argument("child", type=path_argument)
+@click.argument("child", type=existing_file)
 @yes_option
+@dry_run_option
+@folders_option
 @json_option
-def merge(child: Path, yes: bool, as_json: bool) -> None:
-    """Merge the differencing disk CHILD into its parent, which takes its place.
+def merge(child: Path, yes: bool, dry_run: bool, folders: tuple[Path, ...], as_json: bool) -> None:
+    """Merge the differencing disk CHILD into its parent, which takes its place; CHILD is removed.
 
     \b
     Example: standby disk merge child.avhdx --yes
     """
-    if not read_info(child).has_parent:
-        raise ConfigurationError(str(child), "has no parent to merge into")
-    ask(f"Merge {child} into its parent and remove it?", yes)
+    from standby.disk.merge import merge_file, planned_merge
+
+    base, grows_by = planned_merge(child, folders=folders)
+    plan = [
+        f"the content of {child} goes into {base}, which grows by {size(grows_by)} at most",
+        f"{child} is removed; its former state, and that of {base}, cannot be had back",
+    ]
+    if dry_run:
+        if as_json:
+            print_json({"child": child, "base": base, "grows_by": grows_by})
+        else:
+            click.echo("\n".join(plan))
+        return
+    confirmed(plan, f"Merge {child} into {base}?", yes=yes, as_json=as_json)
     with progress_bars(not as_json) as update:
-        merged = merge_file(child, progress=lambda done, total: update("merge", done, total))
+        merged = merge_file(child, folders=folders, progress=_labelled(update, "merge"))
     if as_json:
-        print_json({"bytes": merged})
+        print_json({"child": child, "base": merged.base, "copied": merged.copied})
     else:
-        click.echo(f"merged {size(merged)}; {child} is gone")
+        click.echo(f"merged {size(merged.copied)} into {merged.base}; {child} is gone")
 
 
-@disk.command()
-@click.argument("path", type=path_argument)
-@click.option("--socket", "socket_path", type=path_argument, required=True, help="Unix socket.")
-@click.option("--name", default="disk", show_default=True, help="Export name.")
-@click.option("--overlay", is_flag=True, help="Writable; writes are thrown away at the end.")
-@folders_option
-def serve(
-    path: Path, socket_path: Path, name: str, overlay: bool, folders: tuple[Path, ...]
-) -> int:
-    """Serve the disk PATH (any restore point's file) over NBD until interrupted.
-
-    \b
-    Example: standby disk serve 20261122T220000Z-9c1d.vhdx --socket /run/user/1000/point.sock
-             qemu-nbd, nbdcopy and qemu-img take nbd+unix:///disk?socket=/run/user/1000/point.sock
-    """
-    from standby.disk.serve.__main__ import main as serve_disks
-
-    arguments = ["--socket", str(socket_path), f"{name}={path}"]
-    if overlay:
-        arguments += ["--overlay", str(socket_path.parent)]
-    for folder in folders:
-        arguments += ["--folder", str(folder)]
-    return serve_disks(arguments)
+disk.add_command(serve)

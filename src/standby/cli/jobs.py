@@ -1,8 +1,9 @@
-"""`standby job …`: plan, start, and what happened."""
+"""`standby job …`: plan, start, stop, and what happened."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,15 +17,24 @@ from standby.cli.output import (
     warn,
 )
 from standby.cli.serving import config_option, opened_server
-from standby.model.report import SessionReport
-from standby.server.plan import Basis, Figure, JobPlan
+from standby.model.report import MachineReport, SessionReport
 
-OUTCOME_EXIT = {"done": 0, "warnings": 3, "failed": 16}
+if TYPE_CHECKING:
+    from standby.server.plan import Figure, JobPlan
+
+WARNINGS_EXIT = 3
+OUTCOME_EXIT = {"done": 0, "warnings": WARNINGS_EXIT, "failed": 16, "interrupted": 130}
 
 
 @click.group()
 def job() -> None:
-    """Replication jobs."""
+    """Replication jobs: plan, start, stop, and what their sessions did.
+
+    \b
+    Example:
+      standby job plan nightly
+      standby job start nightly
+    """
 
 
 @job.command("list")
@@ -39,13 +49,13 @@ def list_jobs(config: Path, as_json: bool) -> None:
     with opened_server(config) as server:
         jobs = server.jobs()
     if as_json:
-        print_json(jobs)
+        print_json({"jobs": jobs})
         return
     rows = [
         (item.name, item.source, ", ".join(item.machines), item.target, str(item.restore_points))
         for item in jobs
     ]
-    print_table("", ("job", "source", "machines", "target", ">restore points"), rows)
+    print_table("", ("job", "source", "~machines", "target", ">restore points"), rows)
 
 
 @job.command()
@@ -54,18 +64,23 @@ def list_jobs(config: Path, as_json: bool) -> None:
 @config_option
 @json_option
 def plan(name: str, scan: bool, config: Path, as_json: bool) -> int:
-    """What a session of the job NAME would do, per disk.
+    """What a session of the job NAME would do, per disk. Exit code 3: not every VM would be
+    replicated.
 
     \b
     Example: standby job plan nightly --scan
     """
     with opened_server(config) as server:
         made = server.plan(name, scan=scan)
+    return _planned(made, as_json)
+
+
+def _planned(made: JobPlan, as_json: bool) -> int:
     if as_json:
         print_json(made)
     else:
         show_plan(made)
-    return 3 if any(item.action != "replicate" for item in made.machines) else 0
+    return WARNINGS_EXIT if any(item.action != "replicate" for item in made.machines) else 0
 
 
 @job.command()
@@ -87,27 +102,29 @@ def start(
 ) -> int:
     """Run a session of the job NAME: a new restore point of every VM.
 
+    Ctrl-C or `job stop` end it; what was transferred is kept, and the next session goes on from
+    it. Exit code 0: done; 3: with warnings or alarms; 16: a VM failed; 130: stopped.
+
     \b
     Example: standby job start nightly --machine web01
     """
     with opened_server(config) as server:
         if dry_run:
-            made = server.plan(name)
-            if as_json:
-                print_json(made)
-            else:
-                show_plan(made)
-            return 0
-        with progress_bars(not as_json) as update:
-            report = server.start(
-                name,
-                machines=machines or None,
-                take_over=take_over,
-                accept_loss=accept_loss,
-                progress=lambda machine, place, done, total: update(
-                    f"{machine} {place}", done, total
-                ),
-            )
+            return _planned(_only(server.plan(name), machines), as_json)
+        try:
+            with progress_bars(not as_json) as update:
+                report = server.start(
+                    name,
+                    machines=machines or None,
+                    take_over=take_over,
+                    accept_loss=accept_loss,
+                    progress=lambda machine, place, done, total: update(
+                        f"{machine} {place}", done, total
+                    ),
+                )
+        except KeyboardInterrupt:
+            click.echo("stopped; what was transferred is kept for the next session", err=True)
+            raise
     if as_json:
         print_json(report)
     else:
@@ -115,9 +132,48 @@ def start(
     return OUTCOME_EXIT[report.outcome]
 
 
+def _only(made: JobPlan, machines: tuple[str, ...]) -> JobPlan:
+    """The plan of these VMs only; all of them where none is named."""
+    from dataclasses import replace
+
+    from standby.errors import UnknownName
+
+    known = tuple(item.machine for item in made.machines)
+    for name in machines:
+        if name not in known:
+            raise UnknownName(f"VM in job {made.job}", name, known)
+    chosen = tuple(item for item in made.machines if not machines or item.machine in machines)
+    return replace(made, machines=chosen)
+
+
+@job.command()
+@click.argument("name")
+@click.option(
+    "--timeout", default=120, show_default=True, help="Seconds to wait for it.", metavar="SECONDS"
+)
+@config_option
+@json_option
+def stop(name: str, timeout: int, config: Path, as_json: bool) -> None:
+    """End the running session of the job NAME, in whatever process it is, and wait for that.
+
+    What was transferred is kept, and the next session goes on from it.
+
+    \b
+    Example: standby job stop nightly
+    """
+    with opened_server(config) as server:
+        stopped = server.stop(name, timeout_s=timeout)
+    if as_json:
+        print_json({"job": name, "stopped": stopped})
+    elif not stopped:
+        click.echo(f"no session of job {name} runs")
+    for report in stopped if not as_json else ():
+        click.echo(f"session {report.id} of job {name} ended: {report.outcome}")
+
+
 @job.command()
 @click.argument("name", required=False)
-@click.option("--limit", default=20, show_default=True, help="How many.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="How many.")
 @config_option
 @json_option
 def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
@@ -128,8 +184,10 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
     """
     with opened_server(config) as server:
         found = server.sessions(name, limit)
+        if name is not None and not found:
+            server.config.job(name)  # a name that never was is refused; a removed job is not
     if as_json:
-        print_json(found)
+        print_json({"sessions": found})
         return
     rows = []
     for item in found:
@@ -148,17 +206,25 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
 
 
 @job.command()
-@click.argument("session")
+@click.argument("session", required=False)
 @config_option
 @json_option
-def report(session: str, config: Path, as_json: bool) -> None:
-    """What SESSION (an id of `job sessions`) did.
+def report(session: str | None, config: Path, as_json: bool) -> None:
+    """What SESSION (an id of `job sessions`; default the newest) did.
 
     \b
     Example: standby job report 20261123T220000Z-1f2e
     """
+    from standby.errors import UnknownName
+
     with opened_server(config) as server:
-        found = server.report(session)
+        if session is None:
+            newest = server.sessions(limit=1)
+            if not newest:
+                raise UnknownName("session", "(the newest)")
+            found = newest[0]
+        else:
+            found = server.report(session)
     if as_json:
         print_json(found)
     else:
@@ -178,7 +244,7 @@ def acknowledge(name: str, config: Path, as_json: bool) -> None:
     with opened_server(config) as server:
         count = server.acknowledge(name)
     if as_json:
-        print_json({"acknowledged": count})
+        print_json({"job": name, "acknowledged": count})
     else:
         click.echo(f"acknowledged {count} alarms of job {name}")
 
@@ -187,70 +253,75 @@ def acknowledge(name: str, config: Path, as_json: bool) -> None:
 
 
 def _figure(figure: Figure) -> str:
-    if figure.basis is Basis.ESTIMATED:
-        return f"~{size(figure.value)} ({size(figure.low)} to {size(figure.high)})"
-    prefix = "≤ " if figure.basis is Basis.UPPER_BOUND else ""
+    if figure.basis.value == "estimated":
+        return f"~{size(figure.value)}"
+    prefix = "<= " if figure.basis.value == "upper bound" else ""
     return prefix + size(figure.value)
 
 
 def show_plan(made: JobPlan) -> None:
-    """A plan as a table."""
-    rows = []
+    """A plan: a line per VM, a table of its disks, why each is done so."""
+    click.echo(f"Plan of job {made.job}")
+    bases = set()
     for machine in made.machines:
-        if machine.action != "replicate":
-            rows.append((machine.machine, "", machine.action, "", "", "", machine.reason))
+        target = f" to {machine.replica}" if machine.replica else ""
+        click.echo(f"\n{machine.machine}: {machine.action}{target}")
+        if machine.reason:
+            click.echo(f"  {machine.reason}")
+        rows = []
         for disk in machine.disks:
-            rows.append(
-                (
-                    machine.machine,
-                    disk.place,
-                    disk.mode.value,
-                    _figure(disk.read),
-                    _figure(disk.send),
-                    _figure(disk.space),
-                    disk.reason,
-                )
-            )
-    print_table(
-        f"Plan of job {made.job}",
-        ("VM", "disk", "mode", ">read", ">send", ">space", "why"),
-        rows,
-    )
-    click.echo(f"free at the target: {size(made.free_bytes)}")
+            figures = (disk.read, disk.send, disk.space)
+            bases |= {figure.basis.value for figure in figures}
+            rows.append((disk.place, disk.mode.value, *map(_figure, figures), disk.reason))
+        if rows:
+            print_table("", ("disk", "mode", ">read", ">send", ">space", "~why"), rows)
+        for disk in machine.disks:
+            if disk.send.basis.value == "estimated":
+                low, high = size(disk.send.low), size(disk.send.high)
+                click.echo(f"{disk.place}: the last sessions sent {low} to {high}")
+        for text in (*machine.warnings, *machine.alarms):
+            warn(f"{machine.machine}: {text}")
+    if not made.machines:
+        click.echo("no VM matches")
+    click.echo(f"\nfree at the target: {size(made.free_bytes)}")
+    if "estimated" in bases:
+        click.echo("~ is the median of the last sessions")
+    if "upper bound" in bases:
+        click.echo("<= is an upper bound; `job plan --scan` reads the disks and is exact")
+    for text in made.warnings:
+        warn(text)
 
 
 def show_report(found: SessionReport) -> None:
-    """A session as tables; warnings and alarms on stderr."""
-    rows = []
+    """A session: a line and a table of disks per VM; warnings, alarms and errors on stderr."""
+    click.echo(f"Session {found.id} of job {found.job}: {found.outcome or 'unfinished'}")
     for machine in found.machines:
-        for disk in machine.disks:
-            rows.append(
-                (
-                    machine.machine,
-                    disk.place,
-                    disk.mode,
-                    size(disk.read),
-                    size(disk.changed),
-                    size(disk.sent),
-                    size(disk.written),
-                    machine.outcome,
-                    machine.point,
-                )
-            )
-        if not machine.disks:
-            rows.append((machine.machine, "", "", "", "", "", "", machine.outcome, ""))
-    print_table(
-        f"Session {found.id} of job {found.job}: {found.outcome}",
-        ("VM", "disk", "mode", ">read", ">changed", ">sent", ">written", "outcome", "point"),
-        rows,
-    )
-    for machine in found.machines:
-        steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in machine.steps_s.items())
-        click.echo(f"{machine.machine}: {steps}")
+        _show_machine(machine)
     if found.bottleneck:
-        click.echo(f"bottleneck: {found.bottleneck}")
+        click.echo(f"\nbottleneck: {found.bottleneck}")
     for machine in found.machines:
         for text in (*machine.warnings, *machine.alarms):
             warn(f"{machine.machine}: {text}")
         if machine.error:
             click.echo(f"error: {machine.machine}: {machine.error}", err=True)
+
+
+def _show_machine(machine: MachineReport) -> None:
+    point = f", restore point {machine.point}" if machine.point else ""
+    click.echo(f"\n{machine.machine}: {machine.outcome}{point}")
+    rows = [
+        (
+            disk.place,
+            disk.mode,
+            size(disk.read),
+            size(disk.changed),
+            size(disk.sent),
+            size(disk.written),
+        )
+        for disk in machine.disks
+    ]
+    if rows:
+        print_table("", ("disk", "mode", ">read", ">changed", ">sent", ">written"), rows)
+    steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in machine.steps_s.items())
+    if steps:
+        click.echo(f"steps: {steps}")

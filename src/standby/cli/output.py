@@ -1,23 +1,25 @@
-"""How results are shown: JSON or text on stdout, progress and errors on stderr."""
+"""How results are shown: JSON or text on stdout, progress, questions and errors on stderr.
+
+Nothing here imports rich or msgspec until it is needed: `standby --help` must not wait for them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from standby.errors import StandbyError, error_to_wire
 from standby.units import format_bytes
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -25,38 +27,66 @@ dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Say what would be done, change nothing."
 )
 
-_json_errors = False
+COLUMN_MIN = 12
+"""A column that may be wrapped is not made narrower than this."""
+
+
+# --- results ---------------------------------------------------------------------------------
 
 
 def print_json(value: Any) -> None:
-    """`value` (dataclasses, structs, builtin types) as one indented JSON document."""
-    data = msgspec.json.encode(msgspec.to_builtins(value, order="deterministic"))
-    click.echo(msgspec.json.format(data, indent=2).decode())
+    """`value` (dataclasses, structs, paths, builtin types) as one indented JSON document."""
+    import msgspec
 
-
-def shown_error(error: StandbyError) -> None:
-    """The error on stderr; as JSON too where the command was asked for JSON."""
-    if "--json" in sys.argv:
-        print_json({"error": error_to_wire(error), "message": str(error)})
-    click.echo(f"error: {error}", err=True)
+    data = msgspec.to_builtins(value, order="deterministic", enc_hook=str)
+    click.echo(msgspec.json.format(msgspec.json.encode(data), indent=2).decode())
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; columns whose name begins with '>' are right-aligned."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    width = None if sys.stdout.isatty() else 160
-    Console(width=width, highlight=False, markup=False).print(table)
+    """A table on stdout, one line per row when it goes to a file or a pipe.
+
+    A column whose name begins with '>' is right-aligned. One that begins with '~' is wrapped where
+    the terminal is too narrow; no other column is ever cut or wrapped, so that ids can be copied.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if title:
+        click.echo(title)
+    for line in table_lines(columns, rows, width):
+        click.echo(line)
 
 
-def confirmed(question: str, yes: bool) -> None:
-    """Ask, unless `yes`; anything but y ends the command with exit code 130."""
-    if not yes:
-        click.confirm(question, abort=True, err=True)
+def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """The table's lines; `width` 0 means no limit."""
+    heads = [column.lstrip(">~") for column in columns]
+    table = [heads, *rows] if any(heads) else list(rows)
+    widths = [max([len(row[index]) for row in table], default=0) for index in range(len(columns))]
+    excess = sum(widths) + 2 * (len(widths) - 1) - width if width else 0
+    for index, column in enumerate(columns):
+        if excess > 0 and column.startswith("~"):
+            narrower = max(min(widths[index], COLUMN_MIN), widths[index] - excess)
+            excess -= widths[index] - narrower
+            widths[index] = narrower
+    lines = []
+    for row in table:
+        cells = [
+            textwrap.wrap(cell, space) if column.startswith("~") and len(cell) > space else [cell]
+            for cell, space, column in zip(row, widths, columns, strict=True)
+        ]
+        for number in range(max(map(len, cells), default=0)):
+            parts = []
+            for cell, space, column in zip(cells, widths, columns, strict=True):
+                text = cell[number] if number < len(cell) else ""
+                parts.append(text.rjust(space) if column.startswith(">") else text.ljust(space))
+            lines.append("  ".join(parts).rstrip())
+    return lines
+
+
+def size(count: int) -> str:
+    """Bytes for a table."""
+    return format_bytes(count)
+
+
+# --- errors ----------------------------------------------------------------------------------
 
 
 def warn(text: str) -> None:
@@ -64,9 +94,56 @@ def warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
 
 
-def size(count: int) -> str:
-    """Bytes for a table."""
-    return format_bytes(count)
+def show_error(error: StandbyError, as_json: bool) -> None:
+    """The error's sentence on stderr; where JSON was asked for, its class and fields on stdout."""
+    click.echo(f"error: {error}", err=True)
+    if as_json:
+        values = error_to_wire(error)
+        name = values.pop("error")
+        print_error(name, str(error), values, error.retry.value, error.exit_code)
+
+
+def print_error(
+    name: str, message: str, values: dict[str, Any], retry: str, exit_code: int
+) -> None:
+    """The JSON document of a failure: the same keys whatever failed."""
+    print_json(
+        {
+            "error": {
+                "class": name,
+                "message": message,
+                "fields": values,
+                "retry": retry,
+                "exit_code": exit_code,
+            }
+        }
+    )
+
+
+# --- questions -------------------------------------------------------------------------------
+
+
+def can_ask() -> bool:
+    """Whether somebody is there to answer."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def confirmed(plan: Sequence[str], question: str, *, yes: bool, as_json: bool = False) -> None:
+    """Show the plan and ask, unless `yes`; anything but y ends the command with exit code 130.
+    Where nobody can answer, the command is refused instead of waiting for ever."""
+    if not yes and not can_ask():
+        raise click.UsageError(
+            f"{question} Nobody can be asked here (no terminal): repeat with --yes, or look first "
+            "with --dry-run."
+        )
+    if not (yes and as_json):
+        for line in plan:
+            click.echo(line, err=True)
+    if not yes:
+        click.confirm(question, abort=True, err=True)
+
+
+# --- progress --------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -75,10 +152,13 @@ def progress_bars(is_wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
     if not is_wanted or not sys.stderr.isatty():
         yield lambda label, done, total: None
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
     bars: dict[str, TaskID] = {}
     lock = threading.Lock()
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TimeElapsedColumn(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,19 +20,35 @@ from standby.cli.output import (
 )
 from standby.cli.serving import config_option, opened_replicas, target_option
 
+if TYPE_CHECKING:
+    from standby.road.repairing import RepairReport
+    from standby.road.verifying import PointVerdict
+    from standby.server.verb_plans import VerbPlan
+
+WARNINGS_EXIT = 3
+DAMAGED_EXIT = 13
+
 
 @click.group()
 def replica() -> None:
     """Replicas: look at them, fail over to them, verify them.
 
     With --target FOLDER everything works when only the target's storage is left.
+
+    \b
+    Example:
+      standby replica list
+      standby replica failover web01_replica --dry-run
     """
+
+
+# --- looking ---------------------------------------------------------------------------------
 
 
 def _age(seconds: float | None) -> str:
     if seconds is None:
         return "never"
-    if seconds < 3600:
+    if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
 
@@ -40,29 +57,38 @@ def _age(seconds: float | None) -> str:
 @config_option
 @target_option
 @json_option
-def list_replicas(config: Path, target: Path | None, as_json: bool) -> None:
-    """All replicas and their newest restore points.
+def list_replicas(config: Path, target: Path | None, as_json: bool) -> int:
+    """All replicas and their newest restore points. Exit code 3: one needs a look.
 
     \b
     Example: standby replica list
     """
     with opened_replicas(config, target) as replicas:
         found = replicas.all()
+        unreadable = replicas.unreadable()
+    needs_a_look = unreadable or any(item.findings for item in found)
     if as_json:
-        print_json(found)
-        return
+        print_json({"replicas": found, "unreadable": unreadable})
+        return WARNINGS_EXIT if needs_a_look else 0
     rows = [
         (
             item.name,
-            item.state.value + (" (a session runs)" if item.is_processing else ""),
+            item.state.value,
             str(len(item.points)),
             item.points[-1].id if item.points else "",
             _age(item.newest_age_s),
-            str(len(item.findings)) if item.findings else "",
+            "a session runs" if item.is_processing else "",
         )
         for item in found
     ]
-    print_table("", ("replica", "state", ">points", "newest", ">age", ">findings"), rows)
+    print_table("", ("replica", "state", ">points", "newest point", ">age", "~now"), rows)
+    for item in found:
+        if item.findings:
+            count = f"{len(item.findings)} findings" if len(item.findings) > 1 else item.findings[0]
+            warn(f"{item.name}: {count}; see `standby replica show {item.name}`")
+    for folder, problem in unreadable.items():
+        warn(f"{folder}: {problem}")
+    return WARNINGS_EXIT if needs_a_look else 0
 
 
 @replica.command()
@@ -71,7 +97,7 @@ def list_replicas(config: Path, target: Path | None, as_json: bool) -> None:
 @target_option
 @json_option
 def show(name: str, config: Path, target: Path | None, as_json: bool) -> int:
-    """Points, state and findings of the replica NAME.
+    """Points, state and findings of the replica NAME. Exit code 3: it needs a look.
 
     \b
     Example: standby replica show web01_replica
@@ -80,19 +106,97 @@ def show(name: str, config: Path, target: Path | None, as_json: bool) -> int:
         found = replicas.show(name)
     if as_json:
         print_json(found)
-        return 3 if found.findings else 0
-    click.echo(f"{found.name}: {found.state.value}, in {found.folder}")
+        return WARNINGS_EXIT if found.findings else 0
+    click.echo(f"{found.name}: {found.state.value}\n  in {found.folder}")
     if found.failover_point:
-        click.echo(f"failed over to {found.failover_point} since {found.failover_started_at}")
+        click.echo(f"  failed over to {found.failover_point} since {found.failover_started_at}")
+    if found.is_processing:
+        click.echo(f"  a session runs: {found.holder}")
     rows = [
-        (item.id, item.taken_at, item.consistency, size(item.changed_bytes), size(item.size))
+        (item.id, item.taken_at[:19], item.consistency, size(item.changed_bytes), size(item.size))
         for item in found.points
     ]
-    print_table("", ("point", "taken at", "consistency", ">changed", ">size"), rows)
-    click.echo(f"possible now: {', '.join(found.actions)}")
+    print_table("", ("point", "taken at (UTC)", "kind", ">changed", ">file size"), rows)
+    click.echo(f"possible now: {', '.join(found.actions) or 'nothing'}")
     for text in found.findings:
         warn(text)
-    return 3 if found.findings else 0
+    return WARNINGS_EXIT if found.findings else 0
+
+
+@replica.command()
+@click.argument("name")
+@click.option("--point", help="Only this point; default all.")
+@click.option("--repair", is_flag=True, help="Write damaged pieces anew where they can be had.")
+@config_option
+@target_option
+@json_option
+def verify(
+    name: str, point: str | None, repair: bool, config: Path, target: Path | None, as_json: bool
+) -> int:
+    """Read every byte of the replica NAME and compare it with its digests. Exit code 13: damaged.
+
+    \b
+    Example: standby replica verify web01_replica --repair
+    """
+    with opened_replicas(config, target) as replicas, progress_bars(not as_json) as update:
+        verdicts = replicas.verify(
+            name, point=point, progress=lambda done, total: update("verify", done, total)
+        )
+        is_ok = all(item.is_ok for item in verdicts)
+        repairs = replicas.repair(name, verdicts) if repair and not is_ok else []
+        if repairs:
+            verdicts = replicas.verify(name, point=point)
+            is_ok = all(item.is_ok for item in verdicts)
+    if as_json:
+        print_json({"points": verdicts, "repairs": repairs, "is_ok": is_ok})
+    else:
+        for verdict in verdicts:
+            _show_verdict(verdict)
+        for done in repairs:
+            _show_repair(done)
+        if not is_ok:
+            hint = "" if repair else f"; try `standby replica verify {name} --repair`"
+            warn(f"{name} is damaged{hint}")
+    return 0 if is_ok else DAMAGED_EXIT
+
+
+def _show_verdict(verdict: PointVerdict) -> None:
+    click.echo(f"{verdict.point_id}: {'ok' if verdict.is_ok else 'DAMAGED'}")
+    for disk in verdict.disks:
+        if disk.problem:
+            click.echo(f"  {disk.disk_id}: {disk.problem}")
+        for extent in disk.damaged[:20]:
+            click.echo(f"  {disk.disk_id}: {size(extent.length)} at {extent.offset:#x}")
+        if len(disk.damaged) > 20:
+            click.echo(f"  {disk.disk_id}: and {len(disk.damaged) - 20} more ranges")
+
+
+def _show_repair(done: RepairReport) -> None:
+    click.echo(f"{done.point_id}: repaired {size(done.healed_bytes)}")
+    for disk_id, extents in done.missing.items():
+        total = sum(extent.length for extent in extents)
+        click.echo(f"  {disk_id}: {size(total)} are nowhere to be had")
+    for disk_id, problem in done.problems.items():
+        click.echo(f"  {disk_id}: {problem}")
+
+
+# --- acting ----------------------------------------------------------------------------------
+
+
+def _agreed(plan: VerbPlan, question: str, *, yes: bool, dry_run: bool, as_json: bool) -> bool:
+    """Show what would be done, and ask; False when that was all that was wanted."""
+    if dry_run:
+        if as_json:
+            print_json(plan)
+        else:
+            for line in plan.effects:
+                click.echo(line)
+            for text in plan.warnings:
+                warn(text)
+        return False
+    lines = [*plan.effects, *(f"warning: {text}" for text in plan.warnings)]
+    confirmed(lines, question, yes=yes, as_json=as_json)
+    return True
 
 
 @replica.command()
@@ -124,14 +228,19 @@ def failover(
     Example: standby replica failover web01_replica --point 20261122T220000Z-9c1d --yes
     """
     with opened_replicas(config, target) as replicas:
-        chosen = replicas.chosen(name, point)
-        if dry_run:
-            if as_json:
-                print_json(chosen)
-            else:
-                click.echo(f"would fail over {name} to {chosen.id}, taken at {chosen.taken_at}")
-            return 0
-        confirmed(f"Fail over {name} to {chosen.id}, taken at {chosen.taken_at}?", yes)
+        from standby.server.verb_plans import plan_failover
+
+        plan = plan_failover(
+            replicas,
+            name,
+            point=point,
+            adopt=adopt,
+            source_may_run=source_may_run,
+            power_on=power_on,
+        )
+        question = f"Fail over {plan.replica} to {plan.point}?"
+        if not _agreed(plan, question, yes=yes, dry_run=dry_run, as_json=as_json):
+            return WARNINGS_EXIT if plan.warnings else 0
         result = replicas.failover(
             name,
             point=point,
@@ -142,98 +251,81 @@ def failover(
     if as_json:
         print_json(result)
     else:
-        click.echo(f"{name}: failed over to {result.point.id}")
+        if result.point.id != plan.point:
+            click.echo(f"{result.point.id} was all there but for its commit, which is made good")
+        click.echo(f"{plan.replica}: failed over to {result.point.id}; the VM's disks are")
         for disk, layer in sorted((result.record.ready or {}).items()):
             click.echo(f"  {disk}: {layer.file}")
+        if not power_on:
+            click.echo(f"next: `standby replica power on {plan.replica}` starts it with QEMU")
     for text in result.warnings:
         warn(text)
-    return 3 if result.warnings else 0
+    return WARNINGS_EXIT if result.warnings else 0
 
 
 @replica.command("undo-failover")
 @click.argument("name")
 @click.option("--drop-writes", is_flag=True, help="Also drop writes made outside of a failover.")
 @yes_option
+@dry_run_option
 @config_option
 @target_option
 @json_option
 def undo_failover(
-    name: str, drop_writes: bool, yes: bool, config: Path, target: Path | None, as_json: bool
+    name: str,
+    drop_writes: bool,
+    yes: bool,
+    dry_run: bool,
+    config: Path,
+    target: Path | None,
+    as_json: bool,
 ) -> None:
     """Drop what the replica NAME wrote since its failover; replication goes on.
 
     \b
     Example: standby replica undo-failover web01_replica --yes
     """
-    confirmed(f"Drop everything {name} wrote since its failover?", yes)
     with opened_replicas(config, target) as replicas:
+        from standby.server.verb_plans import plan_undo_failover
+
+        plan = plan_undo_failover(replicas, name, drop_writes=drop_writes)
+        question = f"Drop everything {plan.replica} wrote since its failover?"
+        if not _agreed(plan, question, yes=yes, dry_run=dry_run, as_json=as_json):
+            return
         record = replicas.undo_failover(name, drop_writes=drop_writes)
     if as_json:
         print_json(record)
     else:
-        click.echo(f"{name}: {record.state.value} again")
+        click.echo(f"{plan.replica}: {record.state.value} again, above {record.ready_point}")
 
 
 @replica.command("permanent-failover")
 @click.argument("name")
 @yes_option
+@dry_run_option
 @config_option
 @target_option
 @json_option
 def permanent_failover(
-    name: str, yes: bool, config: Path, target: Path | None, as_json: bool
+    name: str, yes: bool, dry_run: bool, config: Path, target: Path | None, as_json: bool
 ) -> None:
     """Make the failed-over replica NAME a VM of its own; its job leaves it alone from now on.
 
     \b
     Example: standby replica permanent-failover web01_replica --yes
     """
-    confirmed(f"Make {name} a VM of its own? It will not be replicated to any more.", yes)
     with opened_replicas(config, target) as replicas:
+        from standby.server.verb_plans import plan_permanent_failover
+
+        plan = plan_permanent_failover(replicas, name)
+        question = f"Make {plan.replica} a VM of its own? It will not be replicated to any more."
+        if not _agreed(plan, question, yes=yes, dry_run=dry_run, as_json=as_json):
+            return
         record = replicas.permanent_failover(name)
     if as_json:
         print_json(record)
     else:
-        click.echo(f"{name}: a VM of its own now")
-
-
-@replica.command()
-@click.argument("name")
-@click.option("--point", help="Only this point; default all.")
-@click.option("--repair", is_flag=True, help="Write damaged pieces anew where they can be had.")
-@config_option
-@target_option
-@json_option
-def verify(
-    name: str, point: str | None, repair: bool, config: Path, target: Path | None, as_json: bool
-) -> int:
-    """Read every byte of the replica NAME and compare it with its digests.
-
-    \b
-    Example: standby replica verify web01_replica --repair
-    """
-    with opened_replicas(config, target) as replicas, progress_bars(not as_json) as update:
-        verdicts = replicas.verify(
-            name, point=point, progress=lambda done, total: update("verify", done, total)
-        )
-        is_ok = all(item.is_ok for item in verdicts)
-        repairs = replicas.repair(name, verdicts) if repair and not is_ok else []
-        if repairs:
-            verdicts = replicas.verify(name, point=point)
-            is_ok = all(item.is_ok for item in verdicts)
-    if as_json:
-        print_json({"points": verdicts, "repairs": repairs})
-    else:
-        for verdict in verdicts:
-            click.echo(f"{verdict.point_id}: {'ok' if verdict.is_ok else 'DAMAGED'}")
-            for disk in verdict.disks:
-                if disk.problem:
-                    click.echo(f"  {disk.disk_id}: {disk.problem}")
-                for extent in disk.damaged[:20]:
-                    click.echo(f"  {disk.disk_id}: {size(extent.length)} at {extent.offset:#x}")
-        for done in repairs:
-            click.echo(f"repaired {size(done.repaired_bytes)}, {size(done.missing_bytes)} missing")
-    return 0 if is_ok else 13
+        click.echo(f"{plan.replica}: a VM of its own now")
 
 
 @replica.command()

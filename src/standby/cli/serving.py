@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from standby.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from standby.server import BackupServer
     from standby.server.replicas import Replicas
@@ -19,7 +21,7 @@ config_option = click.option(
     envvar="STANDBY_CONFIG",
     default=Path("standby.toml"),
     show_default=True,
-    help="The configuration; STANDBY_CONFIG names another default.",
+    help="The configuration, or its folder; STANDBY_CONFIG names another default.",
 )
 
 target_option = click.option(
@@ -44,6 +46,10 @@ def opened_replicas(config: Path, target: Path | None) -> Iterator[Replicas]:
     if target is not None:
         from standby.server.replicas import Replicas
 
+        if (target / "replica.json").exists():
+            raise ConfigurationError(
+                str(target), "is one replica's folder", f"Name the folder it is in: {target.parent}"
+            )
         yield Replicas.of_folder(target)
         return
     with opened_server(config) as server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 
 import click
@@ -10,51 +11,104 @@ import click
 import standby
 from standby.cli.output import json_option, print_json, print_table
 from standby.cli.serving import config_option, opened_server
-from standby.errors import ConfigurationError
-from standby.files import write_durably
+
+ERRORS_EXIT = 10
+WARNINGS_EXIT = 3
+
+
+def _installation() -> str:
+    """This computer's name, as far as an installation may be named so."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()).lstrip("._-")
+    return name[:64] or "main"
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=Path())
-@click.option("--installation", default=platform.node() or "main", show_default="this computer")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
+@click.option("--installation", default=_installation, show_default="this computer's name")
+@click.option("--source", default="vms", show_default=True, help="The folder with your VMs.")
+@click.option("--target", default="replicas", show_default=True, help="The folder for replicas.")
+@click.option("--repository", default="repository", show_default=True, help="Where digests go.")
 @click.option("--force", is_flag=True, help="Replace a standby.toml that is there.")
-def init(folder: Path, installation: str, force: bool) -> None:
+@json_option
+def init(
+    folder: Path,
+    installation: str,
+    source: str,
+    target: str,
+    repository: str,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Write a commented standby.toml to FOLDER (default: here).
 
     \b
-    Example: standby init /etc/standby
+    Example: standby init /etc/standby --source /srv/vms --target /mnt/dr/replicas
     """
+    from standby.errors import ConfigurationError
+    from standby.files import make_folder_durably, write_durably
+    from standby.server.config import NAME
     from standby.server.template import config_template
 
+    if not NAME.fullmatch(installation):
+        raise click.BadParameter(
+            f"{installation!r}: letters, digits, '.', '_' and '-', at most 64",
+            param_hint="--installation",
+        )
     path = folder / "standby.toml"
     if path.exists() and not force:
-        raise ConfigurationError(str(path), "is there already", "Use --force to replace it")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_durably(path, config_template(installation).encode())
-    click.echo(f"wrote {path}; edit its two paths, then run `standby check`")
+        raise ConfigurationError(
+            str(path), "is there already", "Use --force to replace it, or name another folder"
+        )
+    make_folder_durably(folder.absolute())
+    write_durably(path, config_template(installation, source, target, repository).encode())
+    where = f" --config {path}" if folder != Path() else ""
+    steps = [f"edit the paths in {path}", f"standby check{where}"]
+    if as_json:
+        print_json({"path": path, "installation": installation, "next": steps})
+    else:
+        click.echo(f"wrote {path}\nnext: {steps[0]}, then run `{steps[1]}`")
 
 
 @click.command()
 @config_option
 @json_option
 def check(config: Path, as_json: bool) -> int:
-    """Validate standby.toml and every path in it.
+    """Validate standby.toml and every path in it; says what to do next.
+
+    Exit code 0: sound; 3: warnings; 10: a job would fail.
 
     \b
     Example: standby check --config /etc/standby/standby.toml
     """
+    from standby.server.config import load_config
+
+    load_config(config)  # before the server is: a mistake in the file makes no state database
     with opened_server(config) as server:
         findings = server.check()
+        jobs = [job.name for job in server.jobs()]
+    errors = [item for item in findings if item.level.value == "error"]
+    step = _next_step(config, bool(errors), jobs)
     if as_json:
-        print_json({"findings": findings})
-    elif not findings:
-        click.echo(f"{config}: everything is as it should be")
+        print_json({"findings": findings, "errors": len(errors), "next": step})
     else:
-        rows = [(item.level.value, item.where, item.problem, item.hint) for item in findings]
-        print_table("", ("level", "where", "problem", "what to do"), rows)
-    if any(item.level.value == "error" for item in findings):
-        return 10
-    return 3 if findings else 0
+        if findings:
+            rows = [(item.level.value, item.where, item.problem, item.hint) for item in findings]
+            print_table("", ("level", "~where", "~problem", "~what to do"), rows)
+        else:
+            click.echo(f"{config}: everything is as it should be")
+        click.echo(f"next: {step}")
+    if errors:
+        return ERRORS_EXIT
+    return WARNINGS_EXIT if findings else 0
+
+
+def _next_step(config: Path, has_errors: bool, jobs: list[str]) -> str:
+    where = "" if config == Path("standby.toml") else f" --config {config}"
+    if has_errors:
+        return f"edit {config}, then run `standby check{where}` again"
+    if not jobs:
+        return f"add a table [jobs.NAME] to {config}"
+    return f"`standby job plan {jobs[0]}{where}` says what a session would do"
 
 
 @click.command()
@@ -71,14 +125,14 @@ def version(verbose: bool, as_json: bool) -> None:
         from standby import comparing
 
         facts["kernel"] = comparing.kernel_variant()
-        facts["kernels available"] = ", ".join(comparing.available_variants())
+        facts["kernels_available"] = ", ".join(comparing.available_variants())
         facts["python"] = platform.python_version()
         facts["platform"] = platform.platform()
     if as_json:
         print_json(facts)
         return
     for name, value in facts.items():
-        click.echo(f"{name} {value}")
+        click.echo(f"{name.replace('_', ' ')} {value}")
 
 
 COMMANDS = (init, check, version)

@@ -100,6 +100,17 @@ def space_needed(child: VhdxDisk, base: VhdxDisk) -> int:
     return count * size
 
 
+def planned_merge(child: Path, *, folders: Sequence[Path] = ()) -> tuple[Path, int]:
+    """(parent's file, bytes by which it would grow) of `merge_file`, which would refuse what this
+    refuses; changes nothing."""
+    with contextlib.closing(open_disk(child, folders=folders)) as disk:
+        parent = disk.parent if isinstance(disk, VhdxDisk) else None
+        if not isinstance(disk, VhdxDisk) or not isinstance(parent, VhdxDisk):
+            raise DiskUnsupported(str(child), "merging a disk that has no VHDX parent")
+        _refuse_others(child, parent.path)
+        return parent.path, space_needed(disk, parent)
+
+
 def merge_file(
     child: Path,
     *,

@@ -36,11 +36,13 @@ from standby.road.surveying import ReplicaStatus, findings, status, target_state
 __all__ = [
     "FailoverResult",
     "ReplicaStatus",
+    "check_given_up",
     "check_startable",
     "failover",
     "findings",
     "mark_damaged",
     "permanent_failover",
+    "startable_point",
     "status",
     "target_state",
     "undo_failover",
@@ -91,7 +93,7 @@ def failover(
     fenced = _settle(folder, warnings)
     with WriterLease.acquire(folder, "failover", take_over=True, action=Action.FAILOVER) as lease:
         _recover(folder, lease, warnings)
-        chosen = _startable_point(folder, point, adopt)
+        chosen = startable_point(folder, point, adopt)
         record = folder.record()
         renewed = False
         if adopt:
@@ -139,8 +141,9 @@ def _recover(folder: ReplicaFolder, lease: WriterLease, warnings: list[str]) -> 
         warnings.append(f"an unfinished restore point is left as it is: {exc}")
 
 
-def _startable_point(folder: ReplicaFolder, wanted: str | None, adopt: bool) -> RestorePoint:
-    """The chosen point, all of whose files are as they were committed."""
+def startable_point(folder: ReplicaFolder, wanted: str | None, adopt: bool) -> RestorePoint:
+    """The point that `wanted` (None: the newest; an id, or an ISO time) means, all of whose files
+    are as they were committed; with `adopt` and None the one below the ready layers."""
     scan = folder.scan_points()
     if adopt and wanted is None:
         wanted = folder.record().ready_point or None
@@ -250,16 +253,21 @@ def permanent_failover(folder: ReplicaFolder, rules: TargetRules) -> ReplicaReco
     with WriterLease.acquire(
         folder, "permanent-failover", action=Action.PERMANENT_FAILOVER
     ) as lease:
-        kept = points_kept_by(rules, folder.points(), folder.clock.now())
-        if kept:
-            raise TargetRefuses(
-                folder.name,
-                "make the failover permanent",
-                f"keep_points_min = {rules.keep_points_min} and keep_days_min = "
-                f"{rules.keep_days_min} in its own file keep {len(kept)} restore points "
-                f"({kept[0].id} to {kept[-1].id}), and a permanent failover ends their keeping",
-            )
+        check_given_up(folder, rules)
         return lease.update(state=ReplicaState.PERMANENT)
+
+
+def check_given_up(folder: ReplicaFolder, rules: TargetRules) -> None:
+    """Raise TargetRefuses while the target's own rules keep any point of the replica."""
+    kept = points_kept_by(rules, folder.points(), folder.clock.now())
+    if kept:
+        raise TargetRefuses(
+            folder.name,
+            "make the failover permanent",
+            f"keep_points_min = {rules.keep_points_min} and keep_days_min = "
+            f"{rules.keep_days_min} in its own file keep {len(kept)} restore points "
+            f"({kept[0].id} to {kept[-1].id}), and a permanent failover ends their keeping",
+        )
 
 
 def mark_damaged(folder: ReplicaFolder, lease: WriterLease, damage: str) -> ReplicaRecord:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.disk import open_disk
@@ -41,8 +42,10 @@ from standby.road.replica import ReplicaFolder
 from standby.road.surveying import ReplicaStatus, status
 from standby.road.target_rules import load_target_rules
 from standby.road.verifying import PointVerdict, verify_point
-from standby.server.config import Config
-from standby.server.store import Store
+
+if TYPE_CHECKING:  # failing over with only the target alive must not wait for a database's import
+    from standby.server.config import Config
+    from standby.server.store import Store
 
 
 class Replicas:
@@ -111,6 +114,16 @@ class Replicas:
                     found.append(state)
         return found
 
+    def unreadable(self) -> dict[str, str]:
+        """Folder and problem of each replica that `all` cannot show: its records are damaged."""
+        found = {}
+        for folder in self.folders():
+            try:
+                status(folder)
+            except StandbyError as exc:
+                found[str(folder.path)] = str(exc)
+        return found
+
     def show(self, name: str) -> ReplicaStatus:
         """Everything about one replica."""
         return status(self.folder(name))
@@ -152,9 +165,9 @@ class Replicas:
             folder,
             point=point,
             adopt=adopt,
-            source_running=self._source_is_running(folder.record()),
+            source_running=self.source_is_running(folder.record()),
             source_may_run=source_may_run,
-            is_running=self._is_running(folder),
+            is_running=self.is_running(folder),
         )
         if power_on:
             self.power(name, on=True)
@@ -163,7 +176,7 @@ class Replicas:
     def undo_failover(self, name: str, *, drop_writes: bool = False) -> ReplicaRecord:
         """Drop what the replica VM wrote; the replica is ready again at its newest point."""
         folder = self.folder(name)
-        return undo_failover(folder, drop_writes, is_running=self._is_running(folder))
+        return undo_failover(folder, drop_writes, is_running=self.is_running(folder))
 
     def permanent_failover(self, name: str) -> ReplicaRecord:
         """The replica VM becomes a VM of its own, unless the target's own rules forbid it."""
@@ -186,7 +199,9 @@ class Replicas:
             host.stop(machine, force=force)
         return host.power_state(machine)
 
-    def _is_running(self, folder: ReplicaFolder) -> Callable[[], bool]:
+    def is_running(self, folder: ReplicaFolder) -> Callable[[], bool]:
+        """A function that says whether the replica's VM runs now."""
+
         def is_running() -> bool:
             if not (folder.path / "vm.toml").exists():
                 return False
@@ -195,7 +210,7 @@ class Replicas:
 
         return is_running
 
-    def _source_is_running(self, record: ReplicaRecord) -> bool:
+    def source_is_running(self, record: ReplicaRecord) -> bool:
         """Whether the source VM is known to run; an unreachable source is why failovers exist."""
         if self._host is None:
             return False

@@ -1,0 +1,153 @@
+"""What failover, undo-failover and permanent-failover would do: shown before a person says yes.
+
+A plan raises what the verb itself would raise, as far as that can be seen without becoming the
+replica's writer; it changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from standby.errors import MachineRunning, PointDamaged, ReplicaConflict
+from standby.model.point import RestorePoint
+from standby.model.replica import Action, ReplicaRecord, ReplicaState, next_state
+from standby.road import ready
+from standby.road.failing_over import check_given_up, startable_point
+from standby.road.lease import check_legal, holder_of, is_processing
+from standby.road.points import chosen_point, replicated_disks
+from standby.road.records import inner_path
+from standby.road.replica import ReplicaFolder
+from standby.road.target_rules import load_target_rules
+from standby.server.replicas import Replicas
+from standby.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class VerbPlan:
+    """What `action` would make of `replica`. `effects` are sentences, in order; `drops_bytes` is
+    the size of the files whose writes would be lost."""
+
+    replica: str
+    action: str
+    state: str
+    becomes: str
+    point: str
+    taken_at: str
+    effects: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    drops_bytes: int = 0
+
+
+def plan_failover(
+    replicas: Replicas,
+    name: str,
+    *,
+    point: str | None = None,
+    adopt: bool = False,
+    source_may_run: bool = False,
+    power_on: bool = False,
+) -> VerbPlan:
+    """What `Replicas.failover` would do."""
+    folder = replicas.folder(name)
+    record = folder.record()
+    check_legal(record, folder.name, Action.FAILOVER)
+    warnings = []
+    if replicas.source_is_running(record):
+        if not source_may_run:
+            raise ReplicaConflict(
+                folder.name,
+                "the source VM is running: two VMs of one identity would be alive",
+                "Shut it down, or repeat with --source-may-run",
+            )
+        warnings.append("the source VM is running: two VMs of one identity will be alive")
+    if not adopt:
+        folder.check_ready()
+    chosen = startable_point(folder, point, adopt)
+    if is_processing(folder):
+        warnings.append(f"the session that runs now is cut off ({holder_of(folder)})")
+    effects = []
+    if adopt:
+        effects.append(f"the VM keeps what it wrote outside of a failover, above {chosen.id}")
+    elif ready.is_current(folder, record, chosen):
+        effects.append(f"the VM starts from its ready layers above {chosen.id}; no file is made")
+    else:
+        effects.append(f"new empty ready layers are made above {chosen.id} for the VM to start")
+    newer = sum(1 for item in folder.points() if item.id > chosen.id)
+    if newer:
+        effects.append(f"{newer} newer restore points stay, for undo-failover")
+    effects.append("sessions skip the replica until undo-failover or permanent-failover")
+    if power_on:
+        effects.append("the VM is started with QEMU")
+    return _plan(folder, record, Action.FAILOVER, chosen, effects, warnings)
+
+
+def plan_undo_failover(replicas: Replicas, name: str, *, drop_writes: bool = False) -> VerbPlan:
+    """What `Replicas.undo_failover` would do."""
+    folder = replicas.folder(name)
+    record = folder.record()
+    is_unasked = record.state in (ReplicaState.READY, ReplicaState.DAMAGED)
+    if not (is_unasked and drop_writes):
+        folder.check_ready()
+        check_legal(record, folder.name, Action.UNDO_FAILOVER)
+    if replicas.is_running(folder)():
+        raise MachineRunning("target", record.name, "a failover is undone with the replica VM off")
+    newest = chosen_point(folder.name, folder.points(), None)
+    for layer, evidence in folder.touched_layers([newest]):
+        raise PointDamaged(folder.name, newest.id, layer.file, evidence)
+    sizes = {
+        layer.file: path.stat().st_size
+        for layer in (record.ready or {}).values()
+        if (path := inner_path(folder.path, layer.file)).exists()
+    }
+    effects = [
+        f"what the VM wrote is dropped: {file}, {format_bytes(size)} as a file"
+        for file, size in sorted(sizes.items())
+    ]
+    effects.append(f"new empty ready layers are made above the newest point {newest.id}")
+    effects.append("sessions go on with the replica")
+    return _plan(
+        folder, record, Action.UNDO_FAILOVER, newest, effects, [], drops_bytes=sum(sizes.values())
+    )
+
+
+def plan_permanent_failover(replicas: Replicas, name: str) -> VerbPlan:
+    """What `Replicas.permanent_failover` would do."""
+    folder = replicas.folder(name)
+    record = folder.record()
+    check_legal(record, folder.name, Action.PERMANENT_FAILOVER)
+    check_given_up(folder, load_target_rules(folder.path.parent))
+    points = folder.points()
+    chosen = chosen_point(folder.name, points, record.failover_point or None)
+    effects = [
+        f"the VM stays as it is, above {chosen.id}, in {folder.path}; no file is removed",
+        f"the replica is gone from the list, and its {len(points)} restore points with it",
+        "its job replicates to it no more; this cannot be undone",
+    ]
+    return _plan(folder, record, Action.PERMANENT_FAILOVER, chosen, effects, [])
+
+
+def _plan(
+    folder: ReplicaFolder,
+    record: ReplicaRecord,
+    action: Action,
+    point: RestorePoint,
+    effects: list[str],
+    warnings: list[str],
+    drops_bytes: int = 0,
+) -> VerbPlan:
+    becomes = next_state(record.state, action) or record.state
+    disks = len(replicated_disks(point))
+    head = (
+        f"{folder.name}: {record.state} becomes {becomes}, {disks} disks, point of {point.taken_at}"
+    )
+    return VerbPlan(
+        folder.name,
+        action.value,
+        record.state.value,
+        becomes.value,
+        point.id,
+        point.taken_at,
+        (head, *effects),
+        tuple(warnings),
+        drops_bytes,
+    )
