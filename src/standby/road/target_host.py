@@ -195,7 +195,8 @@ class TargetVerbs:
             raise
         with self._lock:
             self._replicas[str(path)] = _OpenReplica(folder, lease)
-        warnings.extend(f"unknown file {name} is left alone" for name in folder.unknown_files())
+        if state.newest:  # before that, what lies here was put here: a seed
+            warnings.extend(f"unknown file {name} is left alone" for name in folder.unknown_files())
         return {"path": str(path), "state": state, "warnings": warnings}
 
     def _renew_if_behind(self, folder: ReplicaFolder, lease: WriterLease) -> None:

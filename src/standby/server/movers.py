@@ -33,8 +33,15 @@ more gained nothing on a 2.4 GB disk."""
 class MoverHandle:
     """One mover: `call` a verb and wait. Thread-safe."""
 
-    def __init__(self, name: str, link: Link, process: subprocess.Popen[bytes] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        link: Link,
+        process: subprocess.Popen[bytes] | None,
+        serving: threading.Thread | None = None,
+    ) -> None:
         self.name = name
+        self._serving = serving
         self.process = process
         self._link = link
         self._calls: dict[int, Future[Any]] = {}
@@ -105,6 +112,8 @@ class MoverHandle:
         self._link.shutdown()
         self._thread.join(timeout=10)
         self._link.close()
+        if self._serving is not None:
+            self._serving.join(timeout=30)
         if self.process is not None:
             try:
                 self.process.wait(timeout=30)
@@ -236,7 +245,15 @@ def thread_movers(connections: int, source_verbs: Any, target_verbs: Any) -> Mov
         ours, theirs = socket.socketpair()
         peer = "target mover" if side == 0 else "source mover"
         links = [Link(pair[side], peer) for pair in pairs]
-        mover = Mover(name, Link(theirs, "backup server"), [make(links, rings)], links)
-        threading.Thread(target=mover.serve, name=name, daemon=True).start()
-        handles.append(MoverHandle(name, Link(ours, name), None))
+        control = Link(theirs, "backup server")
+        mover = Mover(name, control, [make(links, rings)], links)
+
+        def serve(mover: Mover = mover, ends: list[Link] = [control, *links]) -> None:  # noqa: B006
+            mover.serve()
+            for end in ends:
+                end.close()
+
+        serving = threading.Thread(target=serve, name=name, daemon=True)
+        serving.start()
+        handles.append(MoverHandle(name, Link(ours, name), None, serving))
     return MoverPair(handles[0], handles[1], connections)
