@@ -13,35 +13,49 @@ from __future__ import annotations
 import json
 import struct
 import threading
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from standby.digesting import LEAVES_PER_PAGE, PAGE, PIECE, ZERO_LEAF
 from standby.errors import DiskCorrupt, ProtocolError
 from standby.files import File, write_durably
+from standby.road.extent_records import (
+    HEAD,
+    KIND_DATA,
+    KIND_ZERO,
+    Leaves,
+    Records,
+    Rows,
+    checked_rows,
+    decoded_rows,
+    encoded,
+    framed,
+    index_entries,
+    mark_pieces,
+    overlay_rows,
+    piece_counts,
+    read_record,
+)
 
-KIND_ZERO = 0
-KIND_DATA = 1
+__all__ = [
+    "KIND_DATA",
+    "KIND_ZERO",
+    "ExtentLog",
+    "Leaves",
+    "LogHeader",
+    "Rows",
+    "checked_rows",
+    "mark_pieces",
+    "piece_counts",
+]
 
 MAGIC = b"STBYXLOG"
 VERSION = 1
 _PREAMBLE = struct.Struct("<8sII")
-_HEAD = struct.Struct("<HHIII")  # type, reserved, payload length, record number, CRC-32
-_EXTENTS = struct.Struct("<II")  # rows, leaves
-
 _HEADER, _ROWS, _MARK, _CHECKPOINT, _OPEN, _CLOSE, _VERIFIED, _COPIED = range(1, 9)
-
-ROWS_PER_RECORD = 1024
-"""Records stay small (at most 56 KiB) because `overlay` reads and checks whole ones."""
-_PAYLOAD_MAX = 1 << 20
-
-Rows = npt.NDArray[np.int64]
-Leaves = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,126 +77,11 @@ class LogHeader:
     copy_of: str = ""
 
 
-def checked_rows(rows: Rows, leaf_count: int, virtual_size: int) -> Rows:
-    """`rows` as contiguous int64 (k, 3), refused (ProtocolError) unless ascending, disjoint,
-    inside the disk, on 4 KiB borders (the end of the disk excepted), of a known kind, and with
-    one leaf per data piece."""
-    table = np.ascontiguousarray(rows, dtype=np.int64).reshape(-1, 3)
-    offsets, lengths, kinds = table[:, 0], table[:, 1], table[:, 2]
-    stops = offsets + lengths
-    if len(table):
-        good = (
-            bool(((lengths > 0) & (lengths <= virtual_size)).all())
-            and bool(((offsets >= 0) & (offsets <= virtual_size)).all())
-            and bool((offsets % PIECE == 0).all())
-            and bool((offsets[1:] >= stops[:-1]).all())
-            and int(stops[-1]) <= virtual_size
-            and bool(((stops % PIECE == 0) | (stops == virtual_size)).all())
-            and bool(((kinds == KIND_DATA) | (kinds == KIND_ZERO)).all())
-        )
-        if not good:
-            raise ProtocolError(
-                "source mover", "a batch's extents are not in order or off the disk"
-            )
-    pieces = piece_counts(table)
-    if int(pieces.sum()) != leaf_count:
-        raise ProtocolError(
-            "source mover",
-            f"a batch of {int(pieces.sum())} data pieces came with {leaf_count} leaves",
-        )
-    return table
-
-
-def piece_counts(rows: Rows) -> Rows:
-    """(k,) int64: how many leaves each row has; 0 for zero rows."""
-    return np.where(rows[:, 2] == KIND_DATA, -(-rows[:, 1] // PIECE), 0)
-
-
-@dataclass(slots=True)
-class _Records:
-    """Encoded rows: the record's payload and, per page, an index entry."""
-
-    payload: bytes
-    pages: npt.NDArray[np.int32]
-    is_whole_zero: npt.NDArray[np.bool_]
-
-
-def _split_at_pages(rows: Rows) -> Rows:
-    """The same extents with data rows cut at page borders; zero rows stay whole."""
-    stops = rows[:, 0] + rows[:, 1]
-    first = rows[:, 0] // PAGE
-    count = np.where(rows[:, 2] == KIND_DATA, (stops - 1) // PAGE - first + 1, 1)
-    total = int(count.sum())
-    if total == len(rows):
-        return rows
-    owner = np.repeat(np.arange(len(rows)), count)
-    step = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
-    is_data = rows[owner, 2] == KIND_DATA
-    begin = np.where(
-        is_data, np.maximum(rows[owner, 0], (first[owner] + step) * PAGE), rows[owner, 0]
-    )
-    end = np.where(
-        is_data, np.minimum(stops[owner], (first[owner] + step + 1) * PAGE), stops[owner]
-    )
-    return np.stack([begin, end - begin, rows[owner, 2]], axis=1)
-
-
-def _encode(rows: Rows, leaves: Leaves, virtual_size: int) -> Iterator[_Records]:
-    """Cut one ascending batch into records of at most a page of leaves and 1,024 rows."""
-    rows = _split_at_pages(rows)
-    ends = np.cumsum(piece_counts(rows))
-    start = 0
-    while start < len(rows):
-        before = int(ends[start - 1]) if start else 0
-        stop = int(np.searchsorted(ends, before + LEAVES_PER_PAGE, side="right"))
-        stop = min(max(stop, start + 1), start + ROWS_PER_RECORD)
-        part = np.ascontiguousarray(rows[start:stop])
-        part_leaves = np.ascontiguousarray(leaves[before : int(ends[stop - 1])])
-        pages, is_whole_zero = _index_entries(part, virtual_size)
-        payload = _EXTENTS.pack(len(part), len(part_leaves))
-        payload += part.astype("<i8").tobytes() + part_leaves.astype("<u8").tobytes()
-        yield _Records(payload, pages, is_whole_zero)
-        start = stop
-
-
-def _index_entries(
-    rows: Rows, virtual_size: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-    """The pages that a record's rows touch, ascending; whether one zero row covers all of each."""
-    stops = rows[:, 0] + rows[:, 1]
-    first = rows[:, 0] // PAGE
-    count = (stops - 1) // PAGE - first + 1
-    owner = np.repeat(np.arange(len(rows)), count)
-    pages = first[owner] + np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-    page_stops = np.minimum((pages + 1) * PAGE, virtual_size)
-    is_whole_zero = (
-        (rows[owner, 2] == KIND_ZERO)
-        & (rows[owner, 0] <= pages * PAGE)
-        & (stops[owner] >= page_stops)
-    )
-    kept = np.ones(len(pages), dtype=np.bool_)
-    kept[1:] = pages[1:] != pages[:-1]
-    return pages[kept].astype(np.int32), is_whole_zero[kept]
-
-
-def _decode_rows(path: Path, position: int, payload: bytes) -> tuple[Rows, Leaves]:
-    if len(payload) < _EXTENTS.size:
-        raise DiskCorrupt(str(path), "an extent record is too short", position, str(len(payload)))
-    row_count, leaf_count = _EXTENTS.unpack_from(payload)
-    if len(payload) != _EXTENTS.size + 24 * row_count + 8 * leaf_count:
-        raise DiskCorrupt(
-            str(path), "an extent record's length is wrong", position, str(len(payload))
-        )
-    rows = np.frombuffer(payload, "<i8", 3 * row_count, _EXTENTS.size).reshape(-1, 3)
-    leaves = np.frombuffer(payload, "<u8", leaf_count, _EXTENTS.size + 24 * row_count)
-    return rows, leaves
-
-
 @dataclass(slots=True)
 class _Staged:
     kind: int
     payload: bytes
-    records: _Records | None = None
+    records: Records | None = None
 
 
 @dataclass(slots=True)
@@ -193,7 +92,7 @@ class _Index:
     positions: list[npt.NDArray[np.int64]] = field(default_factory=list)
     zeros: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
-    def add(self, position: int, records: _Records) -> None:
+    def add(self, position: int, records: Records) -> None:
         self.pages.append(records.pages)
         self.positions.append(np.full(len(records.pages), position, dtype=np.int64))
         self.zeros.append(records.is_whole_zero)
@@ -241,9 +140,9 @@ class ExtentLog:
         """A new log in place of any other of that name, durable and whole when this returns."""
         values = {name: getattr(header, name) for name in LogHeader.__slots__}
         data = _PREAMBLE.pack(MAGIC, VERSION, 0)
-        data += _framed(_HEADER, 0, json.dumps(values, sort_keys=True).encode())
+        data += framed(_HEADER, 0, json.dumps(values, sort_keys=True).encode())
         if open_ranges:
-            data += _framed(_OPEN, 1, np.array(open_ranges, dtype="<i8").tobytes())
+            data += framed(_OPEN, 1, np.array(open_ranges, dtype="<i8").tobytes())
         write_durably(path, data)
         return cls.open(path)
 
@@ -265,7 +164,7 @@ class ExtentLog:
     @classmethod
     def _read(cls, file: File) -> ExtentLog:
         path = str(file.path)
-        if file.size < _PREAMBLE.size + _HEAD.size:
+        if file.size < _PREAMBLE.size + HEAD.size:
             raise DiskCorrupt(path, "the extent log ends in its header", 0, f"{file.size} bytes")
         magic, version, _ = _PREAMBLE.unpack(file.read(0, _PREAMBLE.size))
         if magic != MAGIC or version != VERSION:
@@ -273,7 +172,7 @@ class ExtentLog:
         log: ExtentLog | None = None
         position = _PREAMBLE.size
         number = 0
-        while (record := _read_record(file, position, number)) is not None:
+        while (record := read_record(file, position, number)) is not None:
             kind, payload = record
             if log is None:
                 if kind != _HEADER:
@@ -284,7 +183,7 @@ class ExtentLog:
                     log._apply(kind, payload, position, None)
                 except (DiskCorrupt, ValueError, struct.error):
                     break
-            position += _HEAD.size + len(payload)
+            position += HEAD.size + len(payload)
             number += 1
         if log is None:
             raise DiskCorrupt(path, "the extent log's header is damaged", _PREAMBLE.size, "CRC-32")
@@ -312,7 +211,7 @@ class ExtentLog:
         """Stage extents (k, 3) int64 offset, length, kind, with the leaves of all data pieces in
         order. Rows ascend within one call and may overlap earlier calls': later ones win."""
         table = checked_rows(rows, len(leaves), self.header.virtual_size)
-        for records in _encode(table, leaves, self.header.virtual_size):
+        for records in encoded(table, leaves, self.header.virtual_size):
             self._staged.append(_Staged(_ROWS, records.payload, records))
 
     def append_mark(self, offset: int) -> None:
@@ -347,7 +246,7 @@ class ExtentLog:
             return 0
         pieces: list[bytes] = []
         for number, staged in enumerate(self._staged, start=self._number):
-            pieces.append(_framed(staged.kind, number, staged.payload))
+            pieces.append(framed(staged.kind, number, staged.payload))
         self._file.write(b"".join(pieces), self._end)
         self._file.sync()
         before = self.logged_bytes
@@ -361,15 +260,15 @@ class ExtentLog:
     def _stage(self, kind: int, payload: bytes) -> None:
         self._staged.append(_Staged(kind, payload))
 
-    def _apply(self, kind: int, payload: bytes, position: int, records: _Records | None) -> None:
+    def _apply(self, kind: int, payload: bytes, position: int, records: Records | None) -> None:
         if kind == _ROWS:
-            rows, leaves = _decode_rows(self.path, position, payload)
+            rows, leaves = decoded_rows(self.path, position, payload)
             if records is None:
                 try:
                     checked_rows(rows, len(leaves), self.header.virtual_size)
                 except ProtocolError as exc:
                     raise DiskCorrupt(str(self.path), exc.problem, position, "extents") from exc
-                records = _Records(b"", *_index_entries(rows, self.header.virtual_size))
+                records = Records(b"", *index_entries(rows, self.header.virtual_size))
             with self._lock:
                 self._index.add(position, records)
             self.logged_bytes += int(rows[:, 1].sum())
@@ -431,76 +330,18 @@ class ExtentLog:
         for position in positions[first:last].tolist():
             if position >= start and (stop is None or position < stop):
                 rows, row_leaves = self._rows_at(position)
-                _overlay_rows(rows, row_leaves, page_number, leaves, mask)
+                overlay_rows(rows, row_leaves, page_number, leaves, mask)
 
     def _rows_at(self, position: int) -> tuple[Rows, Leaves]:
         cached = self._cached
         if cached is not None and cached[0] == position:
             return cached[1], cached[2]
-        record = _read_record(self._file, position, None)
+        record = read_record(self._file, position, None)
         if record is None or record[0] != _ROWS:
             raise DiskCorrupt(str(self.path), "a record's checksum is wrong", position, "CRC-32")
-        rows, leaves = _decode_rows(self.path, position, record[1])
+        rows, leaves = decoded_rows(self.path, position, record[1])
         self._cached = (position, rows, leaves)
         return rows, leaves
-
-
-def _overlay_rows(
-    rows: Rows,
-    row_leaves: Leaves,
-    page_number: int,
-    leaves: Leaves | None,
-    mask: npt.NDArray[np.bool_] | None,
-) -> None:
-    if mask is not None:
-        mark_pieces(rows, page_number, mask)
-    if leaves is None:
-        return
-    low = page_number * PAGE
-    first = int(np.searchsorted(rows[:, 0] + rows[:, 1], low, side="right"))
-    last = int(np.searchsorted(rows[:, 0], low + PAGE, side="left"))
-    leaf = int(piece_counts(rows[:first]).sum())
-    for offset, length, kind in rows[first:last].tolist():
-        begin = (max(offset, low) - low) // PIECE
-        end = -(-(min(offset + length, low + PAGE) - low) // PIECE)
-        if kind == KIND_DATA:
-            skipped = (max(offset, low) - offset) // PIECE
-            leaves[begin:end] = row_leaves[leaf + skipped : leaf + skipped + end - begin]
-            leaf += -(-length // PIECE)
-        else:
-            leaves[begin:end] = ZERO_LEAF
-
-
-def mark_pieces(rows: Rows, page_number: int, mask: npt.NDArray[np.bool_]) -> None:
-    """Set True in `mask` (4096,) the pieces of a page that ascending `rows` touch."""
-    low = page_number * PAGE
-    stops = rows[:, 0] + rows[:, 1]
-    first = int(np.searchsorted(stops, low, side="right"))
-    last = int(np.searchsorted(rows[:, 0], low + PAGE, side="left"))
-    for offset, length, _ in rows[first:last].tolist():
-        begin = (max(offset, low) - low) // PIECE
-        mask[begin : -(-(min(offset + length, low + PAGE) - low) // PIECE)] = True
-
-
-def _framed(kind: int, number: int, payload: bytes) -> bytes:
-    head = _HEAD.pack(kind, 0, len(payload), number, 0)
-    checksum = zlib.crc32(payload, zlib.crc32(head))
-    return _HEAD.pack(kind, 0, len(payload), number, checksum) + payload
-
-
-def _read_record(file: File, position: int, number: int | None) -> tuple[int, bytes] | None:
-    """(type, payload) of the record at `position`; None where there is no whole one. `number`
-    is the record number expected there: a leftover of an earlier life has another."""
-    if position + _HEAD.size > file.size:
-        return None
-    kind, reserved, length, found, checksum = _HEAD.unpack(file.read(position, _HEAD.size))
-    if length > _PAYLOAD_MAX or position + _HEAD.size + length > file.size:
-        return None
-    payload = file.read(position + _HEAD.size, length)
-    head = _HEAD.pack(kind, reserved, length, found, 0)
-    if zlib.crc32(payload, zlib.crc32(head)) != checksum or number not in (None, found):
-        return None
-    return kind, payload
 
 
 def _header_from(path: Path, payload: bytes) -> LogHeader:

@@ -14,6 +14,7 @@ from standby.disk.chain import open_chain
 from standby.disk.vhdx import VhdxDisk
 from standby.model.extent import Extent, Kind
 from standby.ports import VirtualDisk
+from standby.road.extent_log import KIND_DATA, KIND_ZERO, Rows
 from standby.units import MiB
 
 Mask = npt.NDArray[np.bool_]
@@ -24,7 +25,7 @@ _READ_SIZE = MiB
 """Bytes read and then hashed at once: small enough to be in the L2 cache when hashed."""
 
 _GAP_PIECES = 8
-"""Pieces between two runs that cost less to read and hash (32 KiB, some 6 us) than another call."""
+"""Pieces between two runs that cost less to read and hash (8 leaves: under 2 us) than another call."""
 
 
 def page_range(page_number: int, virtual_size: int) -> tuple[int, int]:
@@ -93,3 +94,15 @@ def read_leaves(
             position += size
             total += size
     return total
+
+
+def rows_from(mask: Mask, leaves: Leaves, start: int, stop: int) -> tuple[Rows, Leaves]:
+    """The masked pieces of a page as rows, zero pieces as zeros, with the leaves of the others."""
+    is_zero = mask & (leaves == ZERO_LEAF)
+    rows: list[tuple[int, int, int]] = []
+    for kind, part in ((KIND_ZERO, is_zero), (KIND_DATA, mask & ~is_zero)):
+        for first, last in runs_of(part).tolist():
+            offset = start + first * PIECE
+            rows.append((offset, min(start + last * PIECE, stop) - offset, kind))
+    rows.sort()
+    return np.array(rows, dtype=np.int64).reshape(-1, 3), leaves[mask & ~is_zero]

@@ -9,24 +9,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from standby.digesting import PAGE, PIECE, DigestChain, DigestWriter, page_nodes, root_of_pages
+from standby.digesting import PAGE, PIECE, DigestChain
 from standby.disk.vhdx import VhdxDisk
-from standby.errors import DiskCorrupt, PointDamaged, StandbyError
+from standby.errors import StandbyError
 from standby.files import drop_cached
 from standby.model.extent import Extent, Kind
 from standby.model.point import PointDisk, RestorePoint
 from standby.ports import Progress, VirtualDisk
-from standby.road.baseline import open_digests
 from standby.road.pages import (
-    Leaves,
     Mask,
     data_mask,
     open_layers,
@@ -35,13 +31,27 @@ from standby.road.pages import (
     runs_of,
     zero_page,
 )
-from standby.road.points import disk_of, replicated_disks
-from standby.road.records import inner_path
+from standby.road.points import replicated_disks
+from standby.road.rebuilding import (
+    digests_of,
+    mapped_in_order,
+    page_buffer,
+    read_pages,
+    rebuild_digests,
+    root_read,
+    stored_pages,
+)
 from standby.road.replica import ReplicaFolder
 
-_T = TypeVar("_T")
-_Numbers = npt.NDArray[np.int64]
-_Nodes = npt.NDArray[np.uint8]
+__all__ = [
+    "DiskVerdict",
+    "PointVerdict",
+    "read_pages",
+    "rebuild_digests",
+    "verify_point",
+    "verify_replica",
+]
+
 _ALL = np.ones(PAGE // PIECE, dtype=np.bool_)
 
 
@@ -134,21 +144,6 @@ def verify_replica(
     return verdicts
 
 
-def rebuild_digests(
-    folder: ReplicaFolder, point_id: str, disk_id: str = "", *, complete: bool = False
-) -> None:
-    """Read a point again and write its digests anew, of one disk or of all.
-
-    Raises PointDamaged when the root is not the recorded one: then the content is damaged, and
-    only `repair` from elsewhere helps. `complete` (or a point whose files are a base alone) writes
-    all of it; else pages that differ from the point below it, whose digests must be sound.
-    """
-    point = folder.point(point_id)
-    for disk in replicated_disks(point):
-        if disk_id in ("", disk.disk_id):
-            _rebuild(folder, point, disk, complete)
-
-
 # --- one disk --------------------------------------------------------------------------------
 
 
@@ -165,7 +160,7 @@ def _verified(
     chain = folder.chain_paths(point, disk.disk_id)
     with contextlib.ExitStack() as stack:
         try:
-            digests = _digests_of(folder, point, disk)
+            digests = digests_of(folder, point, disk)
             stack.callback(digests.close)
         except StandbyError as exc:
             verdict.digests_ok = False
@@ -178,13 +173,13 @@ def _verified(
             opened = open_layers(chain)
             stack.callback(opened.close)
             if digests is None:
-                root, verdict.bytes_read = _root_read(opened, disk.virtual_size, threads, progress)
+                root, verdict.bytes_read = root_read(opened, disk.virtual_size, threads, progress)
                 verdict.root_ok = root.hex() == disk.root
                 return verdict
             masks = None
             if below is not None and _is_above(disk, below[1], below[2]):
                 older = stack.enter_context(
-                    contextlib.closing(_digests_of(folder, below[0], below[1]))
+                    contextlib.closing(digests_of(folder, below[0], below[1]))
                 )
                 masks = _LayerMasks(opened, digests, older)
             check = _Check(opened, disk.virtual_size, digests, masks, threads, progress)
@@ -198,11 +193,6 @@ def _verified(
             verdict.root_ok = False
             verdict.problem = str(exc)
     return verdict
-
-
-def _digests_of(folder: ReplicaFolder, point: RestorePoint, disk: PointDisk) -> DigestChain:
-    paths = folder.digest_paths(point.id, disk.disk_id)
-    return open_digests(paths, disk.virtual_size, bytes.fromhex(disk.root))
 
 
 def _is_above(disk: PointDisk, below: PointDisk, verdict: DiskVerdict) -> bool:
@@ -292,11 +282,11 @@ class _Check:
         if self._masks is not None:
             pages: list[int] = sorted(self._masks.pages(self._size))
         else:
-            stored = _stored_pages(self._disk, self._size)
+            stored = stored_pages(self._disk, self._size)
             pages = sorted(stored | set(self._digests.page_numbers.tolist()))
         found: list[Extent] = []
         with ThreadPoolExecutor(max(1, self._threads), thread_name_prefix="verify") as pool:
-            for place, bad in enumerate(_mapped_in_order(pool, self._check_page, pages), start=1):
+            for place, bad in enumerate(mapped_in_order(pool, self._check_page, pages), start=1):
                 found += bad
                 if self._progress is not None and (place % 16 == 0 or place == len(pages)):
                     self._progress(place * PAGE, len(pages) * PAGE)
@@ -308,76 +298,10 @@ class _Check:
         expected = self._digests.leaves(page_number)
         actual = zero_page()
         wanted = mask & data_mask(self._disk, start, stop)
-        count = read_leaves(self._disk, start, stop, wanted, actual, _buffer(self._local))
+        count = read_leaves(self._disk, start, stop, wanted, actual, page_buffer(self._local))
         with self._lock:
             self.bytes_read += count
         return _extents(mask & (actual != expected), start, stop)
-
-
-def _root_read(
-    disk: VirtualDisk, size: int, threads: int, progress: Progress | None
-) -> tuple[bytes, int]:
-    """The root of what the disk holds, and the bytes read for it."""
-    numbers: list[int] = []
-    nodes: list[bytes] = []
-    total = 0
-    for page_number, leaves, count in read_pages(disk, size, threads, progress):
-        total += count
-        numbers.append(page_number)
-        nodes.append(page_nodes(leaves.reshape(1, -1)).tobytes())
-    table = np.frombuffer(b"".join(nodes), dtype=np.uint8).reshape(-1, 16)
-    return root_of_pages(size, *_without_zeros(np.array(numbers, dtype=np.int64), table)), total
-
-
-def _without_zeros(numbers: _Numbers, nodes: _Nodes) -> tuple[_Numbers, _Nodes]:
-    zero = page_nodes(zero_page().reshape(1, -1))[0]
-    kept = (nodes != zero).any(axis=1)
-    return numbers[kept], np.ascontiguousarray(nodes[kept])
-
-
-def read_pages(
-    disk: VirtualDisk, size: int, threads: int = 2, progress: Progress | None = None
-) -> Iterator[tuple[int, Leaves, int]]:
-    """(page number, leaves, bytes read) of every page of which anything is stored, ascending."""
-    local = threading.local()
-
-    def read(page_number: int) -> tuple[int, Leaves, int]:
-        start, stop = page_range(page_number, size)
-        leaves = zero_page()
-        wanted = data_mask(disk, start, stop)
-        count = read_leaves(disk, start, stop, wanted, leaves, _buffer(local))
-        return page_number, leaves, count
-
-    pages = sorted(_stored_pages(disk, size))
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="digests") as pool:
-        for place, result in enumerate(_mapped_in_order(pool, read, pages), start=1):
-            if progress is not None and (place % 16 == 0 or place == len(pages)):
-                progress(place * PAGE, len(pages) * PAGE)
-            yield result
-
-
-def _mapped_in_order(
-    pool: ThreadPoolExecutor, function: Callable[[int], _T], items: Sequence[int]
-) -> Iterator[_T]:
-    """pool.map with a bounded number of results waiting, however many items there are."""
-    for start in range(0, len(items), 64):
-        yield from pool.map(function, items[start : start + 64])
-
-
-def _stored_pages(disk: VirtualDisk, size: int) -> set[int]:
-    """Numbers of the pages of which anything is stored."""
-    found: set[int] = set()
-    for extent in disk.extents(0, min(size, disk.virtual_size)):
-        if extent.kind is Kind.DATA and extent.length:
-            found.update(range(extent.offset // PAGE, (extent.stop - 1) // PAGE + 1))
-    return found
-
-
-def _buffer(local: threading.local) -> memoryview:
-    if not hasattr(local, "view"):
-        local.view = memoryview(bytearray(PAGE))
-    view: memoryview = local.view
-    return view
 
 
 def _extents(bad: Mask, start: int, stop: int) -> list[Extent]:
@@ -396,62 +320,3 @@ def _joined(first: Sequence[Extent], second: Sequence[Extent]) -> list[Extent]:
         else:
             result.append(extent)
     return result
-
-
-# --- rebuilding ------------------------------------------------------------------------------
-
-
-def _rebuild(folder: ReplicaFolder, point: RestorePoint, disk: PointDisk, complete: bool) -> None:
-    chain = folder.chain_paths(point, disk.disk_id)
-    path = folder.digests_path(point.id, disk.disk_id)
-    is_complete = complete or len(chain) == 1
-    with contextlib.ExitStack() as stack:
-        older = None if is_complete else _digests_below(folder, point, disk)
-        if older is not None:
-            stack.callback(older.close)
-        opened = stack.enter_context(contextlib.closing(open_layers(chain)))
-        numbers: list[int] = []
-        nodes: list[bytes] = []
-        writer = stack.enter_context(DigestWriter(path, disk.virtual_size, is_complete))
-        pending = older.page_numbers.tolist() if older is not None else []
-        for page_number, leaves, _ in read_pages(opened, disk.virtual_size):
-            node = page_nodes(leaves.reshape(1, -1)).tobytes()
-            numbers.append(page_number)
-            nodes.append(node)
-            while pending and pending[0] < page_number:
-                writer.add(pending.pop(0), zero_page())
-            if pending and pending[0] == page_number:
-                pending.pop(0)
-            if older is None or (older.leaves(page_number) != leaves).any():
-                writer.add(page_number, leaves)
-        for page_number in pending:
-            writer.add(page_number, zero_page())
-        table = np.frombuffer(b"".join(nodes), dtype=np.uint8).reshape(-1, 16)
-        found = root_of_pages(
-            disk.virtual_size, *_without_zeros(np.array(numbers, dtype=np.int64), table)
-        )
-        if found.hex() != disk.root:
-            raise PointDamaged(
-                folder.name,
-                point.id,
-                str(chain[0]),
-                f"its content has the digest root {found.hex()}, {disk.root} was committed",
-            )
-        writer.finish(found)
-
-
-def _digests_below(
-    folder: ReplicaFolder, point: RestorePoint, disk: PointDisk
-) -> DigestChain | None:
-    """The digests of the point whose chain is this disk's without its newest layer."""
-    wanted = tuple(layer.file for layer in disk.chain[1:])
-    for other in folder.points():
-        part = disk_of(other, disk.disk_id)
-        if part is not None and tuple(layer.file for layer in part.chain) == wanted:
-            return _digests_of(folder, other, part)
-    raise DiskCorrupt(
-        str(inner_path(folder.path, disk.chain[0].file)),
-        "no restore point below has the rest of its chain",
-        0,
-        point.id,
-    )
