@@ -85,6 +85,25 @@ def test_a_zombie_counts_as_dead(process: subprocess.Popen[bytes]) -> None:
     assert processes.started(process.pid) == ""
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of exit(2) is x86-64's")
+def test_a_process_is_alive_while_any_thread_of_it_is() -> None:
+    script = (
+        "import ctypes, sys, threading\n"
+        "def stay():\n"
+        "    sys.stdin.read()\n"
+        "threading.Thread(target=stay).start()\n"
+        "print('up', flush=True)\n"
+        "ctypes.CDLL(None).syscall(60, 0)  # exit(2) on x86-64: of this thread alone\n"
+    )
+    for process in started([sys.executable, "-S", "-c", script]):
+        start = processes.started(process.pid)
+        assert start
+        status = Path(f"/proc/{process.pid}/stat")
+        while status.read_text().rpartition(")")[2].split()[0] != "Z":
+            pass
+        assert processes.is_alive(process.pid, start)
+
+
 def test_a_process_ends_when_asked(process: subprocess.Popen[bytes]) -> None:
     start = processes.started(process.pid)
     assert processes.end(process.pid, start, SYSTEM_CLOCK, grace_s=30)

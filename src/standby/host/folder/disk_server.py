@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
+import socket
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from standby import killpoints
@@ -24,8 +24,8 @@ from standby.host.folder.keeping import KeptDisk
 from standby.ports import VirtualDisk
 
 
-def run(argv: Sequence[str], stop: threading.Event) -> None:
-    """Serve until `stop` is set."""
+def run(argv: Sequence[str], wait: Callable[[], object]) -> None:
+    """Serve until `wait` returns."""
     parser = argparse.ArgumentParser(prog="python -m standby.host.folder.disk_server")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--kept", type=Path, required=True, metavar="PREFIX")
@@ -45,17 +45,21 @@ def run(argv: Sequence[str], stop: threading.Event) -> None:
             disks[name] = kept
         stack.enter_context(NbdServer(disks, arguments.socket, writable=True))
         print("ready", flush=True)
-        stop.wait()
+        wait()
 
 
 def main() -> int:
     """The process entry; the exit code."""
     killpoints.be_called("disk server")
-    stop = threading.Event()
+    # Not a handler and an event: a signal that comes just before the main thread begins to wait,
+    # or to a thread that numpy started, would not wake it. A byte in a socket stays there.
+    ended, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: None)
     try:
-        run(sys.argv[1:], stop)
+        run(sys.argv[1:], lambda: ended.recv(1))
     except StandbyError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code

@@ -19,7 +19,11 @@ _POLL_S = 0.02
 
 
 def started(pid: int) -> str:
-    """When the live process `pid` started, '' when there is none (a zombie counts as none)."""
+    """When the live process `pid` started, '' when there is none.
+
+    A zombie counts as none, but not while other threads of it live: they still hold its files,
+    locks and sockets.
+    """
     if pid <= 0:
         return ""
     try:
@@ -27,9 +31,9 @@ def started(pid: int) -> str:
         boot = _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return ""
-    # pid (name, may hold anything) state ppid … ; start time is field 22 of proc(5)
+    # pid (name, may hold anything) state ppid … ; fields 20 and 22 of proc(5): threads, start time
     fields = text.rpartition(")")[2].split()
-    if len(fields) < 20 or fields[0] in ("Z", "X", "x"):
+    if len(fields) < 20 or (fields[0] in ("Z", "X", "x") and int(fields[17]) <= 1):
         return ""
     return f"{boot}/{fields[19]}"
 
