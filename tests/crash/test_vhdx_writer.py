@@ -39,6 +39,7 @@ class Session:
     parent: MemoryDisk | None
     content: bytearray
     start: MemoryFile
+    start_guid: str
     flushed: list[tuple[int, bytes]] = field(default_factory=list)
     """(changes issued, content) after each flush."""
     writes: list[tuple[int, int, bytes]] = field(default_factory=list)
@@ -80,11 +81,16 @@ def _session(has_parent: bool, *, sparse: bool = True) -> Session:
         vhdx.create(file, SIZE, block_size=MiB, sparse=sparse).close()
     else:
         _make_child(file, sparse)
-    start = file.copy()
     held = bytearray(content(parent)) if parent is not None else bytearray(SIZE)
+    start = file.copy()
+    with vhdx.open_vhdx(start, writable=True, parent=parent, sparse=sparse) as earlier:
+        for offset, length in ((0, MiB), (MiB + 3 * SECTOR, 64 * KiB)):
+            held[offset : offset + length] = random_bytes(length, offset)
+            earlier.write(offset, held[offset : offset + length])
+    start = start.copy()
     working = start.copy()
     disk = vhdx.open_vhdx(working, writable=True, parent=parent, sparse=sparse)
-    session = Session(working, disk, parent, held, start)
+    session = Session(working, disk, parent, held, start, disk.data_write_guid)
     session.flushed.append((0, bytes(held)))
     return session
 
@@ -110,7 +116,7 @@ def _workload(session: Session, seed: int) -> None:
     """Writes and zeros of many shapes, flushes in between, a clean close at the end."""
     choice = random.Random(seed)
     sectors = SIZE // SECTOR
-    for step in range(24):
+    for step in range(20):
         length = min(choice.choice([1, 2, 7, 9, 100, 2048, 2050]), sectors)
         first = choice.randrange(sectors - length + 1)
         if choice.random() < 0.3:
@@ -124,16 +130,33 @@ def _workload(session: Session, seed: int) -> None:
             session.zero(offset, size)
         else:
             session.flush()
+    for block in (0, 1):  # space that is given up and wanted again at once
+        session.zero(block * MiB, MiB)
+        session.write((2 - block) * MiB, random_bytes(MiB, seed * 1000 + 100 + block))
+    session.flush()
+    session.zero(2 * MiB, MiB)
+    session.write(SECTOR, random_bytes(SECTOR, seed))
+    if seed % 2:
+        session.flush()
     session.close()
+
+
+def _moments(session: Session, step: int) -> list[int]:
+    """Moments to look at: all of a session's beginning and end, else one of `step`."""
+    last = len(session.file.changes)
+    edges = {*range(12), *range(last - 16, last + 1)}
+    return sorted(edges | set(range(0, last + 1, 1 if FULL else step)))
 
 
 def _assert_consistent(session: Session, left: MemoryFile, moment: int) -> None:
     reader = left.copy(writable=False)
     with vhdx.open_vhdx(reader, parent=session.parent) as disk:
-        found = content(disk)
+        found, guid = content(disk), disk.data_write_guid
         report = check_image(disk.image)
     assert report.is_ok, report.findings
     _assert_old_or_new(session, found, moment)
+    if found != session.flushed[0][1]:
+        assert guid != session.start_guid, "children would not notice the change"
     with vhdx.open_vhdx(left.copy(), writable=True, parent=session.parent) as disk:
         assert content(disk) == found, "replay and overlay differ"
 
@@ -158,9 +181,11 @@ def test_a_crash_at_any_change_loses_nothing_flushed(has_parent: bool, mode: str
         session = _session(has_parent)
         _workload(session, seed)
         points = CrashPoints(session.start, session.file.changes)
-        for moment in range(seed % 3, len(session.file.changes) + 1, 1 if FULL else 3):
-            left = points.at(moment, mode, seed * 7919 + moment)
-            _assert_consistent(session, left, moment)
+        for moment in _moments(session, 3):
+            is_last = moment > len(session.file.changes) - 6
+            for more in range(4 if is_last and mode not in ("all", "none") else 1):
+                left = points.at(moment, mode, (seed + more) * 7919 + moment)
+                _assert_consistent(session, left, moment)
 
 
 @pytest.mark.parametrize("mode", ["some", "sectors"])
@@ -168,7 +193,7 @@ def test_a_crash_while_nothing_is_sparse_loses_nothing_flushed(mode: str) -> Non
     session = _session(True, sparse=False)
     _workload(session, 3)
     points = CrashPoints(session.start, session.file.changes)
-    for moment in range(0, len(session.file.changes) + 1, 1 if FULL else 5):
+    for moment in _moments(session, 7):
         _assert_consistent(session, points.at(moment, mode, moment), moment)
 
 
