@@ -264,13 +264,13 @@ def content_digest(path: Path, parents: tuple[Path, ...] = ()) -> str:
 
 @contextlib.contextmanager
 def at_kill_point(name: str, action, count: int = 1) -> Iterator[list[str]]:
-    """Call `action()` when this process reaches the kill point for the `count`-th time; every name
-    that is reached is in the list."""
+    """Call `action()` when this process reaches the kill point for the `count`-th time (0: each
+    time); every name that is reached is in the list."""
     reached: list[str] = []
 
     def handler(point: str) -> None:
         reached.append(point)
-        if point == name and reached.count(name) == count:
+        if point == name and count in (0, reached.count(name)):
             action()
 
     killpoints.install(handler)

@@ -7,7 +7,7 @@ with the greatest sequence up to S; no row, or a row without a node, means zeros
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,18 +113,22 @@ def leaves_array(
     places: dict[int, list[int]] = {}
     for row, page in enumerate(wanted):
         places.setdefault(int(page), []).append(row)
-    for page, node, data in found:
-        if node is None:
+    try:
+        for page, node, data in found:
+            if node is None:
+                for row in places[page]:
+                    out[row] = digesting.ZERO_LEAF
+                continue
+            if data is None or len(data) != LEAVES_BYTES:
+                raise damaged_page(database, of, page, "its leaves are missing or cut short")
+            leaves = np.frombuffer(data, "<u8").astype(np.uint64, copy=False).reshape(1, -1)
+            if digesting.page_nodes(leaves)[0].tobytes() != node:
+                raise damaged_page(database, of, page, "its leaves do not match their node")
             for row in places[page]:
-                out[row] = digesting.ZERO_LEAF
-            continue
-        if data is None or len(data) != LEAVES_BYTES:
-            raise damaged_page(database, of, page, "its leaves are missing or cut short")
-        leaves = np.frombuffer(data, "<u8").astype(np.uint64, copy=False).reshape(1, -1)
-        if digesting.page_nodes(leaves)[0].tobytes() != node:
-            raise damaged_page(database, of, page, "its leaves do not match their node")
-        for row in places[page]:
-            out[row] = leaves[0]
+                out[row] = leaves[0]
+    finally:
+        if isinstance(found, Generator):
+            found.close()  # its statement must not outlive the connection
     return out
 
 

@@ -107,10 +107,25 @@ class BackupServer:
         """Everything wrong with the configuration, its paths, and VMs that two jobs claim."""
         findings = list(check_paths(self.config))
         inventory: dict[str, Sequence[Machine]] = {}
+        refused = {item.where for item in findings if item.level is Level.ERROR}
         for name in sorted({job.source for job in self.jobs()}):
-            with contextlib.suppress(StandbyError):  # check_paths has said so
+            try:
                 inventory[name] = self.host(name).machines()
+            except StandbyError as exc:
+                if f"[hosts.{name}] path" not in refused:
+                    findings.append(Finding(Level.ERROR, f"[hosts.{name}]", str(exc)))
         for job in self.jobs():
+            found = inventory.get(job.source)
+            if found is not None and not any(selects(job, item.name) for item in found):
+                findings.append(
+                    Finding(
+                        Level.WARNING,
+                        f"[jobs.{job.name}] machines",
+                        f"{', '.join(job.machines)} matches none of the {len(found)} VMs of host "
+                        f"{job.source}",
+                        "a VM is a folder with a vm.toml in the host's folder",
+                    )
+                )
             if job.checkpoint_max_growth and isinstance(self.host(job.source), FolderHost):
                 findings.append(
                     Finding(
@@ -185,12 +200,12 @@ class BackupServer:
                 wanted.name,
                 self.clock.now().isoformat(),
             )
-            released: list[str] = []
             if is_alone:
-                released = self._released(wanted)
+                self._end_dead_sessions(wanted)
             self.store.begin_session(report)
             context = self._context(report.id, wanted, take_over, accept_loss, progress)
             try:
+                released = self._released(wanted) if is_alone else []
                 found = self._wanted_machines(wanted, machines)
                 report.machines = self._replicated(context, found)
             except BaseException as exc:
@@ -274,34 +289,37 @@ class BackupServer:
         """Release what dead sessions of this installation left on the hosts (RULES 10): of this
         job, whose lock we hold, and of others whose lock nobody does. What, by name."""
         released = []
-        for name in {job.name, *(report.job for report in self.store.unfinished_sessions())}:
-            lock = self._job_lock(name)
-            if name != job.name and not lock.acquire():
-                continue
-            try:
-                released.extend(self._released_intents(name))
-            finally:
-                lock.release()
+        for intent in self.store.open_intents():
+            owner = job.name  # of a session that nobody knows any more
+            with contextlib.suppress(UnknownName):
+                owner = self.store.session(intent.session).job
+            with self._if_idle(owner, job.name) as is_idle:
+                if not is_idle:
+                    continue
+                if intent.checkpoint is not None and intent.host in self.config.hosts:
+                    self.host(intent.host).release_checkpoint(intent.checkpoint)
+                    released.append(f"checkpoint {intent.checkpoint.id[:12]}")
+                self.store.checkpoint_released(intent.id)
         return [*released, *self.host(job.source).release_leftovers()]
 
-    def _released_intents(self, job: str) -> list[str]:
-        """Release the checkpoints of killed sessions of one job, none of which is alive; what was
-        released, by checkpoint id."""
-        released = []
-        for intent in self.store.open_intents():
-            with contextlib.suppress(UnknownName):
-                if self.store.session(intent.session).job != job:
-                    continue
-            if intent.checkpoint is not None and intent.host in self.config.hosts:
-                self.host(intent.host).release_checkpoint(intent.checkpoint)
-                released.append(f"checkpoint {intent.checkpoint.id[:12]}")
-            self.store.checkpoint_released(intent.id)
+    def _end_dead_sessions(self, job: ReplicationJob) -> None:
+        """Say of sessions without an end that they were interrupted, where they are not alive."""
         for report in self.store.unfinished_sessions():
-            if report.job == job:
-                report.outcome = "interrupted"
-                report.ended_at = self.clock.now().isoformat()
-                self.store.save_session(report)
-        return released
+            with self._if_idle(report.job, job.name) as is_idle:
+                if is_idle:
+                    report.outcome = "interrupted"
+                    report.ended_at = self.clock.now().isoformat()
+                    self.store.save_session(report)
+
+    @contextlib.contextmanager
+    def _if_idle(self, job: str, ours: str) -> Iterator[bool]:
+        """Whether no session of `job` is alive: none begins while the block runs. The lock of the
+        job `ours` is held already."""
+        lock = self._job_lock(job)
+        try:
+            yield job == ours or lock.acquire()
+        finally:
+            lock.release()
 
     def _replicate(self, context: SessionContext, machine: Machine) -> MachineReport:
         """One VM. Damage in the repository costs a comparison with the target's digests: what is

@@ -1,0 +1,618 @@
+"""Whole sessions in which something goes wrong: it is noticed, named, and the next one is right."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import threading
+
+import pytest
+
+from simulation.site import Site, at_kill_point
+from standby import files
+from standby.disk import open_disk
+from standby.errors import DiskIO, HostError, JobBusy, TargetRefuses
+from standby.model.replica import ReplicaState
+from standby.repository.database import FILE_NAME
+from standby.server.movers import MoverPair
+from standby.units import MiB
+
+
+@pytest.fixture
+def site(tmp_path):
+    return made(tmp_path)
+
+
+def made(tmp_path, restore_points=7, more=""):
+    site = Site(tmp_path / "site", restore_points, more)
+    site.add_machine()
+    site.fill()
+    return site
+
+
+def failing(operation="write"):
+    """Fail as a disk would."""
+
+    def fail():
+        raise DiskIO("somewhere", operation, 0, 0, "as asked for")
+
+    return fail
+
+
+def only(report):
+    (machine,) = report.machines
+    return machine
+
+
+def open_alarms(site):
+    with site.server() as server:
+        return [(alarm.kind, alarm.machine) for alarm in server.store.alarms()]
+
+
+# --- the source ------------------------------------------------------------------------------
+
+
+def test_a_disk_written_under_the_checkpoint_makes_no_point(site):
+    site.run()
+    site.change()
+    with at_kill_point("last extent", lambda: site.write(0, 4096)):
+        report = site.run()
+    assert only(report).outcome == "failed"
+    assert "changed under the checkpoint" in only(report).error
+    assert site.check_points() == 1
+    assert site.run().outcome == "done"
+    assert site.check_points() == 2
+    site.check_nothing_leaked()
+
+
+def test_content_that_was_reverted_after_a_cut_is_reverted_in_the_point(site):
+    """RULES 8 through whole sessions: what was sent and then taken back is candidate again."""
+    site.run()
+    with open_disk(site.disk()) as disk:
+        before = bytearray(2 * MiB)
+        disk.read_into(4 * MiB, before)
+    site.write(4 * MiB, 2 * MiB)
+    site.write(16 * MiB, MiB)
+    with at_kill_point("verified", failing()):
+        assert only(site.run()).outcome == "failed"
+    with open_disk(site.disk(), writable=True) as disk:
+        disk.write(4 * MiB, before)
+        disk.zero(16 * MiB, MiB)
+    report = site.run()
+    assert only(report).disks[0].mode == "resume"
+    assert report.outcome == "done"
+    assert site.check_points() == 2
+    site.check_nothing_leaked()
+
+
+def test_what_was_acknowledged_is_not_sent_again(site):
+    site.run()
+    site.change()
+    with at_kill_point("verified", failing(), count=2):
+        first = only(site.run())
+    assert first.outcome == "failed"
+    again = only(site.run())
+    assert again.outcome == "done"
+    assert sum(disk.written for disk in again.disks) == 0
+    assert site.check_points() == 2
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Set when the server cuts its movers off."""
+    event = threading.Event()
+    original = MoverPair.cut
+
+    def noticed(pair):
+        original(pair)
+        event.set()
+
+    monkeypatch.setattr(MoverPair, "cut", noticed)
+    return event
+
+
+def test_a_checkpoint_past_its_age_is_given_up_and_the_next_session_goes_on(tmp_path, cut):
+    site = made(tmp_path, more='checkpoint_max_age = "12h"\n')
+    site.run()
+    site.change()
+
+    def hang():
+        site.clock.wait(hours=13)
+        assert cut.wait(timeout=60)
+
+    with at_kill_point("extent log commit", hang):
+        report = site.run()
+    assert only(report).outcome == "interrupted"
+    assert "age 43200 s" in only(report).error
+    with site.server() as server:
+        assert server.store.open_intents() == []
+    assert list(site.replica().path.glob("*/*.partial.vhdx"))
+    report = site.run()
+    assert only(report).outcome == "done"
+    assert only(report).disks[0].mode == "resume"
+    assert site.check_points() == 2
+    site.check_nothing_leaked()
+
+
+def test_a_checkpoint_of_a_dead_session_of_another_job_is_released(site):
+    from standby.model.report import SessionReport
+
+    with site.server() as server:
+        host = server.host("source")
+        machine = host.machines()[0]
+        server.store.begin_session(SessionReport("s-of-another", "gone", "2026-01-01T00:00:00Z"))
+        intent = server.store.record_intent(
+            "source", machine.id, "s-of-another", "2026-01-01T00:00:00Z"
+        )
+        checkpoint = host.take_checkpoint(machine, intent)
+        server.store.checkpoint_made(intent, checkpoint)
+        host.release_checkpoint(checkpoint)
+    report = site.run()
+    assert "released what a killed session left" in only(report).warnings[0]
+    with site.server() as server:
+        assert server.store.open_intents() == []
+        assert server.report("s-of-another").outcome == "interrupted"
+
+
+def test_the_clock_may_jump_back_and_forth_between_sessions(site):
+    site.run()
+    site.clock.set_back(days=400)
+    site.change()
+    site.run()
+    site.clock.wait(days=900)
+    site.change()
+    site.run()
+    site.clock.set_back(days=500)
+    site.change()
+    assert site.run().outcome == "done"
+    points = [point.id for point in site.replica().points()]
+    assert len(points) == 4
+    assert points == sorted(points)
+    assert site.check_points() == 4
+    with site.server() as server:
+        assert len(server.sessions("job")) == 4
+
+
+# --- alarms ----------------------------------------------------------------------------------
+
+
+def test_a_replica_older_than_its_rpo_is_an_alarm_whatever_the_reason(tmp_path):
+    site = made(tmp_path, more='rpo = "24h"\n')
+    site.run()
+    with site.server() as server:
+        server.replicas.failover("vm1_replica")
+    report = site.run()
+    assert only(report).alarms == []
+    site.clock.wait(hours=30)
+    report = site.run()
+    assert only(report).outcome == "skipped"
+    assert "rpo is 86400 s" in only(report).alarms[0]
+    assert report.outcome == "warnings"  # exit code 3
+    assert open_alarms(site) == [("rpo", "vm1")]
+
+
+def test_an_unreachable_source_is_an_rpo_alarm_too(tmp_path):
+    site = made(tmp_path, more='rpo = "24h"\n')
+    site.run()
+    site.clock.wait(hours=30)
+    (site.folder / "source").rename(site.folder / "elsewhere")
+    with pytest.raises(HostError, match="cannot be listed"):
+        site.run()
+    (site.folder / "elsewhere").rename(site.folder / "source")
+    assert [kind for kind, _ in open_alarms(site)] == ["rpo"]
+    with site.server() as server:
+        assert server.sessions("job")[0].outcome == "failed"
+
+
+def test_an_unusual_share_of_changes_holds_retention_until_it_is_acknowledged(tmp_path):
+    site = made(tmp_path, restore_points=2)
+    site.run()
+    for _ in range(3):
+        site.write(0, 4096)
+        site.run()
+    assert site.check_points() == 2
+    site.write(0, 12 * MiB)  # as if somebody encrypted everything
+    report = site.run()
+    assert "far more than usual" in only(report).alarms[0]
+    assert report.outcome == "warnings"
+    site.write(0, 4096)
+    site.run()
+    assert site.check_points() == 4  # nothing was merged away
+    with site.server() as server:
+        assert server.acknowledge("job") == 1
+    site.write(0, 4096)
+    assert site.run().outcome == "done"
+    assert site.check_points() == 2
+
+
+# --- the target's own say --------------------------------------------------------------------
+
+
+def test_the_targets_own_rules_win_over_the_jobs(tmp_path):
+    site = made(tmp_path, restore_points=2)
+    (site.folder / "target" / "standby-target.toml").write_text("keep_points_min = 4\n")
+    for _ in range(5):
+        site.change()
+        report = site.run()
+    assert "the target's own rules keep them" in only(report).warnings[0]
+    assert site.check_points() == 4
+    with site.server() as server:
+        server.replicas.failover("vm1_replica")
+        with pytest.raises(TargetRefuses, match="keep_points_min = 4"):
+            server.replicas.permanent_failover("vm1_replica")
+
+
+# --- metadata lost, damaged, stale -----------------------------------------------------------
+
+
+def incremental_after_all(site):
+    """The next session brings the change alone, compared with the target's digests."""
+    site.change()
+    report = site.run()
+    machine = only(report)
+    assert machine.outcome == "done", machine.error
+    assert {disk.mode for disk in machine.disks} <= {"incremental", "resume"}
+    assert machine.disks[0].written <= 5 * 4096 + 300 * 1024
+    assert site.check_points() == len(site.points)
+    site.check_nothing_leaked()
+    site.change()
+    report = site.run()
+    assert report.outcome == "done"
+    assert "repository's digests" in only(report).disks[0].reason
+    return machine
+
+
+def test_a_lost_repository_is_rebuilt_from_the_targets_digests(site):
+    site.run()
+    shutil.rmtree(site.folder / "repository")
+    machine = incremental_after_all(site)
+    assert any("repository has no digests" in text for text in machine.warnings)
+
+
+def test_an_older_copy_of_the_repository_is_noticed(site):
+    site.run()
+    shutil.copytree(site.folder / "repository", site.folder / "copy")
+    site.change()
+    site.run()
+    shutil.rmtree(site.folder / "repository")
+    (site.folder / "copy").rename(site.folder / "repository")
+    machine = incremental_after_all(site)
+    assert any("repository has other digests" in text for text in machine.warnings)
+
+
+def damage_leaves(path):
+    """Other leaves in every page, as a bad disk would have them."""
+    database = sqlite3.connect(path)
+    database.execute("UPDATE leaves SET data = zeroblob(32768)")
+    database.commit()
+    database.close()
+
+
+def damage_header(path):
+    path.write_bytes(os.urandom(100) + path.read_bytes()[100:])
+
+
+def damage_middle(path):
+    data = bytearray(path.read_bytes())
+    for offset in range(4096, len(data), 4096):
+        data[offset : offset + 64] = bytes(range(64))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [damage_leaves, damage_header, damage_middle])
+def test_a_damaged_repository_costs_a_comparison_and_an_alarm(site, damage):
+    site.run()
+    damage(site.folder / "repository" / FILE_NAME)
+    machine = incremental_after_all(site)
+    assert any("damaged" in text for text in machine.alarms)
+    assert ("repository", "vm1") in open_alarms(site)
+
+
+# --- a target that lost something ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forgetful", [False, True], ids=["", "state database lost"])
+def test_a_missing_replica_is_not_made_anew_until_somebody_says_so(site, forgetful):
+    site.run()
+    site.run()
+    shutil.rmtree(site.replica().path)
+    if forgetful:
+        for path in site.folder.glob("standby-state.sqlite*"):
+            path.unlink()
+    plan = site.plan()
+    assert plan.machines[0].action == "skip"
+    report = site.run()
+    assert report.outcome == "failed"
+    assert "Nothing was changed" in only(report).error
+    assert str(site.replica().path) in only(report).error
+    assert not site.replica().exists() or site.replica().points() == ()
+    site.points.clear()
+    report = site.run(accept_loss=True)
+    assert only(report).outcome == "done"
+    if not forgetful:
+        assert "lost the 2 restore points" in only(report).alarms[0]
+    assert site.check_points() == 1
+    assert site.run().outcome == "done"
+
+
+def test_a_target_put_back_to_an_older_state_is_noticed(site):
+    site.run()
+    shutil.copytree(site.replica().path, site.folder / "copy")
+    site.change()
+    site.run()
+    shutil.rmtree(site.replica().path)
+    (site.folder / "copy").rename(site.replica().path)
+    report = site.run()
+    assert report.outcome == "failed"
+    assert "was known" in only(report).error or "were known" in only(report).error
+    report = site.run(accept_loss=True)
+    assert only(report).outcome == "done"
+    assert only(report).disks[0].mode == "incremental"
+    assert site.check_points() == 2
+    assert site.run().outcome == "done"
+
+
+def test_a_point_touched_from_outside_is_refused_by_name(site):
+    site.run()
+    with open_disk(site.replica().path / "disk0" / "base.vhdx", writable=True) as disk:
+        disk.write(0, bytes(4096))
+    report = site.run()
+    assert report.outcome == "failed"
+    assert "base.vhdx" in only(report).error
+
+
+# --- storage that lies -----------------------------------------------------------------------
+
+MARK = b"what the guest wrote"
+
+
+def flip_in_partial(site):
+    """Change one byte of what was just written, behind everybody's back."""
+
+    def flip():
+        (path,) = (site.replica().path / "disk0").glob("*.partial.vhdx")
+        data = path.read_bytes()
+        with path.open("r+b") as file:
+            file.seek(data.index(MARK))
+            file.write(b"W")
+
+    return flip
+
+
+def write_mark(site):
+    with open_disk(site.disk(), writable=True) as disk:
+        disk.write(4 * MiB, (MARK + bytes(4096))[:4096])
+
+
+@pytest.mark.parametrize("verify_writes", ["cache", "device"])
+def test_a_byte_that_reads_back_wrong_is_resent_once(tmp_path, verify_writes):
+    site = made(tmp_path, more=f'verify_writes = "{verify_writes}"\n')
+    site.run()
+    write_mark(site)
+    with at_kill_point("extent log commit: disk flushed", flip_in_partial(site)):
+        report = site.run()
+    machine = only(report)
+    assert machine.outcome == "done", machine.error
+    assert machine.disks[0].resent_blocks == 1
+    assert "read back wrong" in machine.alarms[0]
+    assert report.outcome == "warnings"
+    assert ("read-back", "vm1") in open_alarms(site)
+    assert site.check_points() == 2
+
+
+def test_a_byte_that_reads_back_wrong_twice_makes_no_point(site):
+    site.run()
+    write_mark(site)
+    with at_kill_point("extent log commit: disk flushed", flip_in_partial(site), count=0):
+        report = site.run()
+    machine = only(report)
+    assert machine.outcome == "failed"
+    assert "read back wrong twice" in machine.error
+    assert site.check_points() == 1
+    assert only(site.run()).outcome == "done"
+    assert site.check_points() == 2
+
+
+# --- no room ---------------------------------------------------------------------------------
+
+
+def test_a_full_target_keeps_what_it_has_and_goes_on_when_there_is_room(site, monkeypatch):
+    site.run()
+    site.write(0, 4 * MiB)
+    site.write(0, MiB, 1)
+    room = 2 * MiB
+    original = files._pwrite
+
+    def bounded(fd, view, offset):
+        nonlocal room
+        if ".partial.vhdx" in os.readlink(f"/proc/self/fd/{fd}"):
+            room -= len(view)
+            if room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return original(fd, view, offset)
+
+    monkeypatch.setattr(files, "_pwrite", bounded)
+    report = site.run()
+    assert only(report).outcome == "failed"
+    assert "no space left" in only(report).error
+    assert site.check_points() == 1
+    room = 1 << 40
+    assert only(site.run()).outcome == "done"
+    assert site.check_points() == 2
+    site.check_nothing_leaked()
+
+
+@pytest.fixture
+def small_target(tmp_path):
+    """A target on a file system of 24 MiB; skipped where this user may not mount one."""
+    site = made(tmp_path)
+    target = site.folder / "target"
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
+    yield site
+    subprocess.run(["umount", "-l", str(target)], check=True)
+
+
+def test_a_target_that_really_is_full(small_target):
+    site = small_target
+    assert site.run().outcome == "done"
+    filler = site.folder / "target" / "filler"
+    free = shutil.disk_usage(filler.parent).free
+    filler.write_bytes(bytes(free - MiB))
+    site.write(0, 4 * MiB)
+    report = site.run()
+    assert only(report).outcome == "failed"
+    assert "no space left" in only(report).error
+    filler.unlink()
+    assert only(site.run()).outcome == "done"
+    assert site.check_points() == 2
+    site.check_nothing_leaked()
+
+
+def test_a_first_full_that_cannot_fit_is_refused_before_anything_is_sent(small_target):
+    site = small_target
+    site.write(8 * MiB, 12 * MiB)
+    site.write(0, 8 * MiB, 1)
+    report = site.run()
+    assert "no space left" in only(report).error
+    assert not list(site.replica().path.glob("*/*.vhdx"))
+
+
+# --- bugs, interrupts, busy ------------------------------------------------------------------
+
+
+def test_a_bug_met_by_one_vm_is_reported_and_no_other_vm_suffers(site, monkeypatch, capsys):
+    from standby.server.driver import MachineDriver
+
+    site.add_machine("vm2", (4 * MiB,))
+    original = MachineDriver._take_checkpoint
+
+    def broken(driver):
+        if driver.machine.name == "vm1":
+            raise RuntimeError("a bug")
+        return original(driver)
+
+    monkeypatch.setattr(MachineDriver, "_take_checkpoint", broken)
+    with site.server() as server:
+        report = server.start("job")
+    assert [machine.outcome for machine in report.machines] == ["failed", "done"]
+    assert report.machines[0].error == "unexpected RuntimeError: a bug"
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert site.run().outcome == "done"
+
+
+@pytest.mark.parametrize(
+    "where", ["child created", "last extent", "file renamed", "merge: locator"]
+)
+def test_an_unexpected_error_anywhere_ends_the_session_and_the_next_is_right(
+    tmp_path, where, capsys
+):
+    site = made(tmp_path, restore_points=2)
+    site.run()
+    site.change()
+    site.run()
+    site.change()
+
+    def bug():
+        raise RuntimeError("a bug")
+
+    site.states.append(site.content("vm1"))
+    with at_kill_point(where, bug) as reached:
+        report = site.run()
+    assert where in reached
+    assert report.outcome in ("failed", "warnings")
+    assert "a bug" in only(report).error + "".join(only(report).warnings)
+    capsys.readouterr()
+    site.change()
+    assert only(site.run()).outcome == "done"
+    assert site.check_points() == 2
+    site.check_nothing_leaked()
+
+
+def test_an_interrupt_ends_the_session_and_everything_it_started(site, cut):
+    site.run()
+    site.change()
+
+    def interrupt():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        assert cut.wait(timeout=60)
+
+    with site.server() as server:
+        with pytest.raises(KeyboardInterrupt), at_kill_point("extent log commit", interrupt):
+            server.start("job")
+        assert server._lent == []
+        assert server.sessions("job")[0].outcome == "interrupted"
+    assert only(site.run()).outcome == "done"
+    assert site.check_points() == 2
+    site.check_nothing_leaked()
+
+
+def test_two_sessions_of_a_job_at_once_are_refused(site):
+    refused = []
+
+    def second():
+        with pytest.raises(JobBusy) as caught:
+            site.run()
+        refused.append(caught.value)
+
+    with at_kill_point("checkpoint made", second):
+        assert only(site.run()).outcome == "done"
+    assert "--take-over" in str(refused[0])
+
+
+# --- verify and repair -----------------------------------------------------------------------
+
+
+def damage(path, marker):
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(data.index(marker))
+        file.write(b"rot!")
+
+
+def test_a_damaged_piece_is_repaired_in_place_from_the_source(site):
+    write_mark(site)
+    site.run()
+    site.change()
+    site.run()
+    damage(site.replica().path / "disk0" / "base.vhdx", MARK)
+    with site.server() as server:
+        verdicts = server.replicas.verify("vm1_replica")
+        assert [verdict.is_ok for verdict in verdicts] == [False, False]
+        assert site.replica().record().state is ReplicaState.DAMAGED
+        assert only(server.start("job")).outcome == "skipped"
+        reports = server.replicas.repair("vm1_replica", verdicts)
+        assert sum(report.healed_bytes for report in reports) >= 4096
+        verdicts = server.replicas.verify("vm1_replica")
+        assert all(verdict.is_ok for verdict in verdicts)
+    assert site.replica().record().state is ReplicaState.READY
+    site.change()
+    assert only(site.run()).outcome == "done"
+    assert site.check_points() == 3
+
+
+def test_a_piece_that_nobody_has_any_more_is_named(site):
+    write_mark(site)
+    site.run()
+    site.write(4 * MiB, 4096)  # the source has moved on
+    site.run()
+    damage(site.replica().path / "disk0" / "base.vhdx", MARK)
+    with site.server() as server:
+        verdicts = server.replicas.verify("vm1_replica")
+        assert [verdict.is_ok for verdict in verdicts] == [False, True]
+        (report,) = server.replicas.repair("vm1_replica", verdicts)
+        assert report.healed_bytes == 0
+        (extent,) = report.missing["disk0"]
+        assert (extent.offset, extent.length) == (4 * MiB, 4096)
+        assert not all(verdict.is_ok for verdict in server.replicas.verify("vm1_replica"))
+    assert site.replica().record().state is ReplicaState.DAMAGED
+    with site.server() as server:  # the intact point is there for the worst day
+        result = server.replicas.failover("vm1_replica")
+        assert result.point.id == verdicts[1].point_id
