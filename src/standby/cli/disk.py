@@ -90,11 +90,8 @@ def info(path: Path, as_json: bool) -> None:
         if as_json:
             print_json({"path": path, "format": "raw"} | facts)
             return
-        rows = [
-            ("kind", "raw image"),
-            *((name.replace("_", " "), _exact(facts[name])) for name in facts),
-        ]
-        print_table("", ("", ""), rows)
+        rows = [(name.replace("_", " "), _exact(count)) for name, count in facts.items()]
+        print_table("", ("", ""), [("kind", "raw image"), *rows])
         return
     found = read_info(path)
     if as_json:
@@ -204,7 +201,9 @@ def _labelled(update: Callable[[str, int, int], None], label: str) -> Callable[[
 @disk.command()
 @click.argument("source", type=existing_file)
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--format", "format_", type=click.Choice(["raw", "vhdx"]), required=True)
+@click.option(
+    "--format", "format_", type=click.Choice(["raw", "vhdx"]), required=True, help="Of TARGET."
+)
 @click.option("--source-format", type=click.Choice(["raw", "vhdx"]), help="Default: by content.")
 @click.option("--block-size", type=Size(), help="VHDX block size, for example 1M.")
 @click.option("--sector-size", type=click.Choice(["512", "4096"]), help="Logical sectors.")

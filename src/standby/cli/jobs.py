@@ -287,7 +287,8 @@ def show_plan(made: JobPlan) -> None:
     if "estimated" in bases:
         click.echo("~ is the median of the last sessions")
     if "upper bound" in bases:
-        click.echo("<= is an upper bound; `job plan --scan` reads the disks and is exact")
+        more = "" if made.is_exact else "; `job plan --scan` reads the disks and knows what to send"
+        click.echo(f"<= is an upper bound{more}")
     for text in made.warnings:
         warn(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,8 @@ def show(name: str, config: Path, target: Path | None, as_json: bool) -> int:
         for item in found.points
     ]
     print_table("", ("point", "taken at (UTC)", "kind", ">changed", ">file size"), rows)
-    click.echo(f"possible now: {', '.join(found.actions) or 'nothing'}")
+    possible = f"possible now: {', '.join(found.actions) or 'nothing'}"
+    click.echo(textwrap.fill(possible, 80, subsequent_indent="  "))
     for text in found.findings:
         warn(text)
     return WARNINGS_EXIT if found.findings else 0

@@ -1,0 +1,112 @@
+"""`standby job …` in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simulation.site import Site
+from standby.host.folder import new_machine
+from standby.server.store import Store
+from standby.units import MiB
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+@pytest.fixture
+def job(run, site: Site):
+    """`standby job …` on the site."""
+    return lambda *arguments, **more: run("job", *arguments, "--config", site.config, **more)
+
+
+def test_list(job) -> None:
+    assert job("list").out == (
+        "job  source  machines  target  restore points\n"
+        "job  source  *         target               7\n"
+    )
+
+
+def test_plan_says_why_and_how_sure_it_is(job) -> None:
+    text = job("plan", "job").out
+    assert "vm1: replicate to vm1_replica" in text
+    assert "scsi:0:0  full" in text
+    assert "first restore point" in text
+    assert "<= is an upper bound" in text
+    assert "2.0 MiB  2.0 MiB  <= 3.0 MiB" in job("plan", "job", "--scan").out
+
+
+def test_dry_run_of_start_is_the_plan_and_changes_nothing(job, site: Site) -> None:
+    before = files_of(site.folder / "source")
+    planned = job("start", "job", "--dry-run", "--json").json
+    assert planned["machines"][0]["action"] == "replicate"
+    assert files_of(site.folder / "source") == before
+    assert files_of(site.folder / "target") == {}
+    assert job("sessions", "--json").json == {"sessions": []}
+
+
+def test_start_then_report(job) -> None:
+    started = job("start", "job")
+    assert "vm1: done, restore point " in started.out
+    assert started.err == ""
+    sessions = job("sessions").out.splitlines()
+    session = sessions[1].split()[0]
+    assert f"Session {session} of job job: done" in started.out
+    assert job("report", session).out == started.out
+    assert job("report").out == started.out
+    for line in started.out.splitlines():
+        assert len(line) <= 80 or line.startswith("steps:"), line
+
+
+def test_start_of_one_machine_only(job, site: Site) -> None:
+    new_machine(site.folder / "source", "vm2", disks={"scsi:0:0": 4 * MiB})
+    dry = job("start", "job", "--machine", "vm2", "--dry-run", "--json").json
+    assert [item["machine"] for item in dry["machines"]] == ["vm2"]
+    done = job("start", "job", "--machine", "vm2", "--json").json
+    assert [item["machine"] for item in done["machines"]] == ["vm2"]
+    assert "known: vm1, vm2" in job("start", "job", "--machine", "vm3", expect=10).err
+    assert "known: vm1, vm2" in job("start", "job", "--machine", "x", "--dry-run", expect=10).err
+
+
+def test_a_machine_that_fails_makes_the_session_fail(job, site: Site) -> None:
+    disk = site.disk()
+    disk.write_bytes(b"\0" * MiB)
+    ended = job("start", "job", expect=16)
+    assert "vm1" in ended.err
+    assert job("sessions", "--json").json["sessions"][0]["outcome"] == "failed"
+
+
+def test_a_replica_that_is_failed_over_is_skipped_with_a_warning(run, job, site: Site) -> None:
+    job("start", "job")
+    run("replica", "failover", "vm1", "--yes", "--config", site.config)
+    ended = job("start", "job", expect=3)
+    assert "vm1: skipped" in ended.out
+    assert "warning: vm1: " in ended.err
+    assert job("plan", "job", "--json", expect=3).json["machines"][0]["action"] == "skip"
+
+
+def test_sessions_of_a_job_that_never_was_are_refused(job) -> None:
+    assert "known: job" in job("sessions", "nope", expect=10).err
+
+
+def test_a_report_before_any_session_is_refused(job) -> None:
+    assert "no session" in job("report", expect=10).err
+
+
+def test_acknowledge(job, site: Site) -> None:
+    with Store(site.folder / "standby-state.sqlite") as store:
+        store.raise_alarm("changed share", "job", "vm1", "much changed")
+    assert job("acknowledge", "job").out == "acknowledged 1 alarms of job job\n"
+    assert job("acknowledge", "job", "--json").json == {"job": "job", "acknowledged": 0}
+
+
+def test_stop_without_a_session_is_no_error(job) -> None:
+    assert job("stop", "job").out == "no session of job job runs\n"
+    assert job("stop", "job", "--json").json == {"job": "job", "stopped": []}
+    assert "known: job" in job("stop", "nope", expect=10).err

@@ -1,0 +1,245 @@
+"""`standby replica …` on a target folder, with nothing else left alive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from standby.disk import open_disk
+
+
+@pytest.fixture
+def replica(run, target: Path):
+    """`standby replica …` on the target folder alone."""
+    return lambda *arguments, **more: run("replica", *arguments, "--target", target, **more)
+
+
+@pytest.fixture
+def points(replica) -> list[str]:
+    return [item["id"] for item in replica("show", "vm1_replica", "--json").json["points"]]
+
+
+def ready(target: Path) -> Path:
+    return target / "vm1_replica" / "disk0" / "ready.vhdx"
+
+
+def read_first(path: Path) -> bytes:
+    disk = open_disk(path)
+    try:
+        data = bytearray(512)
+        disk.read_into(0, data)
+        return bytes(data)
+    finally:
+        disk.close()
+
+
+def write_first(path: Path, data: bytes) -> None:
+    disk = open_disk(path, writable=True)
+    disk.write(0, data.ljust(512, b"\0"))
+    disk.close()
+
+
+def records(target: Path) -> dict[str, bytes]:
+    """Everything of the replica that is not a lock or a note who held it."""
+    folder = target / "vm1_replica"
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+# --- looking ---------------------------------------------------------------------------------
+
+
+def test_list_is_readable_at_80_columns(replica, points: list[str]) -> None:
+    lines = replica("list").out.splitlines()
+    assert lines[0].split() == ["replica", "state", "points", "newest", "point", "age", "now"]
+    assert lines[1].split()[:4] == ["vm1_replica", "ready", "2", points[-1]]
+    assert max(map(len, lines)) <= 80
+
+
+def test_show_names_every_point_in_full(replica, points: list[str]) -> None:
+    lines = replica("show", "vm1_replica").out.splitlines()
+    for point in points:
+        assert any(line.split()[0] == point for line in lines)
+    assert "possible now: run a session, failover, verify" in "\n".join(lines)
+    assert all(len(line) <= 80 for line in lines[2:])
+
+
+def test_a_vm_name_means_its_replica(replica) -> None:
+    assert replica("show", "vm1", "--json").json["name"] == "vm1_replica"
+
+
+def test_an_unknown_replica_is_refused_with_the_known_ones(replica) -> None:
+    assert "known: vm1_replica" in replica("show", "nope", expect=10).err
+
+
+def test_a_replicas_own_folder_as_target_says_what_was_meant(run, target: Path) -> None:
+    ended = run("replica", "list", "--target", target / "vm1_replica", expect=10)
+    assert f"Name the folder it is in: {target}" in ended.err
+
+
+def test_a_replica_whose_record_is_damaged_is_not_hidden(replica, target: Path) -> None:
+    (target / "vm1_replica" / "replica.json").write_text("{}")
+    ended = replica("list", expect=3)
+    assert "vm1_replica" in ended.err
+    document = replica("list", "--json", expect=3).json
+    assert document["replicas"] == []
+    assert list(document["unreadable"]) == [str(target / "vm1_replica")]
+
+
+def test_a_touched_point_needs_a_look(replica, target: Path, points: list[str]) -> None:
+    with (target / "vm1_replica" / "disk0" / f"{points[-1]}.vhdx").open("ab") as file:
+        file.write(b"\0" * 4096)
+    assert f"{points[-1]}.vhdx" in replica("show", "vm1_replica", expect=3).err
+    assert "vm1_replica" in replica("list", expect=3).err
+    refused = replica("failover", "vm1_replica", "--yes", expect=13)
+    assert points[-1] in refused.err
+    assert "other points may be intact" in refused.err
+
+
+# --- failing over ----------------------------------------------------------------------------
+
+
+def test_failover_write_and_undo(replica, target: Path, points: list[str]) -> None:
+    before = read_first(ready(target))
+    done = replica("failover", "vm1_replica", "--yes")
+    assert f"failed over to {points[-1]}" in done.out
+    assert "disk0: disk0/ready.vhdx" in done.out
+    write_first(ready(target), b"written")
+    shown = replica("show", "vm1_replica").out
+    assert f"failed over to {points[-1]} since" in shown
+    undone = replica("undo-failover", "vm1_replica", "--yes")
+    assert undone.out == f"vm1_replica: ready again, above {points[-1]}\n"
+    assert read_first(ready(target)) == before
+
+
+@pytest.mark.parametrize("how", ["id", "beginning", "time"])
+def test_failover_to_an_older_point(replica, target: Path, points: list[str], how: str) -> None:
+    shown = replica("show", "vm1_replica", "--json").json["points"]
+    wanted = {"id": points[0], "beginning": points[0][:-1], "time": shown[0]["taken_at"]}[how]
+    done = replica("failover", "vm1_replica", "--point", wanted, "--yes", "--json")
+    assert done.json["point"]["id"] == points[0]
+    assert done.json["renewed"] is True
+
+
+def test_an_unknown_point_is_refused_with_the_known_ones(replica, points: list[str]) -> None:
+    refused = replica("failover", "vm1_replica", "--point", "2001-01-01", "--yes", expect=13)
+    for point in points:
+        assert point in refused.err
+
+
+def test_permanent_failover(replica, target: Path) -> None:
+    assert "failover" in replica("permanent-failover", "vm1", "--yes", expect=13).err
+    replica("failover", "vm1", "--yes")
+    assert "a VM of its own" in replica("permanent-failover", "vm1", "--yes").out
+    assert replica("list", "--json").json["replicas"] == []
+    assert ready(target).exists()
+
+
+def test_the_targets_own_rules_hold_whoever_orders(replica, target: Path) -> None:
+    (target / "standby-target.toml").write_text("keep_points_min = 1\n")
+    replica("failover", "vm1", "--yes")
+    for more in (("--dry-run",), ("--yes",)):
+        refused = replica("permanent-failover", "vm1", *more, expect=13)
+        assert "keep_points_min = 1" in refused.err
+
+
+# --- dry runs --------------------------------------------------------------------------------
+
+
+def test_dry_runs_say_what_would_be_done_and_change_nothing(
+    replica, target: Path, points: list[str]
+) -> None:
+    before = records(target)
+    text = replica("failover", "vm1", "--dry-run").out
+    assert text.startswith("vm1_replica: ready becomes failover, 2 disks, point of ")
+    assert "no file is made" in text
+    text = replica("failover", "vm1", "--point", points[0], "--dry-run").out
+    assert f"new empty ready layers are made above {points[0]}" in text
+    assert "1 newer restore points stay" in text
+    assert records(target) == before
+
+    replica("failover", "vm1", "--yes")
+    write_first(ready(target), b"written")
+    before = records(target)
+    text = replica("undo-failover", "vm1", "--dry-run").out
+    assert "what the VM wrote is dropped: disk0/ready.vhdx" in text
+    assert "cannot be undone" in replica("permanent-failover", "vm1", "--dry-run").out
+    assert records(target) == before
+
+
+def test_a_dry_run_refuses_what_the_verb_would(replica) -> None:
+    assert "possible now" in replica("undo-failover", "vm1", "--dry-run", expect=13).err
+    assert "possible now" in replica("permanent-failover", "vm1", "--dry-run", expect=13).err
+    replica("failover", "vm1", "--yes")
+    assert "possible now" in replica("failover", "vm1", "--dry-run", expect=13).err
+
+
+def test_writes_outside_of_a_failover_are_not_dropped_unasked(replica, target: Path) -> None:
+    write_first(ready(target), b"started by hand")
+    for verb in ("failover", "undo-failover"):
+        for more in ("--dry-run", "--yes"):
+            refused = replica(verb, "vm1", more, expect=13)
+            assert "--adopt" in refused.err
+            assert "--drop-writes" in refused.err
+    kept = replica("failover", "vm1", "--adopt", "--dry-run").out
+    assert "keeps what it wrote outside of a failover" in kept
+    assert "dropped" in replica("undo-failover", "vm1", "--drop-writes", "--dry-run").out
+    replica("undo-failover", "vm1", "--drop-writes", "--yes")
+    assert read_first(ready(target))[:7] != b"started"
+
+
+def test_yes_is_asked_for_before_every_verb_that_cannot_be_taken_back(replica) -> None:
+    assert "--yes" in replica("failover", "vm1", expect=2).err
+    replica("failover", "vm1", "--yes")
+    assert "--yes" in replica("undo-failover", "vm1", expect=2).err
+    assert "--yes" in replica("permanent-failover", "vm1", expect=2).err
+    assert replica("show", "vm1", "--json").json["state"] == "failover"
+
+
+# --- verify and repair -----------------------------------------------------------------------
+
+
+def damage(target: Path, point: str) -> None:
+    """Flip bits where the first disk's data lies, keeping size and structure."""
+    path = target / "vm1_replica" / "disk0" / "base.vhdx"
+    content = bytearray(path.read_bytes())
+    place = len(content) - (1 << 20) - 4096
+    content[place : place + 64] = bytes(byte ^ 0xFF for byte in content[place : place + 64])
+    path.write_bytes(content)
+
+
+def test_verify_reads_every_point(replica, points: list[str]) -> None:
+    assert replica("verify", "vm1").out == "".join(f"{point}: ok\n" for point in points)
+    assert replica("verify", "vm1", "--point", points[0]).out == f"{points[0]}: ok\n"
+
+
+def test_verify_names_what_is_damaged_and_repair_heals_it(run, replicated) -> None:
+    target = replicated.folder / "target"
+    damage(target, "")
+    site = ("--config", replicated.config)
+    found = run("replica", "verify", "vm1", *site, expect=13)
+    assert "DAMAGED" in found.out
+    assert "disk0: " in found.out
+    assert "--repair" in found.err
+    assert "marked damaged" in run("replica", "list", *site, expect=3).err
+    healed = run("replica", "verify", "vm1", "--repair", *site)
+    assert "repaired 4.0 KiB" in healed.out
+    assert run("replica", "list", *site).err == ""
+
+
+def test_damage_that_nobody_can_heal_stays_named(replica, target: Path) -> None:
+    damage(target, "")
+    found = replica("verify", "vm1", "--repair", expect=13)
+    assert "4.0 KiB are nowhere to be had" in found.out
+
+
+# --- power -----------------------------------------------------------------------------------
+
+
+def test_power_of_a_replica_that_has_not_failed_over_is_refused(replica) -> None:
+    refused = replica("power", "on", "vm1", expect=13)
+    assert "failover" in refused.err
