@@ -48,7 +48,11 @@ GUARD_TIMEOUT_S = 10.0
 """An update takes milliseconds; ten seconds on it mean that its process is stopped or hangs."""
 GUARD_POLL_S = 0.02
 
-_KNOWN_FILES = frozenset({naming.RECORD, naming.LOCK, naming.HOLDER, "merge.json", "vm.toml"})
+_KNOWN_FILES = frozenset(
+    {naming.RECORD, naming.LOCK, naming.HOLDER, "merge.json", "vm.toml"}
+    # What a folder host leaves beside a VM that it started.
+    | {"power.json", "serial.log", "disk-server.log", "nvram.fd"}
+)
 
 
 @dataclass(frozen=True, slots=True)
