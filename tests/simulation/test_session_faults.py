@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -429,7 +430,7 @@ def test_a_full_target_keeps_what_it_has_and_goes_on_when_there_is_room(site, mo
 
     def bounded(fd, view, offset):
         nonlocal room
-        if ".partial.vhdx" in os.readlink(f"/proc/self/fd/{fd}"):
+        if ".partial.vhdx" in str(Path(f"/proc/self/fd/{fd}").readlink()):
             room -= len(view)
             if room < 0:
                 raise OSError(errno.ENOSPC, "No space left on device")

@@ -291,6 +291,14 @@ class MemoryHost:
             raise UnknownName("checkpoint disk", f"{checkpoint.id} {place}")
         return held.disks[place]
 
+    def open_file(self, file: str) -> MemoryDisk:
+        """The disk under a checkpoint by the name that the checkpoint gave it (`files`)."""
+        for held in self._held.values():
+            for disk in held.checkpoint.disks:
+                if file in disk.files and disk.place in held.disks:
+                    return held.disks[disk.place]
+        raise UnknownName("checkpoint disk", file)
+
     def confirm_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Frozen copies do not change; one that was released or disturbed is SourceChanged."""
         held = self._held.get(_key(checkpoint))

@@ -98,6 +98,7 @@ class TargetVerbs:
             "commit_point": self.commit_point,
             "renew_ready": self.renew_ready,
             "points": lambda path: [point.id for point in self._open(path).folder.points()],
+            "older_trackers": self.older_trackers,
             "retire_points": self.retire_points,
             "close_replica": self.close_replica,
         }
@@ -462,6 +463,13 @@ class TargetVerbs:
         )
         replica.partials.clear()
         replica.sealed.clear()
+
+    def older_trackers(self, path: str) -> list[str]:
+        """Tracker ids in every point but the newest: of no use any more, also those that a killed
+        session did not come to give up."""
+        points = self._open(path).folder.points()
+        found = [{disk.tracker_id for disk in point.disks if disk.tracker_id} for point in points]
+        return sorted(set().union(*found[:-1]) - found[-1]) if found else []
 
     def renew_ready(self, path: str) -> dict[str, str]:
         """A new ready layer above the newest point; {place: file, relative to the replica}."""

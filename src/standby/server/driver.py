@@ -154,7 +154,7 @@ class MachineDriver:
                 self.report.point = point
             with self._step("repository"):
                 self._commit_repository(repository, point, roots)
-                older = [disk.tracker_id for disk in state.disks if disk.tracker_id]
+                older = self.movers.target.call("older_trackers", path=self._path)
                 context.source.forget_tracker(self.machine, older)
                 killpoints.reach("older tracker ids given up")
             self.report.outcome = "done"
