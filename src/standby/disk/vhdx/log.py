@@ -68,14 +68,20 @@ class Active:
 def find_active(file: BlockFile, header: Header) -> Active:
     """The entries of the current log life that are to be applied; DiskCorrupt when there are none
     or when they ask for what cannot be."""
-    entries = _Ring(file, header).active()
+    ring = _Ring(file, header)
+    entries = ring.active()
     path = str(file.path)
     if not entries:
+        problem, offset, value = ring.rejected or (
+            "no entry has its GUID",
+            0,
+            guid_text(header.log_guid),
+        )
         raise DiskCorrupt(
             path,
-            "the header names a log, but the log holds no valid entries of it",
-            header.log_offset,
-            guid_text(header.log_guid),
+            f"the header names a log, but the log holds no valid entries of it: {problem}",
+            header.log_offset + offset,
+            value,
             "The file was damaged or cut off from its log; restore it from elsewhere",
         )
     active = Active(entries)
@@ -164,6 +170,8 @@ class _Ring:
         self._header = header
         self._size = header.log_length
         self._budget = _CHECKSUMMED_MAX * self._size
+        self.rejected: tuple[str, int, str] | None = None
+        """Why the first entry that is none was refused: check, offset in the log, value."""
 
     def read(self, position: int, length: int) -> bytes:
         """`length` bytes from `position`, round the end."""
@@ -198,7 +206,9 @@ class _Ring:
             places = [entry.position for entry in run]
             tail = run[-1].header.tail
             newer = not best or run[-1].header.sequence > best[-1].header.sequence
-            if tail in places and newer:
+            if tail not in places:
+                self._reject("the tail is at no entry of the run", run[-1].position + 12, tail)
+            elif newer:
                 best = tuple(run[places.index(tail) :])
         return best
 
@@ -232,29 +242,45 @@ class _Ring:
         if first[:4] != b"loge":
             return None
         header = parse_entry_header(first)
-        if (
-            header.log_guid != self._header.log_guid
-            or header.sequence == 0
-            or header.length == 0
-            or header.length % PAGE
-            or header.length > self._size
-            or header.tail % PAGE
-            or header.tail >= self._size
-            or header.descriptor_bytes > min(header.length, _DESCRIPTOR_BYTES_MAX)
-        ):
+        if header.log_guid != self._header.log_guid:
             return None
+        size, tail = header.length, header.tail
+        for is_wrong, problem, field, value in (
+            (not 0 < size <= self._size or size % PAGE, "entry length", 8, size),
+            (tail % PAGE or tail >= self._size, "tail", 12, tail),
+            (header.sequence == 0, "sequence number", 16, header.sequence),
+            (
+                header.descriptor_bytes > min(size, _DESCRIPTOR_BYTES_MAX),
+                "count of descriptors",
+                24,
+                header.count,
+            ),
+        ):
+            if is_wrong:
+                self._reject(problem, position + field, value)
+                return None
         entry = Entry(position, header)
         return entry if self._is_whole(entry) else None
+
+    def _reject(self, problem: str, offset: int, value: int) -> None:
+        if self.rejected is None:
+            self.rejected = (problem, offset, f"{value:#x}")
 
     def _is_whole(self, entry: Entry) -> bool:
         header = entry.header
         descriptors = self.descriptors(entry)
         is_data = descriptors["kind"] == b"desc"
-        if not bool((is_data | (descriptors["kind"] == b"zero")).all()):
+        known = is_data | (descriptors["kind"] == b"zero")
+        ours = descriptors["sequence"] == header.sequence
+        whole = header.descriptor_bytes + PAGE * int(is_data.sum())
+        if not bool((known & ours).all()):
+            index = int(np.flatnonzero(~(known & ours))[0])
+            place = entry.position + ENTRY_HEADER.size + DESCRIPTOR_SIZE * index
+            problem = "signature or sequence number of a descriptor"
+            self._reject(problem, place, int(descriptors["sequence"][index]))
             return False
-        if not bool((descriptors["sequence"] == header.sequence).all()):
-            return False
-        if header.length != header.descriptor_bytes + PAGE * int(is_data.sum()):
+        if header.length != whole:
+            self._reject("entry length and its descriptors", entry.position + 8, header.length)
             return False
         self._budget -= header.length
         if self._budget < 0:
@@ -283,6 +309,9 @@ class _Ring:
                 & (low == header.sequence & 0xFFFFFFFF)
             )
             if not bool(whole.all()):
+                self._reject("a data sector is of another entry", entry.position, header.sequence)
                 return False
             checksum = crc32c(data, checksum)
+        if checksum != header.checksum:
+            self._reject("entry checksum", entry.position + 4, header.checksum)
         return checksum == header.checksum
