@@ -354,3 +354,36 @@ def test_any_sequence_of_batches_reads_as_a_plain_array(
     assert set(again.pages().tolist()) == touched
     again.close()
     path.unlink()
+
+
+GOLDEN = Path(__file__).parent / "golden" / "log-1.extents"
+
+
+def golden_log(path: Path) -> ExtentLog:
+    """Every type of record, with fixed content."""
+    log = ExtentLog.create(path, HEADER, [(0, PAGE)])
+    log.append(rows((0, 2 * PIECE, KIND_DATA), (4 * PIECE, PIECE, KIND_ZERO)), leaves(7, 2))
+    log.append_mark(5 * PIECE)
+    log.append_close()
+    log.append_open([(PAGE, 2 * PAGE)])
+    log.append_copied(PIECE)
+    log.sync()
+    log.append_verified(log.end)
+    log.append_checkpoint("checkpoint-2")
+    log.append(rows((8 * PAGE, 512, KIND_DATA)), leaves(9, 1))
+    log.sync()
+    return log
+
+
+def test_version_1_is_read_and_written_to_the_byte(tmp_path: Path) -> None:
+    golden_log(tmp_path / "new.extents").close()
+    assert (tmp_path / "new.extents").read_bytes() == GOLDEN.read_bytes()
+    log = ExtentLog.open(GOLDEN, writable=False)
+    assert log.header == HEADER
+    assert (log.checkpoint_id, log.mark, log.copied) == ("checkpoint-2", 0, PIECE)
+    assert log.open_ranges == [(PAGE, 2 * PAGE)]
+    assert log.pages().tolist() == [0, 8]
+    assert log.pages(log.verified_position).tolist() == [8]
+    assert page_of(log, 0)[:5].tolist() == [7, 8, *[int(ZERO_LEAF)] * 3]
+    assert page_of(log, 8)[0] == 9
+    log.close()

@@ -13,6 +13,7 @@ from standby import digesting
 from standby.clock import Clock
 from standby.digesting import PAGE, PIECE, DigestChain, DigestFile
 from standby.disk import open_disk, vhdx
+from standby.disk.check import check_disk
 from standby.disk.vhdx import VhdxDisk
 from standby.errors import DiskCorrupt, DiskIO, Fenced, ProtocolError
 from standby.files import File
@@ -42,6 +43,7 @@ def test_a_base_holds_exactly_what_was_sent_and_its_digests_are_complete(tmp_pat
     sealed = sealed_base(tmp_path, content)
     assert sealed.root == root_of(content)
     assert partials.content_of(sealed.partial_path) == content
+    assert check_disk(sealed.partial_path).is_ok
     info = vhdx.read_info(sealed.partial_path)
     assert sealed.size == sealed.partial_path.stat().st_size
     assert (sealed.data_write_guid, info.log_is_dirty) == (info.data_write_guid, False)
@@ -67,6 +69,7 @@ def test_a_child_carries_only_changes_and_digests_of_differing_pages(tmp_path: P
     sealed = partial.seal()
     assert sealed.root == root_of(changed)
     assert partials.content_of(sealed.partial_path, base.partial_path) == changed
+    assert check_disk(sealed.partial_path, parents=[base.partial_path]).is_ok
     with DigestFile.open(sealed.digests_path) as digests:
         assert not digests.is_complete
         assert digests.page_numbers.tolist() == [0, 1, 2]
@@ -349,6 +352,48 @@ def test_a_failed_log_sync_makes_the_object_refuse_but_the_files_resume(
     again = PartialDisk.open(tmp_path, spec_of(SIZE))
     send_changes(again, content)
     assert partials.content_of(again.seal().partial_path) == content
+
+
+def test_a_write_that_failed_is_never_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = noise(28, SIZE, 1.0)
+    partial = PartialDisk.open(tmp_path, spec_of(SIZE))
+    plain = VhdxDisk.write
+
+    def failing(self: VhdxDisk, offset: int, data: memoryview) -> None:
+        if offset >= MiB:
+            raise DiskIO(str(self.path), "write", offset, len(data), "test")
+        plain(self, offset, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VhdxDisk, "write", failing)
+        send(partial, content, 0, MiB)
+        with pytest.raises(DiskIO, match="test"):
+            send(partial, content, MiB, 2 * MiB)
+    with pytest.raises(DiskIO, match="unusable"):
+        partial.group_commit()
+    partial.close()
+    again = PartialDisk.open(tmp_path, spec_of(SIZE))
+    assert send_changes(again, content, stop=2 * MiB)[0] == MiB
+    again.close()
+
+
+def test_a_parent_that_cannot_be_read_costs_no_work_done(tmp_path: Path) -> None:
+    content = noise(29, SIZE)
+    base = sealed_base(tmp_path / "base", content)
+    spec = spec_of(SIZE, point=LATER, parent=(base,))
+    partial = PartialDisk.open(tmp_path / "child", spec)
+    send(partial, noise(30, SIZE, 1.0), 0, MiB)
+    partial.group_commit()
+    partial.close()
+    aside = base.partial_path.rename(tmp_path / "aside")
+    with pytest.raises(DiskIO):
+        PartialDisk.open(tmp_path / "child", spec)
+    aside.rename(base.partial_path)
+    again = PartialDisk.open(tmp_path / "child", spec)
+    assert again.acknowledged_bytes == MiB
+    again.close()
 
 
 # --- older generations -------------------------------------------------------------------------

@@ -77,9 +77,9 @@ def merge_oldest(
 
     A merge left by a killed process is finished instead. Raises DiskFull when the space is short
     (nothing has changed then), PointDamaged when a file is not as it was left, ReplicaConflict
-    when the base has another child or there is only one point. `can_punch` allows merging in
-    slices that free what they have taken over, where space is short (never on a host that refuses
-    sparse files).
+    when the base has another child or there is only one point. `can_punch` allows holes in the
+    base, and, where space is short, merging in slices that free what they have taken over; False
+    for a host that refuses sparse files (RULES 13).
     """
     _check_state(folder, lease)
     if pending_merge(folder) is not None:
@@ -187,7 +187,7 @@ def _run(
     slice_bytes = _slice_bytes(folder, pending, can_punch)
     todo = [disk for disk in pending.disks if not _has_taken_over(folder, disk)]
     for disk in todo:
-        _merge_payload(folder, lease, disk, slice_bytes, progress)
+        _merge_payload(folder, lease, disk, slice_bytes, progress, can_punch)
     for disk in todo:
         for path in children_of(folder, disk.disk_id, {disk.child_guid}):
             lease.check()
@@ -224,6 +224,7 @@ def _merge_payload(
     disk: DiskMerge,
     slice_bytes: int | None,
     progress: Progress | None,
+    can_punch: bool,
 ) -> None:
     lease.check()
 
@@ -234,7 +235,7 @@ def _merge_payload(
 
     base_path, child_path = (inner_path(folder.path, name) for name in (disk.base, disk.child))
     with (
-        _opened(base_path, writable=True) as base,
+        _opened(base_path, writable=True, sparse=can_punch) as base,
         _opened(child_path, writable=slice_bytes is not None) as child,
     ):
         merge.merge_payload(child, base, progress=checked, slice_bytes=slice_bytes)
@@ -290,6 +291,6 @@ def _rewrite_records(folder: ReplicaFolder, lease: WriterLease, pending: Pending
 # --- small things ----------------------------------------------------------------------------
 
 
-def _opened(path: Path, *, writable: bool = False) -> vhdx.VhdxDisk:
+def _opened(path: Path, *, writable: bool = False, sparse: bool = True) -> vhdx.VhdxDisk:
     """One file alone, whatever it is a child of, its data-write GUID kept whatever is written."""
-    return vhdx.open_vhdx(path, writable=writable, keep_data_write_guid=True)
+    return vhdx.open_vhdx(path, writable=writable, keep_data_write_guid=True, sparse=sparse)

@@ -25,7 +25,7 @@ _READ_SIZE = MiB
 """Bytes read and then hashed at once: small enough to be in the L2 cache when hashed."""
 
 _GAP_PIECES = 8
-"""Pieces between two runs that cost less to read and hash (8 leaves: under 2 us) than another call."""
+"""A gap of so many pieces costs less to read and hash (8 leaves: under 2 us) than another call."""
 
 
 def page_range(page_number: int, virtual_size: int) -> tuple[int, int]:

@@ -178,7 +178,7 @@ class PartialDisk:
         if not len(table):
             return
         self._open_windows(table)
-        with self._lock:
+        with self._lock, self._failing_for_good():  # else a commit would log what was not written
             self._pending.append((table.copy(), np.array(leaves, dtype=np.uint64)))
             self._pending_bytes += int(table[:, 1].sum())
             position = 0
@@ -369,8 +369,8 @@ class PartialDisk:
 
     @contextlib.contextmanager
     def _failing_for_good(self) -> Iterator[None]:
-        """After a failed sync the system may have dropped what it could not write: nothing said
-        later by this object could be believed. A fresh open reads what is there."""
+        """After a failed write or sync nothing that this object says later could be believed: the
+        system may even have dropped what it could not write. A fresh open reads what is there."""
         try:
             yield
         except BaseException as exc:

@@ -43,13 +43,19 @@ class RepairReport:
 
 
 def repair(
-    folder: ReplicaFolder, lease: WriterLease, verdict: PointVerdict, read_piece: ReadPiece
+    folder: ReplicaFolder,
+    lease: WriterLease,
+    verdict: PointVerdict,
+    read_piece: ReadPiece,
+    *,
+    sparse: bool = True,
 ) -> RepairReport:
     """Write what `read_piece` has of the damaged pieces of a point, where its leaf is the recorded
     one; data-write GUIDs stay. It goes into the layer that holds the piece, if the point that
     layer came with has the same leaf recorded there, else into this point's own: a mapping that
     is itself damaged must not make an older point pay.
 
+    `sparse` False for hosts that refuse sparse files (RULES 13).
     Disks whose digests are not sound, or whose files cannot be opened, are named in `problems`.
     Verify again afterwards: points that share a layer may be healed too.
     """
@@ -61,7 +67,7 @@ def repair(
         if disk is None or found.is_ok:
             continue
         try:
-            missing = _repair_disk(folder, lease, point, disk, found, read_piece, report)
+            missing = _repair_disk(folder, lease, point, disk, found, read_piece, report, sparse)
         except StandbyError as exc:
             lease.check()
             report.problems[found.disk_id] = str(exc)
@@ -81,6 +87,7 @@ def _repair_disk(
     verdict: DiskVerdict,
     read_piece: ReadPiece,
     report: RepairReport,
+    sparse: bool,
 ) -> list[Extent]:
     if not verdict.damaged:
         return []
@@ -89,7 +96,7 @@ def _repair_disk(
         paths = folder.digest_paths(point.id, disk.disk_id)
         digests = open_digests(paths, disk.virtual_size, bytes.fromhex(disk.root))
         stack.callback(digests.close)
-        layers = [_Layer(folder, stack, layer, disk.disk_id) for layer in disk.chain]
+        layers = [_Layer(folder, stack, layer, disk.disk_id, sparse) for layer in disk.chain]
         for extent in verdict.damaged:
             for offset in range(extent.offset, extent.stop, PIECE):
                 length = min(PIECE, disk.virtual_size - offset)
@@ -116,10 +123,11 @@ class _Layer:
         stack: contextlib.ExitStack,
         layer: LayerFile,
         disk_id: str,
+        sparse: bool,
     ) -> None:
         path = inner_path(folder.path, layer.file)
         self.disk = stack.enter_context(
-            vhdx.open_vhdx(path, writable=True, keep_data_write_guid=True)
+            vhdx.open_vhdx(path, writable=True, keep_data_write_guid=True, sparse=sparse)
         )
         self._digests: DigestChain | None = None
         for point in folder.points():

@@ -28,6 +28,7 @@ from standby.road.copying import COPY_OF_CHAIN, copy_local
 from standby.road.extent_log import ExtentLog, LogHeader
 from standby.road.pages import (
     data_mask,
+    open_layers,
     page_range,
     piece_mask,
     read_leaves,
@@ -132,6 +133,9 @@ def open_partial(
     found = candidates(folder)
     if found and found[0].generation > spec.generation:
         raise Fenced(folder.parent.name, spec.generation, found[0].generation)
+    if spec.parent_chain:
+        # A parent that cannot be read now is no reason to discard what builds on it.
+        open_layers(spec.parent_chain).close()
     partial = _continued(cls, folder, spec, found, sparse, clock)
     if partial is None:
         partial = _begun(cls, folder, spec, found, sparse, clock)
