@@ -195,13 +195,18 @@ def test_merge_says_where_to_and_how_much(disk, chain: tuple[Path, Path]) -> Non
     assert content(base) == wanted
 
 
-def test_merge_finds_the_parent_in_a_named_folder_only(disk, chain, tmp_path: Path) -> None:
-    base, child = chain
-    (tmp_path / "other").mkdir()
-    moved = base.rename(tmp_path / "other" / base.name)
-    assert "base.vhdx" in disk("merge", child, "--dry-run", expect=11).err
-    planned = disk("merge", child, "--dry-run", "--json", "--parents-in", moved.parent)
-    assert planned.json["base"] == str(moved)
+def test_a_parent_in_another_folder_is_found_where_that_is_allowed(disk, tmp_path: Path) -> None:
+    base, child = tmp_path / "bases" / "base.vhdx", tmp_path / "children" / "child.avhdx"
+    for path in (base, child):
+        path.parent.mkdir()
+    written(vhdx.create(base, 8 * MiB), 0, b"b" * MiB)
+    written(vhdx.create_child(child, base), 0, b"c" * 4096)
+    for verb in ("check", "merge"):
+        ended = disk(verb, child, expect=11)
+        assert "base.vhdx" in ended.out + ended.err
+    assert "2 files checked" in disk("check", child, "--parents-in", base.parent).out
+    planned = disk("merge", child, "--dry-run", "--json", "--parents-in", base.parent)
+    assert Path(planned.json["base"]).samefile(base)
 
 
 def test_merging_a_replicas_point_is_refused(disk, target: Path) -> None:

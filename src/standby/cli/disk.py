@@ -29,7 +29,7 @@ folders_option = click.option(
     "folders",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folders in which parents may lie, beside the disk's own; may be repeated.",
+    help="A folder that a parent's path may lead into, beside the disk's own; may be repeated.",
 )
 existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
 

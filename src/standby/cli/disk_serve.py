@@ -38,7 +38,7 @@ LOOK_S = 0.5
     "folders",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folders in which parents may lie, beside the disk's own; may be repeated.",
+    help="A folder that a parent's path may lead into, beside the disk's own; may be repeated.",
 )
 @json_option
 def serve(
