@@ -58,7 +58,7 @@ def test_the_demo_takes_no_folder_that_holds_something(run, tmp_path: Path) -> N
     assert (tmp_path / "mine").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize(
     ("number", "moment"), [(signal.SIGINT, "made VM"), (signal.SIGTERM, "full: ")]
 )

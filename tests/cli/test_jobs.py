@@ -91,6 +91,10 @@ def test_a_replica_that_is_failed_over_is_skipped_with_a_warning(run, job, site:
     assert job("plan", "job", "--json", expect=3).json["machines"][0]["action"] == "skip"
 
 
+def test_sessions_before_the_first(job) -> None:
+    assert job("sessions").out == "no sessions yet\n"
+
+
 def test_sessions_of_a_job_that_never_was_are_refused(job) -> None:
     assert "known: job" in job("sessions", "nope", expect=10).err
 

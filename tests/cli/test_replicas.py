@@ -90,6 +90,13 @@ def test_a_replica_whose_record_is_damaged_is_not_hidden(replica, target: Path) 
     assert list(document["unreadable"]) == [str(target / "vm1_replica")]
 
 
+def test_a_target_that_is_not_mounted_is_not_an_empty_one(run, replicated) -> None:
+    (replicated.folder / "target").rename(replicated.folder / "elsewhere")
+    ended = run("replica", "list", "--config", replicated.config, expect=3)
+    assert ended.out == "no replicas\n"
+    assert "not mounted" in ended.err
+
+
 def test_a_touched_point_needs_a_look(replica, target: Path, points: list[str]) -> None:
     with (target / "vm1_replica" / "disk0" / f"{points[-1]}.vhdx").open("ab") as file:
         file.write(b"\0" * 4096)
@@ -243,3 +250,18 @@ def test_damage_that_nobody_can_heal_stays_named(replica, target: Path) -> None:
 def test_power_of_a_replica_that_has_not_failed_over_is_refused(replica) -> None:
     refused = replica("power", "on", "vm1", expect=13)
     assert "failover" in refused.err
+
+
+def test_power_off_of_a_vm_that_is_off_is_done(replica) -> None:
+    replica("failover", "vm1", "--yes")
+    assert replica("power", "off", "vm1", "--json").json == {"replica": "vm1", "power": "off"}
+
+
+def test_a_vm_that_cannot_be_started_is_failed_over_all_the_same(
+    replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    ended = replica("failover", "vm1", "--power-on", "--yes", expect=12)
+    assert "failed over to " in ended.err
+    assert "QEMU" in ended.err
+    assert replica("show", "vm1", "--json").json["state"] == "failover"

@@ -18,7 +18,7 @@ from cli.conftest import small_site
 from cli.processes import children, started, state_of, wait_until
 from simulation.site import Site
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stops processes by signals")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc")
 
 
 @contextmanager

@@ -202,7 +202,10 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
                 size(sum(disk.sent for disk in disks)),
             )
         )
-    print_table("", ("session", "job", "outcome", ">VMs", ">read", ">sent"), rows)
+    if rows:
+        print_table("", ("session", "job", "outcome", ">VMs", ">read", ">sent"), rows)
+    else:
+        click.echo("no sessions yet")
 
 
 @job.command()

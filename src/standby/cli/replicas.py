@@ -20,6 +20,7 @@ from standby.cli.output import (
     yes_option,
 )
 from standby.cli.serving import config_option, opened_replicas, target_option
+from standby.errors import StandbyError
 
 if TYPE_CHECKING:
     from standby.road.repairing import RepairReport
@@ -82,7 +83,10 @@ def list_replicas(config: Path, target: Path | None, as_json: bool) -> int:
         )
         for item in found
     ]
-    print_table("", ("replica", "state", ">points", "newest point", ">age", "~now"), rows)
+    if rows:
+        print_table("", ("replica", "state", ">points", "newest point", ">age", "~now"), rows)
+    else:
+        click.echo("no replicas")
     for item in found:
         if item.findings:
             count = f"{len(item.findings)} findings" if len(item.findings) > 1 else item.findings[0]
@@ -248,8 +252,13 @@ def failover(
             point=point,
             adopt=adopt,
             source_may_run=source_may_run,
-            power_on=power_on,
         )
+        if power_on:
+            try:
+                replicas.power(plan.replica, on=True)
+            except StandbyError:
+                click.echo(f"failed over to {result.point.id}, but the VM does not run", err=True)
+                raise
     if as_json:
         print_json(result)
     else:

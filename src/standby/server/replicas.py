@@ -115,8 +115,13 @@ class Replicas:
         return found
 
     def unreadable(self) -> dict[str, str]:
-        """Folder and problem of each replica that `all` cannot show: its records are damaged."""
-        found = {}
+        """Folder and problem of all that `all` cannot show: replicas whose records are damaged,
+        target folders that are not there."""
+        found = {
+            str(root): "no such folder: nothing was replicated to it yet, or it is not mounted"
+            for root in self._roots.values()
+            if not root.is_dir()
+        }
         for folder in self.folders():
             try:
                 status(folder)
