@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from standby import digesting
+from standby import comparing, digesting
 from standby.digesting import LEAVES_PER_PAGE, PAGE, PIECE, ZERO_LEAF
 from standby.disk.chain import open_chain
 from standby.disk.vhdx import VhdxDisk
 from standby.model.extent import Extent, Kind
 from standby.ports import VirtualDisk
 from standby.road.extent_log import KIND_DATA, KIND_ZERO, Rows
-from standby.units import MiB
+from standby.units import KiB, MiB
 
 Mask = npt.NDArray[np.bool_]
 Leaves = npt.NDArray[np.uint64]
@@ -23,6 +24,12 @@ Runs = npt.NDArray[np.int64]
 
 _READ_SIZE = MiB
 """Bytes read and then hashed at once: small enough to be in the L2 cache when hashed."""
+
+_SCRATCH_SIZE = 256 * KiB
+"""Bytes read at once where only leaves are wanted. Reading back 2 GB through 256 KiB took two
+thirds of the time of reading it to 16 MiB: the copy does not leave the L2 cache."""
+
+_local = threading.local()
 
 _GAP_PIECES = 8
 """A gap of so many pieces costs less to read and hash (8 leaves: under 2 us) than another call."""
@@ -76,18 +83,38 @@ def _joined(runs: Runs) -> Runs:
     return np.stack([runs[np.append(0, cuts + 1), 0], runs[np.append(cuts, -1), 1]], axis=1)
 
 
+def _scratch() -> memoryview:
+    """This thread's own piece of memory."""
+    if not hasattr(_local, "scratch"):
+        _local.scratch = comparing.aligned_buffer(_SCRATCH_SIZE).data
+    view: memoryview = _local.scratch
+    return view
+
+
 def read_leaves(
-    disk: VirtualDisk, start: int, stop: int, wanted: Mask, leaves: Leaves, buffer: memoryview
+    disk: VirtualDisk,
+    start: int,
+    stop: int,
+    wanted: Mask,
+    leaves: Leaves,
+    buffer: memoryview | None = None,
 ) -> int:
     """Read the `wanted` pieces of the page [start, stop) to their places in `buffer` (16 MiB) and
     put their leaves into `leaves` (4096,); the bytes read. Small gaps are read too: in them leaves
-    and buffer are those of the disk as well."""
+    and buffer are those of the disk as well. Without a buffer only the leaves are kept, and all
+    reads go through one small piece of memory that stays in the cache."""
     total = 0
+    scratch = _scratch() if buffer is None else None
+    step = _READ_SIZE if scratch is None else _SCRATCH_SIZE
     for first, last in _joined(runs_of(wanted)).tolist():
         position, end = first * PIECE, min(last * PIECE, stop - start)
         while position < end:
-            size = min(_READ_SIZE, end - position)
-            view = buffer[position : position + size]
+            size = min(step, end - position)
+            if buffer is not None:
+                view = buffer[position : position + size]
+            else:
+                assert scratch is not None
+                view = scratch[:size]
             disk.read_into(start + position, view)
             piece = position // PIECE
             digesting.leaves(view, leaves[piece : piece + -(-size // PIECE)])

@@ -69,7 +69,6 @@ class ReadBack:
         self._position = log.verified_position
         self._findings: Findings | None = None
         self._one_run = threading.Lock()
-        self._buffers = threading.local()
 
     def run(self, threads: int, device: bool) -> list[tuple[int, int]]:
         """(offset, length) of each run of pieces read back wrong since the last run."""
@@ -134,7 +133,7 @@ class ReadBack:
         if bool((expected[mask] == ZERO_LEAF).any()):
             # Zeros are proven by the allocation where there is none: no need to read them.
             wanted = mask & (data_mask(disk, low, high) | (expected != ZERO_LEAF))
-        read_leaves(disk, low, high, wanted, actual, self._buffer())
+        read_leaves(disk, low, high, wanted, actual)
         bad = mask & (actual != expected)
         return _PageResult(page_number, bad, actual) if bad.any() else None
 
@@ -163,9 +162,3 @@ class ReadBack:
         stop = min(low + last * PIECE, self._log.header.virtual_size)
         offset = low + first * PIECE
         return np.array([[offset, stop - offset, KIND_DATA]], dtype=np.int64)
-
-    def _buffer(self) -> memoryview:
-        if not hasattr(self._buffers, "view"):
-            self._buffers.view = memoryview(bytearray(PAGE))
-        view: memoryview = self._buffers.view
-        return view

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -72,13 +71,12 @@ def read_pages(
     disk: VirtualDisk, size: int, threads: int = 2, progress: Progress | None = None
 ) -> Iterator[tuple[int, Leaves, int]]:
     """(page number, leaves, bytes read) of every page of which anything is stored, ascending."""
-    local = threading.local()
 
     def read(page_number: int) -> tuple[int, Leaves, int]:
         start, stop = page_range(page_number, size)
         leaves = zero_page()
         wanted = data_mask(disk, start, stop)
-        count = read_leaves(disk, start, stop, wanted, leaves, page_buffer(local))
+        count = read_leaves(disk, start, stop, wanted, leaves)
         return page_number, leaves, count
 
     pages = sorted(stored_pages(disk, size))
@@ -104,13 +102,6 @@ def stored_pages(disk: VirtualDisk, size: int) -> set[int]:
         if extent.kind is Kind.DATA and extent.length:
             found.update(range(extent.offset // PAGE, (extent.stop - 1) // PAGE + 1))
     return found
-
-
-def page_buffer(local: threading.local) -> memoryview:
-    if not hasattr(local, "view"):
-        local.view = memoryview(bytearray(PAGE))
-    view: memoryview = local.view
-    return view
 
 
 def _rebuild(folder: ReplicaFolder, point: RestorePoint, disk: PointDisk, complete: bool) -> None:

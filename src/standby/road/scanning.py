@@ -99,7 +99,9 @@ class PageScanner:
         self.runs = np.empty((READ_SIZE // PIECE, 3), np.int64)
         self.zeros: LeafArray = np.full(LEAVES_PER_PAGE, ZERO_LEAF, np.uint64)
         self.page_buffer = (
-            memoryview(comparing.aligned_buffer(PAGE)) if proxy.task.baseline == "target" else memoryview(b"")
+            comparing.aligned_buffer(PAGE).data
+            if proxy.task.baseline == "target"
+            else memoryview(b"")
         )
         self.stage_pages: list[int] = []
         self.stage_leaves: list[LeafArray] = []

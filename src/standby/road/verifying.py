@@ -35,7 +35,6 @@ from standby.road.points import replicated_disks
 from standby.road.rebuilding import (
     digests_of,
     mapped_in_order,
-    page_buffer,
     read_pages,
     rebuild_digests,
     root_read,
@@ -275,7 +274,6 @@ class _Check:
         self._threads = threads
         self._progress = progress
         self._lock = threading.Lock()
-        self._local = threading.local()
 
     def run(self) -> list[Extent]:
         """The damaged runs, ascending."""
@@ -298,7 +296,7 @@ class _Check:
         expected = self._digests.leaves(page_number)
         actual = zero_page()
         wanted = mask & data_mask(self._disk, start, stop)
-        count = read_leaves(self._disk, start, stop, wanted, actual, page_buffer(self._local))
+        count = read_leaves(self._disk, start, stop, wanted, actual)
         with self._lock:
             self.bytes_read += count
         return _extents(mask & (actual != expected), start, stop)
