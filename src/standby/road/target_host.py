@@ -114,6 +114,11 @@ class TargetVerbs:
             if isinstance(exc, TypeError) and exc.__traceback__ and exc.__traceback__.tb_next:
                 raise
             raise ProtocolError("backup server", f"{verb}: {exc}") from exc
+        except StandbyError:
+            replica = self._replicas.get(arguments.get("path", ""))
+            if replica is not None:
+                replica.lease.check()  # whoever took over may have cleared away what is missed
+            raise
 
     def close(self) -> None:
         """Close every replica: partial disks keep what was acknowledged."""

@@ -12,6 +12,7 @@ from standby.clock import SYSTEM_CLOCK, Clock
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.ports import Host
+from standby.server.movers import MoverPair
 from standby.server.store import Store
 
 ProgressCallback = Callable[[str, str, int, int], None]
@@ -53,3 +54,5 @@ class SessionContext:
     """Called with the replica's folder, the VM and {place: ready layer} after each commit: makes
     or updates the replica VM on the target host."""
     is_cancelled: threading.Event = field(default_factory=threading.Event)
+    pairs: list[MoverPair] = field(default_factory=list)
+    """The movers at work for the session now."""

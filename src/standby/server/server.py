@@ -57,7 +57,6 @@ class BackupServer:
         self._make_movers = make_movers
         self._hosts = dict(hosts or {})
         self._movers: list[MoverPair] = []
-        self._lent: list[MoverPair] = []
         self._task_slots = threading.Semaphore(self.config.limits.max_tasks)
         make_folder_durably(self.config.state_database.parent)
         self.store = Store(self.config.state_database, clock)
@@ -168,13 +167,11 @@ class BackupServer:
             pair = self._movers.pop()
         except IndexError:
             pair = self._make_movers(self.config.limits.max_tasks)
-        self._lent.append(pair)
         is_sound = False
         try:
             yield pair
             is_sound = not pair.is_broken
         finally:
-            self._lent.remove(pair)
             if is_sound:
                 self._movers.append(pair)
             else:
@@ -250,7 +247,7 @@ class BackupServer:
 
         def cut() -> None:
             context.is_cancelled.set()
-            for pair in list(self._lent):
+            for pair in list(context.pairs):
                 pair.cut()
 
         with (
@@ -329,7 +326,7 @@ class BackupServer:
             return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
         driver = self._driven(context, machine)
         error = driver.repository_error
-        if error is None:
+        if error is None or driver.report.outcome != "failed":
             return driver.report
         try:
             done = facts.healed_repository(context.repository, driver.key, error)
@@ -344,12 +341,16 @@ class BackupServer:
     def _driven(self, context: SessionContext, machine: Machine) -> MachineDriver:
         started = self.clock.monotonic()
         with self._lent_movers() as pair:
+            context.pairs.append(pair)
             if context.is_cancelled.is_set():
                 pair.cut()
-            driver = MachineDriver(context, machine, pair)
-            driver.report.steps_s["start movers"] = self.clock.monotonic() - started
-            driver.run()
-            return driver
+            try:
+                driver = MachineDriver(context, machine, pair)
+                driver.report.steps_s["start movers"] = self.clock.monotonic() - started
+                driver.run()
+                return driver
+            finally:
+                context.pairs.remove(pair)
 
     def _context(
         self,
