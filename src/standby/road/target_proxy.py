@@ -114,7 +114,7 @@ class TargetProxy:
             elif isinstance(message, GetLeaves):
                 self._send_leaves(message.pages)
             elif isinstance(message, Finish):
-                self._commit()
+                self._commit(threads=2)  # nobody else needs the processors now
                 bad = [item for check in self._checks for item in check.result()]
                 self._checks.clear()
                 if not bad:
@@ -145,14 +145,14 @@ class TargetProxy:
         self.counters.written += message.data_length
         self.counters.zeroed += int(batch.rows[batch.rows[:, 2] != DATA, 1].sum())
 
-    def _commit(self) -> None:
+    def _commit(self, threads: int = 1) -> None:
         self._partial.group_commit()
         self._link.send(Acknowledged(self.counters.written))
-        self._checks.append(self._reader.submit(self._read_back))
+        self._checks.append(self._reader.submit(self._read_back, threads))
 
-    def _read_back(self) -> list[tuple[int, int]]:
+    def _read_back(self, threads: int) -> list[tuple[int, int]]:
         started = SYSTEM_CLOCK.monotonic()
-        bad = self._partial.read_back(threads=1, device=self._device)
+        bad = self._partial.read_back(threads=threads, device=self._device)
         self._busy["verify"] += SYSTEM_CLOCK.monotonic() - started
         return bad
 

@@ -24,12 +24,12 @@ from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Reply
 from standby.wire.shared_memory import SharedRing
 
-SLOTS = 4
+SLOTS = 3
 SLOT_SIZE = 16 * MiB
-"""Slots per connection: one filling, one being written, two between them. A batch costs both sides
+"""Slots per connection: one filling, one being written, one between them. A batch costs both sides
 some 0.5 ms whatever its size (threads woken, tables checked), so a first session of a 2 GB disk
-took 2.2 s with slots of 4 MiB, 2.7 s with 1 MiB and 1.6 s with 16 MiB; 64 MiB per disk that is
-under way is what that costs."""
+took 2.2 s with slots of 4 MiB, 2.7 s with 1 MiB and 1.6 s with 16 MiB; 48 MiB per disk that is
+under way is what that costs, and a fourth slot gained nothing."""
 
 
 class MoverHandle:
