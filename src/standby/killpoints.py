@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
 _process_name = "server"
@@ -43,7 +44,9 @@ def _environment_handler() -> Callable[[str], None] | None:
             if sys.platform == "win32":
                 os._exit(137)
             else:
-                os.kill(os.getpid(), signal.SIGKILL if kill else signal.SIGSTOP)
+                # To this very thread: it would run on until another one took the signal.
+                ours = threading.get_ident()
+                signal.pthread_kill(ours, signal.SIGKILL if kill else signal.SIGSTOP)
 
     return handler
 

@@ -133,6 +133,9 @@ class MachineDriver:
 
     def _run(self) -> None:
         context = self.context
+        with self._step("start movers"):  # they have been starting side by side
+            for ping in [mover.start("ping") for mover in (self.movers.source, self.movers.target)]:
+                ping.result()
         repository = Repository(context.repository)
         try:
             with self._step("prepare"):

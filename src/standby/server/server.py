@@ -256,6 +256,10 @@ class BackupServer:
         ):
             tasks = [pool.submit(self._replicate, context, item) for item in machines]
             try:
+                running = True
+                while running:  # a wait without end would not see Ctrl-C everywhere
+                    running = bool(wait(tasks, INTERRUPT_POLL_S, FIRST_EXCEPTION).not_done)
+                    running = running and not any(t.done() and t.exception() for t in tasks)
                 return [task.result() for task in tasks]
             except BaseException:
                 cut()
@@ -339,14 +343,12 @@ class BackupServer:
         return again.report
 
     def _driven(self, context: SessionContext, machine: Machine) -> MachineDriver:
-        started = self.clock.monotonic()
         with self._lent_movers() as pair:
             context.pairs.append(pair)
             if context.is_cancelled.is_set():
                 pair.cut()
             try:
                 driver = MachineDriver(context, machine, pair)
-                driver.report.steps_s["start movers"] = self.clock.monotonic() - started
                 driver.run()
                 return driver
             finally:
