@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 
 import judging
+
+# A process that a test spawns finds the test's module by its name, which counts from the root;
+# `python -m pytest` puts the root there by itself, `pytest` does not.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 _MEMORY = Path("/dev/shm")
 _MEMORY_FREE_MIN = 2 << 30
