@@ -24,7 +24,9 @@ def _installation() -> str:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
-@click.option("--installation", default=_installation, show_default="this computer's name")
+@click.option(
+    "--installation", default=_installation, show_default="this computer's name", help="Its name."
+)
 @click.option("--source", default="vms", show_default=True, help="The folder with your VMs.")
 @click.option("--target", default="replicas", show_default=True, help="The folder for replicas.")
 @click.option("--repository", default="repository", show_default=True, help="Where digests go.")

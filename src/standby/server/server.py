@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 
@@ -37,6 +37,7 @@ from standby.server.store import Store
 
 RPO = "rpo"
 """The kind of alarm of a replica whose newest point is too old."""
+INTERRUPT_POLL_S = 0.5
 
 
 class BackupServer:
@@ -256,10 +257,10 @@ class BackupServer:
         ):
             tasks = [pool.submit(self._replicate, context, item) for item in machines]
             try:
-                running = True
-                while running:  # a wait without end would not see Ctrl-C everywhere
-                    running = bool(wait(tasks, INTERRUPT_POLL_S, FIRST_EXCEPTION).not_done)
-                    running = running and not any(t.done() and t.exception() for t in tasks)
+                # A wait without end would not see Ctrl-C on every system.
+                while (now := wait(tasks, INTERRUPT_POLL_S, FIRST_EXCEPTION)).not_done:
+                    if any(task.exception() for task in now.done):
+                        break
                 return [task.result() for task in tasks]
             except BaseException:
                 cut()
