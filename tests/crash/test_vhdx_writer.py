@@ -28,6 +28,7 @@ SECTOR = 512
 SIZE = 3 * MiB + 9 * SECTOR
 FULL = os.environ.get("STANDBY_FUZZ") == "full"
 """Every moment of every workload, instead of some."""
+pytestmark = [pytest.mark.timeout(3600)] if FULL else []
 
 
 @dataclass

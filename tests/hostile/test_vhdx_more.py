@@ -29,6 +29,7 @@ from standby.testing.vhdx_files import MemoryFile
 from standby.units import KiB, MiB, TiB
 
 FULL = os.environ.get("STANDBY_FUZZ") == "full"
+pytestmark = [pytest.mark.timeout(3600)] if FULL else []
 FLIPS = 10_000 if FULL else 200
 BAT, METADATA = 2 * MiB, 3 * MiB
 
