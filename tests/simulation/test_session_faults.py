@@ -20,6 +20,7 @@ from standby.errors import DiskIO, HostError, JobBusy, TargetRefuses
 from standby.model.replica import ReplicaState
 from standby.repository.database import FILE_NAME
 from standby.server.movers import MoverPair
+from standby.server.replicas import Replicas
 from standby.units import MiB
 
 
@@ -554,6 +555,27 @@ def test_an_interrupt_ends_the_session_and_everything_it_started(site, cut):
     site.check_nothing_leaked()
 
 
+def test_a_failover_ends_a_running_session_at_its_next_commit(site):
+    site.run()
+    site.change()
+
+    def fail_over():
+        Replicas.of_folder(site.folder / "target").failover("vm1_replica")
+
+    with at_kill_point("child created", fail_over) as reached:
+        report = site.run()
+    assert only(report).outcome == "interrupted"
+    assert "is fenced" in only(report).error
+    assert reached.count("verified") <= 1  # the other disk may have been quicker
+    folder = site.replica()
+    assert folder.record().state is ReplicaState.FAILOVER
+    assert list(folder.path.glob("*/*.partial.vhdx"))
+    Replicas.of_folder(site.folder / "target").undo_failover("vm1_replica")
+    assert only(site.run()).outcome == "done"
+    assert site.check_points() == 2
+    site.check_nothing_leaked()
+
+
 def test_two_sessions_of_a_job_at_once_are_refused(site):
     refused = []
 
@@ -616,3 +638,34 @@ def test_a_piece_that_nobody_has_any_more_is_named(site):
     with site.server() as server:  # the intact point is there for the worst day
         result = server.replicas.failover("vm1_replica")
         assert result.point.id == verdicts[1].point_id
+
+
+def test_a_piece_is_repaired_from_another_replica_of_the_vm(tmp_path):
+    more = """
+[hosts.third]
+kind = "folder"
+path = "third"
+[jobs.other]
+source = "source"
+target = "third"
+machines = ["*"]
+"""
+    site = made(tmp_path, more=more)
+    write_mark(site)
+    site.run()
+    with site.server() as server:
+        assert server.start("other").outcome == "done"
+        site.write(4 * MiB, 4096)  # the source has moved on
+        damage(site.replica().path / "disk0" / "base.vhdx", MARK)
+        name = str(site.replica().path)
+        verdicts = server.replicas.verify(name)
+        (report,) = server.replicas.repair(name, verdicts)
+        assert report.is_complete
+        assert all(verdict.is_ok for verdict in server.replicas.verify(name))
+
+
+def test_a_limit_that_a_folder_host_cannot_keep_is_told(tmp_path):
+    site = made(tmp_path, more='checkpoint_max_growth = "1 GiB"\n')
+    with site.server() as server:
+        (finding,) = [item for item in server.check() if "checkpoint_max_growth" in item.where]
+    assert "do not grow" in finding.problem

@@ -386,6 +386,7 @@ class TargetVerbs:
                 link,
                 self._rings[connection],
                 verify_writes=verify_writes,
+                check_lease=replica.lease.check,
             )
             counters = proxy.run()
             killpoints.reach("verified")

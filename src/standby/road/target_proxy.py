@@ -7,6 +7,7 @@ compared leaf by leaf with what was logged (RULES 7, 9).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -62,7 +63,9 @@ class TargetProxy:
         ring: SharedRing | None,
         *,
         verify_writes: str = "cache",
+        check_lease: Callable[[], None] | None = None,
     ) -> None:
+        """`check_lease` raises Fenced once somebody took over; asked at every group commit."""
         self.counters = ReceiveCounters()
         self._task = task
         self._replica = replica
@@ -70,6 +73,7 @@ class TargetProxy:
         self._virtual_size = virtual_size
         self._link = link
         self._ring = ring
+        self._check_lease = check_lease
         self._device = verify_writes == "device"
         self._unpacker = Unpacker(link.peer)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"{task} read-back")
@@ -146,6 +150,8 @@ class TargetProxy:
         self.counters.zeroed += int(batch.rows[batch.rows[:, 2] != DATA, 1].sum())
 
     def _commit(self, threads: int = 1) -> None:
+        if self._check_lease is not None:
+            self._check_lease()
         self._partial.group_commit()
         self._link.send(Acknowledged(self.counters.written))
         self._checks.append(self._reader.submit(self._read_back, threads))

@@ -140,15 +140,19 @@ class MachineDriver:
         try:
             with self._step("prepare"):
                 state = self._prepare(repository)
+                matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
+                self._register(matches)
+                free = int(self.movers.target.call("free_bytes", path=self._path))
+            # From here to the release nothing waits for the target but the transfer, which has the
+            # checkpoint's age limit: no link holds the source hostage.
             with self._step("checkpoint"):
                 checkpoint = self._take_checkpoint()
             with self._step("plan"):
-                matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
                 plans = self._plans(repository, state, checkpoint, matches)
-                self._check_space(state, plans)
+                self._check_space(plans, free)
             point = self._point_id(state)
             with self._step("transfer"):
-                roots = self._transfer(checkpoint, matches, plans, point)
+                roots = self._transfer(checkpoint, plans, point)
             with self._step("release"):
                 context.source.confirm_checkpoint(checkpoint)
                 trackers = self._release()
@@ -308,11 +312,10 @@ class MachineDriver:
                 )
         return plans
 
-    def _check_space(self, state: TargetState, plans: dict[str, DiskPlan]) -> None:
+    def _check_space(self, plans: dict[str, DiskPlan], free: int) -> None:
         """A first full must fit before anything is sent; later ones are stopped by the file
         system and go on when there is room."""
         needed = sum(plan.space.value for plan in plans.values() if plan.mode is Mode.FULL)
-        free = int(self.movers.target.call("free_bytes", path=self._path))
         if needed > free:
             raise DiskFull(self._path, needed, free)
 
@@ -326,12 +329,10 @@ class MachineDriver:
     def _transfer(
         self,
         checkpoint: Checkpoint,
-        matches: DiskMatches,
         plans: dict[str, DiskPlan],
         point: str,
     ) -> dict[str, str]:
         """Send every disk; the digest roots as the source computed them, hex, by disk id."""
-        self._register(matches)
         reports = {report.disk_id: report for report in self.report.disks}
         try:
             return Transfer(

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.disk import open_disk
 from standby.errors import ConfigurationError, StandbyError, UnknownName
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
@@ -21,12 +21,11 @@ from standby.model.machine import PowerState
 from standby.model.point import RestorePoint
 from standby.model.replica import (
     Action,
-    ReplicaIdentity,
     ReplicaRecord,
     ReplicaState,
     legal_actions,
 )
-from standby.ports import Host, Progress, VirtualDisk
+from standby.ports import Host, Progress
 from standby.road.failing_over import (
     FailoverResult,
     check_startable,
@@ -36,12 +35,13 @@ from standby.road.failing_over import (
     undo_failover,
 )
 from standby.road.lease import WriterLease
-from standby.road.points import TargetState, chosen_point, parsed_time
-from standby.road.repairing import RepairReport, repair
+from standby.road.points import chosen_point, parsed_time
+from standby.road.repairing import RepairReport
 from standby.road.replica import ReplicaFolder
 from standby.road.surveying import ReplicaStatus, status
 from standby.road.target_rules import load_target_rules
 from standby.road.verifying import PointVerdict, verify_point
+from standby.server.repair_sources import Disks, point_disks, repaired, source_disks
 
 if TYPE_CHECKING:  # failing over with only the target alive must not wait for a database's import
     from standby.server.config import Config
@@ -92,9 +92,10 @@ class Replicas:
         return sorted(found, key=lambda folder: folder.name)
 
     def folder(self, name: str) -> ReplicaFolder:
-        """The replica of that name, or of the VM of that name where that is unambiguous."""
+        """The replica of that name (or folder), or of the VM of that name where that is
+        unambiguous."""
         folders = self.folders()
-        named = [folder for folder in folders if folder.name == name]
+        named = [folder for folder in folders if name in (folder.name, str(folder.path))]
         if not named:
             named = [folder for folder in folders if _machine_name(folder) == name]
         if len(named) == 1:
@@ -143,15 +144,6 @@ class Replicas:
                     taken = parsed_time(newest.taken_at) if newest is not None else None
                     return (self._clock.now() - taken).total_seconds() if taken else None
         return None
-
-    def refusal(self, identity: ReplicaIdentity, state: TargetState | None) -> str:
-        """Why a session would leave this replica alone, '' when it would not."""
-        if state is not None and Action.SESSION not in legal_actions(state.state):
-            return f"the replica is in state {state.state}"
-        known = self._store.known_replica(identity) if self._store is not None else None
-        if known is not None and known.points > (len(state.points) if state is not None else 0):
-            return f"the target holds fewer restore points than the {known.points} known"
-        return ""
 
     # --- failover ------------------------------------------------------------------------------
 
@@ -264,46 +256,36 @@ class Replicas:
         """Write damaged pieces anew where the source, or another replica of the VM, still has
         exactly the recorded content; what could not be had is in the reports."""
         folder = self.folder(name)
-        with contextlib.ExitStack() as stack:
-            disks = self._repair_sources(folder, stack)
-
-            def read_piece(disk_id: str, offset: int, length: int) -> bytes | None:
-                for disk in disks.get(disk_id, ()):
-                    if offset + length <= disk.virtual_size:
-                        data = bytearray(length)
-                        with contextlib.suppress(StandbyError):
-                            disk.read_into(offset, data)
-                            return bytes(data)
-                return None
-
-            with WriterLease.acquire(folder, "repair", action=Action.REPAIR) as lease:
-                return [
-                    repair(folder, lease, verdict, read_piece)
-                    for verdict in verdicts
-                    if not verdict.is_ok
-                ]
+        sources = self._repair_sources(folder)
+        with WriterLease.acquire(folder, "repair", action=Action.REPAIR) as lease:
+            return [
+                repaired(folder, lease, verdict, sources)
+                for verdict in verdicts
+                if not verdict.is_ok
+            ]
 
     def _repair_sources(
-        self, folder: ReplicaFolder, stack: contextlib.ExitStack
-    ) -> dict[str, list[VirtualDisk]]:
-        """The source VM's disks as they are now, by the replica's disk id; leaves decide whether
-        a piece of them is the one that was recorded."""
-        record = folder.record()
-        found: dict[str, list[VirtualDisk]] = {}
-        if self._host is None or self._config is None:
-            return found
-        with contextlib.suppress(StandbyError, KeyError):
-            host = self._host(record.identity.source_host)
-            root = self._config.hosts[record.identity.source_host].path
-            places = {disk.place: disk.id for disk in record.disks}
-            for machine in host.machines():
-                if machine.id != record.identity.machine_id:
+        self, folder: ReplicaFolder
+    ) -> list[Callable[[], contextlib.AbstractContextManager[Disks]]]:
+        """The source VM, where it can be asked, then every point of its other replicas, newest
+        first."""
+        identity = folder.record().identity
+        found: list[Callable[[], contextlib.AbstractContextManager[Disks]]] = []
+        if self._host is not None and self._config is not None:
+            with contextlib.suppress(StandbyError, KeyError):
+                host = self._host(identity.source_host)
+                root = self._config.hosts[identity.source_host].path
+                found.append(partial(source_disks, folder, host, root))
+        for other in self.folders():
+            with contextlib.suppress(StandbyError):
+                its = other.record().identity
+                if other.path == folder.path or (its.source_host, its.machine_id) != (
+                    identity.source_host,
+                    identity.machine_id,
+                ):
                     continue
-                for item in machine.disks:
-                    disk = open_disk(root / machine.folder / item.file)
-                    stack.callback(disk.close)
-                    if item.place in places:
-                        found.setdefault(places[item.place], []).append(disk)
+                for point in reversed(other.points()):
+                    found.append(partial(point_disks, folder, other, point.id))
         return found
 
     # --- points -----------------------------------------------------------------------
