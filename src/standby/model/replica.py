@@ -130,7 +130,7 @@ class ReplicaRecord:
     `points` are the ids committed before `generation` was last raised: a point record of an older
     generation that is not among them came from a fenced writer and does not count (RULES 2, 3).
     `ready` maps a disk id to its ready layer as we left it, above the files of `ready_point`; while
-    ready layers are being renewed `ready_next` holds the new ones, and a layer on disk may be either.
+    they are being renewed `ready_next` holds the new ones, and a layer on disk may be either.
     `failover_point` and `failover_started_at` are set while the state is failover. `serve_pid` and
     `serve_started` name the detached disk server of a running replica VM.
     """
