@@ -373,7 +373,7 @@ def test_after_a_failed_sync_nothing_more_is_written() -> None:
         session.flush()
     session.file.fail = None
     issued = len(session.file.changes)
-    with pytest.raises(DiskIO, match="earlier commit failed"):
+    with pytest.raises(DiskIO, match="earlier change failed"):
         session.write(0, random_bytes(SECTOR, 2))
     session.disk.close()
     assert len(session.file.changes) == issued

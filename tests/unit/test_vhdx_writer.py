@@ -21,7 +21,7 @@ from standby.disk.vhdx.geometry import (
     ZERO,
 )
 from standby.disk.vhdx.layer import Layer
-from standby.disk.vhdx.writer import set_bits
+from standby.disk.vhdx.planning import set_bits
 from standby.errors import DiskRange, DiskUnsupported, ParentRefused
 from standby.files import File
 from standby.model.extent import Extent, Kind

@@ -78,7 +78,7 @@ def create_child(
 
     where = path if isinstance(path, Path) else path.path
     with contextlib.ExitStack() as undo:
-        lock = lock_file(parent)
+        lock = lock_file(parent, is_required=False)
         if lock is not None:
             undo.callback(lock.release)
         below = open_chain(parent, parents=parents, folders=folders)
@@ -122,7 +122,7 @@ def _inherited(parent: Image) -> tuple[ItemContent, ...]:
 def _new_disk(
     path: Path | BlockFile, image: Image, parent: VhdxDisk | None, sparse: bool
 ) -> VhdxDisk:
-    lock = lock_file(path) if isinstance(path, Path) else None
+    lock = lock_file(path, is_required=True) if isinstance(path, Path) else None
     writer = Writer(
         image.layer, image.headers, keep_data_write_guid=False, sparse=sparse, is_new=True
     )

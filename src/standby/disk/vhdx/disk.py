@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -229,20 +230,23 @@ class VhdxDisk:
 
     def close(self) -> None:
         """Flush, leave an empty log, close; parents found by us too. A second call does nothing."""
-        disk: VhdxDisk | None = self
-        while disk is not None and not disk._closed:
-            disk._closed = True
-            try:
-                if disk._writer is not None:
-                    disk._writer.close()
-            finally:
-                if disk._lock is not None:
-                    disk._lock.release()
-                disk._image.view.close()
-                below = disk._parent if disk._owns_parent else None
-                if below is not None and not isinstance(below, VhdxDisk):
-                    below.close()
-            disk = below if isinstance(below, VhdxDisk) else None
+        with contextlib.ExitStack() as closing:  # a failure leaves nothing open
+            disk: VirtualDisk | None = self
+            while isinstance(disk, VhdxDisk) and not disk._closed:
+                closing.callback(disk._close_own)
+                disk._closed = True
+                disk = disk._parent if disk._owns_parent else None
+            if disk is not None and not isinstance(disk, VhdxDisk):
+                closing.callback(disk.close)
+
+    def _close_own(self) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+            self._image.view.close()
 
     def __enter__(self) -> VhdxDisk:
         return self

@@ -14,7 +14,7 @@ from standby.disk.vhdx.pages import PageCache
 from standby.disk.vhdx.regions import Regions, read_regions
 from standby.disk.vhdx.replaying import overlaid, replay
 from standby.disk.vhdx.structures import ZERO_GUID
-from standby.errors import DiskCorrupt, DiskError
+from standby.errors import DiskCorrupt, DiskError, DiskIO
 from standby.files import BlockFile, ByteLock, File
 
 _CHECKED_AT_OPEN_MAX = 1 << 17
@@ -48,13 +48,17 @@ class Image:
         return self.layer.metadata
 
 
-def lock_file(path: Path) -> ByteLock | None:
-    """The writers' lock of a file that exists; DiskBusy when a writer has it, None when the file
-    cannot be written by us anyway."""
+def lock_file(path: Path, *, is_required: bool) -> ByteLock | None:
+    """The writers' lock of a file that exists; DiskBusy when a writer has it. A file that we may
+    not open for writing, or that cannot be locked, gives None unless the lock `is_required`."""
+    if not path.is_file():
+        return None
     lock = ByteLock(path, LOCK_BYTE)
     try:
         lock.acquire_or_raise("another process has the disk open for writing")
-    except OSError:
+    except OSError as exc:
+        if is_required:
+            raise DiskIO(str(path), "lock", LOCK_BYTE, 1, exc.strerror or str(exc)) from exc
         return None
     return lock
 
@@ -74,7 +78,7 @@ def open_locked(
         file = File(source, writable=writable)
         lock: ByteLock | None = None
         try:
-            lock = lock_file(source) if writable else None
+            lock = lock_file(source, is_required=True) if writable else None
             return read_image(file, is_shallow=is_shallow), lock
         except BaseException as exc:
             if lock is not None:

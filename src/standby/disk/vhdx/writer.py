@@ -22,7 +22,6 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-import numpy.typing as npt
 
 from standby import clock
 from standby.disk.vhdx.geometry import (
@@ -37,6 +36,7 @@ from standby.disk.vhdx.geometry import (
 from standby.disk.vhdx.headers import Headers
 from standby.disk.vhdx.layer import Layer
 from standby.disk.vhdx.log_writer import PAGES_PER_ENTRY, LogWriter
+from standby.disk.vhdx.planning import Plan, set_bits
 from standby.disk.vhdx.replaying import write_zeros
 from standby.disk.vhdx.space import Space
 from standby.disk.vhdx.structures import BITMAP_BLOCK, ZERO_GUID
@@ -97,7 +97,7 @@ class Writer:
         """Before the first change, and the first change of `data`: log and headers (2.2.2)."""
         if self._failure:
             raise DiskIO(
-                str(self._file.path), "write", 0, 0, f"an earlier commit failed: {self._failure}"
+                str(self._file.path), "write", 0, 0, f"an earlier change failed: {self._failure}"
             )
         changes: dict[str, bytes] = {}
         if not self._log_begun:
@@ -109,7 +109,11 @@ class Writer:
         if data and not self._data_begun and not self._keep:
             changes["data_write_guid"] = clock.new_uuid().bytes_le
         if changes:
-            self.headers.update(**changes)
+            try:
+                self.headers.update(**changes)
+            except BaseException as exc:  # the headers may name this log: it must not be begun anew
+                self._failure = str(exc) or type(exc).__name__
+                raise
         self._log_begun = self._file_begun = True
         self._data_begun = self._data_begun or data
 
@@ -144,7 +148,7 @@ class Writer:
     def _write_step(self, block: int, inside: int, view: memoryview) -> None:
         """Plan, write payload, then change table and bitmaps: a failure changes nothing."""
         mark = self._space.mark
-        plan = _Plan(self._space)
+        plan = Plan(self._space)
         self._plan(plan, block, inside, view)
         try:
             for offset in plan.bitmaps.values():
@@ -160,7 +164,7 @@ class Writer:
             self._space.restore(mark)
             raise
         self._unsynced = True
-        table, geometry = self.layer.table, self.geometry
+        table = self.layer.table
         for chunk, offset in plan.bitmaps.items():
             self.layer.pages.begin_zero(offset, BITMAP_BLOCK)
             table.set_bitmap(chunk, offset)
@@ -170,9 +174,8 @@ class Writer:
                 state, is_new = FULLY_PRESENT, True
             if is_new:
                 table.set_entry(changed, place | state)
-        assert geometry is self.geometry
 
-    def _plan(self, plan: _Plan, block: int, inside: int, view: memoryview) -> None:
+    def _plan(self, plan: Plan, block: int, inside: int, view: memoryview) -> None:
         geometry, table = self.geometry, self.layer.table
         sector = geometry.logical_sector_size
         done = 0
@@ -196,7 +199,7 @@ class Writer:
             done += stop - inside
             block, inside = block + 1, 0
 
-    def _plan_bitmap(self, plan: _Plan, chunk: int) -> None:
+    def _plan_bitmap(self, plan: Plan, chunk: int) -> None:
         if chunk not in plan.bitmaps and not self.layer.table.bitmap_offset(chunk):
             plan.bitmaps[chunk] = self._space.take_at_end(BITMAP_BLOCK)
 
@@ -344,10 +347,10 @@ class Writer:
         logged = [p for p in changed if p & OFFSET_MASK not in self._new_bitmaps]
         if logged:
             self._write_entries(logged)
-        pages.settle(changed)
-        self._judged = (0, 0)
         self._new_bitmaps.clear()
         self._put_in_place()
+        pages.settle(changed)  # not before: a page that leaves the cache is read from its place
+        self._judged = (0, 0)
         self._space.committed(self._file if self.sparse else None)
 
     def _write_entries(self, logged: list[int]) -> None:
@@ -392,51 +395,3 @@ class Writer:
             self._sync()
             self.headers.update(log_guid=ZERO_GUID)
             self._log_begun = False
-
-
-class _Plan:
-    """What one step of a write is going to do."""
-
-    def __init__(self, space: Space) -> None:
-        self._space = space
-        self.runs: list[tuple[int, int, int]] = []
-        """(file offset, start, stop) of the data, joined where they follow each other."""
-        self.changes: list[tuple[int, int, int, int, int, bool]] = []
-        """(block, state, file offset, first sector, last sector, is new)."""
-        self.bitmaps: dict[int, int] = {}
-        """New bitmap blocks by chunk."""
-        self.blank: list[tuple[int, int]] = []
-        """Parts of new blocks that no data covers."""
-        self.new_stop = 0
-
-    def take(self, block_size: int, inside: int, stop: int) -> int:
-        """File offset of a new block whose [inside, stop) is going to be written."""
-        place = self._space.take(block_size)
-        self.new_stop = max(self.new_stop, place + block_size)
-        if inside:
-            self.blank.append((place, place + inside))
-        if stop < block_size:
-            self.blank.append((place + stop, place + block_size))
-        return place
-
-    def add_run(self, place: int, start: int, stop: int) -> None:
-        """Data [start, stop) goes to `place`."""
-        if self.runs:
-            before, first, last = self.runs[-1]
-            if before + last - first == place and last == start:
-                self.runs[-1] = (before, first, stop)
-                return
-        self.runs.append((place, start, stop))
-
-
-def set_bits(row: npt.NDArray[np.uint8], first: int, last: int) -> None:
-    """Set the bits [first, last), least significant first; first < last."""
-    begin, end = first // 8, (last - 1) // 8
-    low = 0xFF << first % 8 & 0xFF
-    high = 0xFF >> 7 - (last - 1) % 8
-    if begin == end:
-        row[begin] |= low & high
-        return
-    row[begin] |= low
-    row[begin + 1 : end] = 0xFF
-    row[end] |= high
