@@ -330,8 +330,8 @@ def test_a_missing_replica_is_not_made_anew_until_somebody_says_so(site, forgetf
     report = site.run()
     assert report.outcome == "failed"
     assert "Nothing was changed" in only(report).error
-    assert str(site.replica().path) in only(report).error
-    assert not site.replica().exists() or site.replica().points() == ()
+    assert str(site.folder / "target") in only(report).error
+    assert list((site.folder / "target").iterdir()) == []
     site.points.clear()
     report = site.run(accept_loss=True)
     assert only(report).outcome == "done"

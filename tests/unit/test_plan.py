@@ -88,6 +88,37 @@ def test_a_seed_is_compared_not_overwritten():
     assert (plan.mode, plan.baseline) == (Mode.SEED, "target")
 
 
+def test_a_seed_that_was_cut_off_goes_on_with_its_file():
+    plan = plan_disk(replace(FIRST, has_seed=True, partial=PartialFacts("p", "cp0")))
+    assert (plan.mode, plan.baseline, plan.uses_seed) == (Mode.RESUME, "target", True)
+
+
+def test_a_mapped_disk_is_compared_with_what_is_there():
+    plan = plan_disk(replace(FIRST, mapped_from="old"))
+    assert (plan.mode, plan.baseline, plan.mapped_from) == (Mode.INCREMENTAL, "target", "old")
+    assert "old" in plan.reason
+
+
+def test_a_new_chain_that_was_cut_off_still_copies_what_the_target_holds():
+    partial = PartialFacts("p", "cp1", 100 * MiB)
+    plan = plan_disk(replace(LATER, virtual_size=5 * GiB, partial=partial))
+    assert (plan.mode, plan.copies_chain, plan.has_parent) == (Mode.RESUME, True, False)
+
+
+def test_a_full_where_an_incremental_was_to_be_expected_is_said():
+    plan = plan_disk(replace(FIRST, lost="another disk is at this place now"))
+    assert plan.is_unforeseen
+    assert plan.reason == "another disk is at this place now"
+    assert not plan_disk(FIRST).is_unforeseen
+
+
+def test_what_is_left_of_an_interrupted_transfer_is_an_estimate():
+    partial = PartialFacts("p", "cp1", 512 * MiB, 64 * MiB)
+    plan = plan_disk(replace(FIRST, partial=partial))
+    assert (plan.send.basis, plan.send.value) == (Basis.ESTIMATED, 3 * GiB // 2)
+    assert plan.read.basis is Basis.UPPER_BOUND
+
+
 def test_an_excluded_disk_costs_nothing():
     plan = plan_disk(replace(LATER, is_excluded=True))
     assert plan.mode is Mode.EXCLUDED

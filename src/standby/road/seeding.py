@@ -1,16 +1,67 @@
-"""What the user put at the target for a first point: seed files, and VMs to map (RULES 16)."""
+"""Where a replica begins: its folder (RULES 1), and what the user put at the target for its first
+point, seed files and VMs to map (RULES 16)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from standby.clock import Clock
 from standby.disk import detected_format, vhdx
 from standby.errors import ConfigurationError, MachineRunning, StandbyError
 from standby.host.folder import FolderHost
 from standby.model.machine import Machine, PowerState
+from standby.model.replica import ReplicaIdentity
+from standby.road.adopting import adopt_disk
+from standby.road.lease import WriterLease
+from standby.road.naming import POINTS, folder_name
 from standby.road.replica import ReplicaFolder
+from standby.road.surveying import partials
 
 SEEDS = ("seed.vhdx", "seed.raw", "seed.img")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundReplica:
+    """The folder of a replica, or where it would be made."""
+
+    path: Path
+    exists: bool
+
+
+def found_replica(root: Path, identity: ReplicaIdentity, wanted: str, clock: Clock) -> FoundReplica:
+    """The replica of that identity below `root`, whatever it is called; else the folder that one
+    called `wanted` would get, never one that belongs to something else."""
+    existing = []
+    if root.is_dir():
+        for path in sorted(root.iterdir()):
+            folder = ReplicaFolder(path, clock)
+            if not path.is_dir():
+                continue
+            existing.append(path.name)
+            if folder.exists() and _identity_of(folder) == identity:
+                return FoundReplica(path, True)
+    plain = folder_name(wanted, (), identity.machine_id[:8])
+    if plain in existing and _is_ours_to_begin(root / plain):
+        existing.remove(plain)
+    return FoundReplica(root / folder_name(wanted, existing, identity.machine_id[:8]), False)
+
+
+def _identity_of(folder: ReplicaFolder) -> ReplicaIdentity | None:
+    """Who lives in the folder; None where its record cannot be read (which `open_replica` of that
+    very folder reports)."""
+    try:
+        return folder.record().identity
+    except StandbyError:
+        return None
+
+
+def _is_ours_to_begin(path: Path) -> bool:
+    """Whether a folder without a replica in it may become one: put there for a seed, left by our
+    own first session, or a replica that lost its record; never the folder of a VM."""
+    if ReplicaFolder(path).exists():
+        return False
+    return (path / POINTS).is_dir() or not (path / "vm.toml").exists()
 
 
 def find_seed(folder: ReplicaFolder, disk_id: str, name: str) -> Path | None:
@@ -56,3 +107,24 @@ def mapped_machine(root: Path, folder: str) -> Machine:
     if state is not PowerState.OFF:
         raise MachineRunning("target", machine.name, f"a VM to map has to be off, it is {state}")
     return machine
+
+
+def seeded(
+    folder: ReplicaFolder,
+    lease: WriterLease,
+    disk_id: str,
+    seed_name: str,
+    point_id: str,
+    checkpoint_id: str,
+    shape: tuple[int, int],
+) -> tuple[Path, ...]:
+    """Begin with the seed: in place where it is a VHDX of the source's shape, then nothing is left
+    to copy from; else its file. A transfer that began with it goes on."""
+    if any(item.disk_id == disk_id for item in partials(folder)):
+        found = find_seed(folder, disk_id, seed_name)
+        return (found,) if found is not None else ()
+    file = seed_of(folder, disk_id, seed_name)
+    if is_adoptable(file, shape):
+        adopt_disk(folder, lease, disk_id, file, point_id, checkpoint_id)
+        return ()
+    return (file,)

@@ -31,16 +31,22 @@ from standby.model.machine import Machine
 from standby.model.point import PointDisk, RestorePoint
 from standby.model.replica import ReplicaDisk, ReplicaIdentity, ReplicaState
 from standby.road import ready
-from standby.road.adopting import adopt_disk, make_found_point
+from standby.road.adopting import make_found_point
 from standby.road.committing import commit, recover
 from standby.road.lease import WriterLease
 from standby.road.merging import finish_merge, merge_oldest, pending_merge
-from standby.road.naming import POINTS, READY
+from standby.road.naming import READY
 from standby.road.partial import PartialDisk, PartialSpec, SealedDisk
 from standby.road.points import disk_of, points_kept_by
-from standby.road.replica import ReplicaFolder, folder_name
-from standby.road.seeding import find_seed, is_adoptable, mapped_machine, seed_of
-from standby.road.surveying import partials, target_state
+from standby.road.replica import ReplicaFolder
+from standby.road.seeding import (
+    FoundReplica,
+    found_replica,
+    mapped_machine,
+    seed_of,
+    seeded,
+)
+from standby.road.surveying import target_state
 from standby.road.target_proxy import TargetProxy
 from standby.road.target_rules import load_target_rules
 from standby.road.telling import HeldDisk, held_disk, tell
@@ -138,23 +144,12 @@ class TargetVerbs:
 
     def find_replica(self, root: str, identity: dict[str, Any], wanted: str) -> dict[str, Any]:
         """The folder of the replica of that identity below `root`, or where it would be made."""
-        return self._found(Path(root), msgspec.convert(identity, ReplicaIdentity), wanted)
+        found = self._found(root, identity, wanted)
+        return {"path": str(found.path), "exists": found.exists}
 
-    def _found(self, root: Path, identity: ReplicaIdentity, wanted: str) -> dict[str, Any]:
-        existing = []
-        if root.is_dir():
-            for path in sorted(root.iterdir()):
-                folder = ReplicaFolder(path, self._clock)
-                if not path.is_dir():
-                    continue
-                existing.append(path.name)
-                if folder.exists() and _identity_of(folder) == identity:
-                    return {"path": str(path), "exists": True}
-        plain = folder_name(wanted, (), identity.machine_id[:8])
-        if plain in existing and _is_ours_to_begin(root / plain):
-            existing.remove(plain)
-        name = folder_name(wanted, existing, identity.machine_id[:8])
-        return {"path": str(root / name), "exists": False}
+    def _found(self, root: str, identity: dict[str, Any], wanted: str) -> FoundReplica:
+        who = msgspec.convert(identity, ReplicaIdentity)
+        return found_replica(Path(root), who, wanted, self._clock)
 
     def mapped_disks(self, root: str, folder: str) -> list[str]:
         """Controller places of the VM at the target that a job maps to (RULES 16)."""
@@ -179,10 +174,10 @@ class TargetVerbs:
     ) -> dict[str, Any]:
         """Become the writer, finish what a dead session left, and say what is here (RULES 6)."""
         who = msgspec.convert(identity, ReplicaIdentity)
-        found = self._found(Path(root), who, wanted)
-        if must_exist and not found["exists"]:
+        found = self._found(root, identity, wanted)
+        if must_exist and not found.exists:
             raise ReplicaMissing(Path(expected).name, expected, "the replica is not there")
-        path = Path(found["path"])
+        path = found.path
         make_folder_durably(path.parent)
         folder = ReplicaFolder(path, self._clock)
         folder.create(who, wanted)
@@ -319,9 +314,8 @@ class TargetVerbs:
                 digests = tuple(folder.digest_paths(newest.id, disk_id))
                 root = bytes.fromhex(held.root)
         elif seed and newest is None:
-            copy_from = self._seeded(
-                replica, disk_id, seed_name, point, checkpoint, virtual_size, logical_sector_size
-            )
+            shape = (virtual_size, logical_sector_size)
+            copy_from = seeded(folder, replica.lease, disk_id, seed_name, point, checkpoint, shape)
         disk_folder = folder.disk_path(disk_id)
         make_folder_durably(disk_folder)
         replica.lease.check()
@@ -346,29 +340,6 @@ class TargetVerbs:
         replica.partials[disk_id] = partial
         replica.sealed.pop(disk_id, None)
         return {"point": partial.point_id, "acknowledged": partial.acknowledged_bytes}
-
-    def _seeded(
-        self,
-        replica: _OpenReplica,
-        disk_id: str,
-        seed_name: str,
-        point: str,
-        checkpoint: str,
-        virtual_size: int,
-        logical_sector_size: int,
-    ) -> tuple[Path, ...]:
-        """Begin with the seed: in place where it is a VHDX of the source's shape (then nothing is
-        left to copy), else its file to copy from. A transfer that began with it goes on."""
-        folder = replica.folder
-        if any(item.disk_id == disk_id for item in partials(folder)):
-            found = find_seed(folder, disk_id, seed_name)
-            return (found,) if found is not None else ()
-        file = seed_of(folder, disk_id, seed_name)
-        shape = (virtual_size, logical_sector_size)
-        if is_adoptable(file, shape):
-            adopt_disk(folder, replica.lease, disk_id, file, point, checkpoint)
-            return ()
-        return (file,)
 
     def receive_disk(
         self, path: str, disk_id: str, task: str, connection: int, verify_writes: str
@@ -515,23 +486,6 @@ class TargetVerbs:
             replica = self._replicas.pop(path, None)
         if replica is not None:
             replica.close()
-
-
-def _identity_of(folder: ReplicaFolder) -> ReplicaIdentity | None:
-    """Who lives in the folder; None where its record cannot be read (which `open_replica` of that
-    very folder reports)."""
-    try:
-        return folder.record().identity
-    except StandbyError:
-        return None
-
-
-def _is_ours_to_begin(path: Path) -> bool:
-    """Whether a folder without a replica in it may become one: put there for a seed, left by our
-    own first session, or a replica that lost its record; never the folder of a VM."""
-    if ReplicaFolder(path).exists():
-        return False
-    return (path / POINTS).is_dir() or not (path / "vm.toml").exists()
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -180,6 +180,9 @@ class MachineDriver:
         """Open the replica as its one writer; finish what a killed session left."""
         context = self.context
         known = context.store.known_replica(self._identity)
+        is_known = known is not None and known.points > 0
+        with contextlib.suppress(RepositoryError):
+            is_known = is_known or bool(repository.points(self.key))
         found = self.movers.target.call(
             "open_replica",
             root=str(context.target_root),
@@ -187,8 +190,8 @@ class MachineDriver:
             wanted=self.machine.name + context.job.suffix,
             session=context.session,
             take_over=context.take_over,
-            must_exist=known is not None and known.points > 0 and not context.accept_loss,
-            expected=known.path if known is not None else "",
+            must_exist=not context.accept_loss and is_known,
+            expected=known.path if known is not None else str(context.target_root),
         )
         self._path = found["path"]
         self.report.replica = Path(self._path).name
