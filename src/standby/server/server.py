@@ -16,14 +16,15 @@ from pathlib import Path
 from types import TracebackType
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import JobBusy, JobError, SessionStopped, StandbyError, UnknownName
-from standby.files import ByteLock, make_folder_durably
+from standby.errors import JobError, SessionStopped, StandbyError, UnknownName
+from standby.files import make_folder_durably
 from standby.host.folder import FolderHost, create_replica_machine, update_replica_machine
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.model.report import MachineReport, SessionReport
 from standby.ports import Host
 from standby.server import facts
+from standby.server.alive import Alive
 from standby.server.config import Config, load_config
 from standby.server.config_check import Finding, Level, check_paths, replica_conflicts, selects
 from standby.server.context import ProgressCallback, SessionContext, TaskSlots
@@ -61,6 +62,7 @@ class BackupServer:
         self._task_slots = threading.Semaphore(self.config.limits.max_tasks)
         make_folder_durably(self.config.state_database.parent)
         self.store = Store(self.config.state_database, clock)
+        self._alive = Alive(self.config.state_database, self.store, clock)
         self.replicas = Replicas(self.config, self.store, self.host, clock)
 
     def close(self) -> None:
@@ -192,14 +194,14 @@ class BackupServer:
         """Run a session of the job: a new restore point of every VM (of `machines` only, if
         given). Raises only for what stops the whole job; per VM the report tells."""
         wanted = self.config.job(job)
-        with self._one_session(wanted, take_over) as is_alone:
+        with self._alive.one_session(wanted.name, take_over) as is_alone:
             report = SessionReport(
                 f"{self.clock.now():%Y%m%dT%H%M%SZ}-{new_token(2)}",
                 wanted.name,
                 self.clock.now().isoformat(),
             )
             if is_alone:
-                self._end_dead_sessions(wanted)
+                self._alive.end_dead_sessions(wanted.name)
             self.store.begin_session(report)
             context = self._context(report.id, wanted, take_over, accept_loss, progress)
             try:
@@ -271,7 +273,7 @@ class BackupServer:
         their reports, none when none ran. What was transferred is kept; JobError when one still
         runs after `timeout_s`."""
         wanted = self.config.job(job)
-        lock = self._job_lock(wanted.name).path
+        lock = self._alive.lock(wanted.name).path
         return stop_sessions(
             self.store, wanted, lambda: is_session_running(lock), self.clock, timeout_s
         )
@@ -288,40 +290,10 @@ class BackupServer:
                     self.store.raise_alarm(RPO, job.name, machine, text)
 
     def _released(self, job: ReplicationJob) -> list[str]:
-        """Release what dead sessions of this installation left on the hosts (RULES 10): of this
-        job, whose lock we hold, and of others whose lock nobody does. What, by name."""
-        released = []
-        for intent in self.store.open_intents():
-            owner = job.name  # of a session that nobody knows any more
-            with contextlib.suppress(UnknownName):
-                owner = self.store.session(intent.session).job
-            with self._if_idle(owner, job.name) as is_idle:
-                if not is_idle:
-                    continue
-                if intent.checkpoint is not None and intent.host in self.config.hosts:
-                    self.host(intent.host).release_checkpoint(intent.checkpoint)
-                    released.append(f"checkpoint {intent.checkpoint.id[:12]}")
-                self.store.checkpoint_released(intent.id)
+        """Release what dead sessions left on the hosts; what, by name."""
+        hosts = {name: self.host(name) for name in self.config.hosts}
+        released = self._alive.release_dead_checkpoints(job.name, hosts)
         return [*released, *self.host(job.source).release_leftovers()]
-
-    def _end_dead_sessions(self, job: ReplicationJob) -> None:
-        """Say of sessions without an end that they were interrupted, where they are not alive."""
-        for report in self.store.unfinished_sessions():
-            with self._if_idle(report.job, job.name) as is_idle:
-                if is_idle:
-                    report.outcome = "interrupted"
-                    report.ended_at = self.clock.now().isoformat()
-                    self.store.save_session(report)
-
-    @contextlib.contextmanager
-    def _if_idle(self, job: str, ours: str) -> Iterator[bool]:
-        """Whether no session of `job` is alive: none begins while the block runs. The lock of the
-        job `ours` is held already."""
-        lock = self._job_lock(job)
-        try:
-            yield job == ours or lock.acquire()
-        finally:
-            lock.release()
 
     def _replicate(self, context: SessionContext, machine: Machine) -> MachineReport:
         """One VM. Damage in the repository costs a comparison with the target's digests: what is
@@ -379,28 +351,6 @@ class BackupServer:
             clock=self.clock,
             after_commit=_keep_replica_machine,
         )
-
-    def _job_lock(self, job: str) -> ByteLock:
-        database = self.config.state_database
-        return ByteLock(database.parent / f".{database.name}.{job}.lock")
-
-    @contextlib.contextmanager
-    def _one_session(self, job: ReplicationJob, take_over: bool) -> Iterator[bool]:
-        """One session per job at a time, across processes; ends with the process. With `take_over`
-        a second one may run beside one that hangs, and fences it replica by replica; False then."""
-        lock = self._job_lock(job.name)
-        is_alone = lock.acquire()
-        if not is_alone and not take_over:
-            raise JobBusy(
-                job.name,
-                "a session is running already",
-                "Wait for it to end, end it with `standby job stop`, or fence one that hangs "
-                "with --take-over",
-            )
-        try:
-            yield is_alone
-        finally:
-            lock.release()
 
     def _check_rpo(self, job: ReplicationJob, report: SessionReport) -> None:
         """A replica whose newest point is older than the job allows is an alarm, whatever the

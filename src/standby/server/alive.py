@@ -1,0 +1,84 @@
+"""Which sessions of this installation are alive, across processes, and what dead ones left.
+
+A session holds the lock of its job as long as its process lives: whoever gets that lock knows that
+nothing of the job is alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from standby.clock import Clock
+from standby.errors import JobBusy, UnknownName
+from standby.files import ByteLock
+from standby.ports import Host
+from standby.server.store import Store
+
+
+class Alive:
+    """The sessions whose state is in one database."""
+
+    def __init__(self, database: Path, store: Store, clock: Clock) -> None:
+        self._database = database
+        self._store = store
+        self._clock = clock
+
+    def lock(self, job: str) -> ByteLock:
+        """The job's lock, not taken."""
+        return ByteLock(self._database.parent / f".{self._database.name}.{job}.lock")
+
+    @contextlib.contextmanager
+    def one_session(self, job: str, take_over: bool) -> Iterator[bool]:
+        """One session per job at a time, across processes; ends with the process. With `take_over`
+        a second one may run beside one that hangs, and fences it replica by replica; False then."""
+        lock = self.lock(job)
+        is_alone = lock.acquire()
+        if not is_alone and not take_over:
+            raise JobBusy(
+                job,
+                "a session is running already",
+                "Wait for it to end, end it with `standby job stop`, or fence one that hangs with "
+                "--take-over",
+            )
+        try:
+            yield is_alone
+        finally:
+            lock.release()
+
+    def end_dead_sessions(self, ours: str) -> None:
+        """Say of sessions without an end that they were interrupted, where they are not alive. The
+        lock of the job `ours` is held by the caller."""
+        for report in self._store.unfinished_sessions():
+            with self._if_idle(report.job, ours) as is_idle:
+                if is_idle:
+                    report.outcome = "interrupted"
+                    report.ended_at = self._clock.now().isoformat()
+                    self._store.save_session(report)
+
+    def release_dead_checkpoints(self, ours: str, hosts: Mapping[str, Host]) -> list[str]:
+        """Release the checkpoints of dead sessions of this installation, of any job (RULES 10);
+        what was released, by name. The lock of the job `ours` is held by the caller."""
+        released = []
+        for intent in self._store.open_intents():
+            owner = ours  # of a session that nobody knows any more
+            with contextlib.suppress(UnknownName):
+                owner = self._store.session(intent.session).job
+            with self._if_idle(owner, ours) as is_idle:
+                if not is_idle:
+                    continue
+                if intent.checkpoint is not None and intent.host in hosts:
+                    hosts[intent.host].release_checkpoint(intent.checkpoint)
+                    released.append(f"checkpoint {intent.checkpoint.id[:12]}")
+                self._store.checkpoint_released(intent.id)
+        return released
+
+    @contextlib.contextmanager
+    def _if_idle(self, job: str, ours: str) -> Iterator[bool]:
+        """Whether no session of `job` is alive: none begins while the block runs."""
+        lock = self.lock(job)
+        try:
+            yield job == ours or lock.acquire()
+        finally:
+            lock.release()
