@@ -265,8 +265,9 @@ def failover(
         if result.point.id != plan.point:
             click.echo(f"{result.point.id} was all there but for its commit, which is made good")
         click.echo(f"{plan.replica}: failed over to {result.point.id}; the VM's disks are")
-        for disk, layer in sorted((result.record.ready or {}).items()):
-            click.echo(f"  {disk}: {layer.file}")
+        for disk in result.point.disks:
+            if not disk.excluded:
+                click.echo(f"  {disk.place}: {disk.disk_id}/ready.vhdx")
         if not power_on:
             click.echo(f"next: `standby replica power on {plan.replica}` starts it with QEMU")
     for text in result.warnings:

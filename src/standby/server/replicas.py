@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ConfigurationError, StandbyError, UnknownName
-from standby.host.folder import FolderHost
+from standby.host.folder import FolderHost, update_replica_machine
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
 from standby.model.point import RestorePoint
@@ -35,7 +35,8 @@ from standby.road.failing_over import (
     undo_failover,
 )
 from standby.road.lease import WriterLease
-from standby.road.points import chosen_point, parsed_time
+from standby.road.naming import READY
+from standby.road.points import chosen_point, parsed_time, replicated_disks
 from standby.road.repairing import RepairReport
 from standby.road.replica import ReplicaFolder
 from standby.road.surveying import ReplicaStatus, status
@@ -166,6 +167,7 @@ class Replicas:
             source_may_run=source_may_run,
             is_running=self.is_running(folder),
         )
+        describe_machine(folder, result.point)
         if power_on:
             self.power(name, on=True)
         return result
@@ -173,7 +175,9 @@ class Replicas:
     def undo_failover(self, name: str, *, drop_writes: bool = False) -> ReplicaRecord:
         """Drop what the replica VM wrote; the replica is ready again at its newest point."""
         folder = self.folder(name)
-        return undo_failover(folder, drop_writes, is_running=self.is_running(folder))
+        record = undo_failover(folder, drop_writes, is_running=self.is_running(folder))
+        describe_machine(folder, folder.newest())
+        return record
 
     def permanent_failover(self, name: str) -> ReplicaRecord:
         """The replica VM becomes a VM of its own, unless the target's own rules forbid it."""
@@ -185,7 +189,8 @@ class Replicas:
         folder = self.folder(name)
         host = FolderHost("target", folder.path.parent, None, self._clock)
         if on:
-            check_startable(folder)
+            point = check_startable(folder).failover_point
+            describe_machine(folder, folder.point(point))
             machine = host.machine_in(folder.name)
             host.start(machine)
             pid, started = host.disk_server(machine)
@@ -305,3 +310,14 @@ def _machine_name(folder: ReplicaFolder) -> str:
         newest = folder.newest()
         return newest.machine.name if newest is not None else ""
     return ""
+
+
+def describe_machine(folder: ReplicaFolder, point: RestorePoint | None) -> None:
+    """Make the replica VM's vm.toml that of `point`: its hardware as it was then, attached to the
+    ready layers of exactly the disks the point has. Repeated whenever the VM is about to start,
+    so a kill between a failover and this leaves nothing wrong."""
+    if point is None:
+        return
+    ready = {disk.place: f"{disk.disk_id}/{READY}" for disk in replicated_disks(point)}
+    if ready:
+        update_replica_machine(folder.path, point.machine, ready)
