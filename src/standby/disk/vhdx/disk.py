@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +14,7 @@ from standby.disk.raw import check_range
 from standby.disk.vhdx import housekeeping, stack
 from standby.disk.vhdx.info import VhdxInfo, info_of
 from standby.disk.vhdx.layer import Layer
-from standby.disk.vhdx.mapping import DATA
+from standby.disk.vhdx.mapping import DATA, ZERO
 from standby.disk.vhdx.opening import Image
 from standby.disk.vhdx.structures import guid, guid_text
 from standby.disk.vhdx.writer import Writer
@@ -139,23 +139,24 @@ class VhdxDisk:
     def mapped(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
         """(m, 3) rows of (offset, length, file offset): the DATA that this file alone holds, in
         order, joined where it is contiguous in the file."""
+        return self.held(start, stop)[0]
+
+    def held(
+        self, start: int = 0, stop: int | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """What this file alone holds: its `mapped` DATA, and (n, 2) rows of (offset, length) of
+        its ZERO ranges, in order."""
         end = self._checked(start, stop)
         rows = [np.empty((0, 3), dtype=np.int64)]
+        zeros = [np.empty((0, 2), dtype=np.int64)]
         while start < end:
             runs = self._layer.map(start, end)
-            data = runs.kinds == DATA
             lengths = runs.stops - runs.starts
-            rows.append(np.stack((runs.starts, lengths, runs.places), axis=1)[data])
+            table = np.stack((runs.starts, lengths, runs.places), axis=1)
+            rows.append(table[runs.kinds == DATA])
+            zeros.append(table[runs.kinds == ZERO, :2])
             start = runs.stop
-        found = np.concatenate(rows)
-        if len(found) < 2:
-            return found
-        ends = found[:-1, 0] + found[:-1, 1]
-        file_ends = found[:-1, 2] + found[:-1, 1]
-        begins = np.flatnonzero((ends != found[1:, 0]) | (file_ends != found[1:, 2])) + 1
-        begins = np.concatenate((np.zeros(1, dtype=np.int64), begins))
-        lengths = np.add.reduceat(found[:, 1], begins)
-        return np.stack((found[begins, 0], lengths, found[begins, 2]), axis=1)
+        return _contiguous(np.concatenate(rows)), np.concatenate(zeros)
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
         """Fill `buffer`, straight from the files into its memory."""
@@ -180,6 +181,19 @@ class VhdxDisk:
         view = memoryview(data).cast("B")
         self._checked(offset, offset + len(view))
         writer.write(offset, view)
+
+    def write_runs(self, rows: npt.NDArray[np.int64], views: Iterable[memoryview]) -> None:
+        """As `write` of one byte view for each (offset, length) row, in order, for runs of one
+        part of the disk: cheaper where they fall into blocks that the file has. Each view is used
+        up before the next is asked for; other changes wait meanwhile."""
+        writer = self._opened_writer()
+        if not len(rows):
+            return
+        sector, stops = self.logical_sector_size, rows[:, 0] + rows[:, 1]
+        self._checked(int(rows[:, 0].min()) // sector * sector, int(stops.max()))
+        if ((rows | stops[:, None]) % sector).any():
+            raise ValueError("runs of parts of sectors")
+        writer.write_runs(rows, views)
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros. Whole blocks become ZERO (never "ask the parent") and give
@@ -258,3 +272,15 @@ class VhdxDisk:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _contiguous(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(offset, length, file offset) rows, joined where one goes on in the next."""
+    if len(rows) < 2:
+        return rows
+    ends = rows[:-1, 0] + rows[:-1, 1]
+    file_ends = rows[:-1, 2] + rows[:-1, 1]
+    begins = np.flatnonzero((ends != rows[1:, 0]) | (file_ends != rows[1:, 2])) + 1
+    begins = np.concatenate((np.zeros(1, dtype=np.int64), begins))
+    lengths = np.add.reduceat(rows[:, 1], begins)
+    return np.stack((rows[begins, 0], lengths, rows[begins, 2]), axis=1)

@@ -70,6 +70,19 @@ class Layer:
             return None
         return (HOLE if state == NOT_PRESENT else ZERO), 0
 
+    def places(
+        self, offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """File offset of each range that lies in one fully present block, 0 for others. The table
+        is read once, from the first to the last of the ranges' blocks."""
+        size = self.geometry.block_size
+        blocks, inside = np.divmod(offsets, size)
+        first = int(blocks.min())
+        entries = self.table.entries(first, int(blocks.max()) + 1)[blocks - first]
+        is_there = (entries & np.uint64(STATE_MASK)) == FULLY_PRESENT
+        is_there &= inside + lengths <= size
+        return np.where(is_there, (entries & np.uint64(OFFSET_MASK)).astype(np.int64) + inside, 0)
+
     def map(self, start: int, stop: int) -> Map:
         """Runs from `start` to `stop` or, where that is much, to some earlier end; ranges past
         this layer's end are ZERO, whatever lies below."""
@@ -78,8 +91,12 @@ class Layer:
             return single(start, stop, ZERO)
         stop = min(stop, size)
         block_size = self.geometry.block_size
-        first = start // block_size
-        last = min(-(-stop // block_size), first + _BLOCKS_MAX)
+        first, last = start // block_size, -(-stop // block_size)
+        if last - first > _BLOCKS_MAX:
+            skipped = self.table.empty_until(first, last)
+            if skipped > first:
+                return single(start, min(stop, skipped * block_size), HOLE)
+            last = first + _BLOCKS_MAX
         if self.table.is_empty(first, last):
             return single(start, min(stop, last * block_size), HOLE)
         entries = self.table.entries(first, last)

@@ -88,6 +88,12 @@ class PageCache:
             window[start : start + take] = data[done : done + take]
             done += take
 
+    def first_change(self, start: int, stop: int) -> int:
+        """File offset of the first changed page that reaches into [start, stop), else `stop`."""
+        with self._lock:
+            inside = (page for page in self.changed if start < page + PAGE and page < stop)
+            return max(start, min(inside, default=stop))
+
     def page(self, offset: int) -> bytes:
         """The 4096 bytes of the page at `offset`."""
         return self.read(offset, PAGE).tobytes()
