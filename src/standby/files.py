@@ -459,11 +459,13 @@ def is_byte_locked(path: Path, byte: int = 0) -> bool:
     """Whether someone else holds the lock on that byte now; False when the file is missing."""
     if not path.exists():
         return False
-    probe = ByteLock(path, byte)
-    if probe.acquire():
-        probe.release()
-        return False
-    return True
+    if sys.platform == "win32":
+        probe = ByteLock(path, byte)
+        if probe.acquire():
+            probe.release()
+            return False
+        return True
+    return is_range_locked(path, byte, 1)  # looks without writing: also on read-only storage
 
 
 def is_range_locked(path: Path, start: int, length: int) -> bool:

@@ -168,6 +168,16 @@ class Site:
             check=False,
         )
 
+    def plain(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command that takes no configuration."""
+        return subprocess.run(
+            [sys.executable, "-m", "standby", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
     def start(self, **environment: str) -> subprocess.CompletedProcess[str]:
         """`standby job start` as a process; what was committed is remembered."""
         self.states.append(self.content("vm1"))

@@ -233,6 +233,7 @@ def convert(
     from standby.disk.convert import convert as convert_disk
     from standby.errors import ConfigurationError
 
+    _refuse_replica_file(target, "name another target")
     if target.exists() and not replace:
         raise ConfigurationError(
             str(target), "exists already", "Name another file, or repeat with --replace"
@@ -259,6 +260,18 @@ def convert(
         print_json(done)
     else:
         click.echo(f"{target}: {size(done.virtual_size)} virtual, {size(done.written)} written")
+
+
+def _refuse_replica_file(path: Path, instead: str) -> None:
+    """ConfigurationError for a file inside a replica: changing it behind the replica's back
+    damages restore points."""
+    from standby.errors import ConfigurationError
+
+    for folder in list(path.absolute().parents)[:2]:
+        if (folder / "replica.json").exists():
+            raise ConfigurationError(
+                str(path), f"belongs to the replica in {folder}", f"Leave it alone: {instead}"
+            )
 
 
 def _show_conversion(
@@ -313,6 +326,7 @@ def merge(child: Path, yes: bool, dry_run: bool, folders: tuple[Path, ...], as_j
     """
     from standby.disk.merge import merge_file, planned_merge
 
+    _refuse_replica_file(child, "retention merges its points")
     base, grows_by = planned_merge(child, folders=folders)
     plan = [
         f"the content of {child} goes into {base}, which grows by {size(grows_by)} at most",

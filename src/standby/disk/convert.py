@@ -11,6 +11,7 @@ from standby.comparing import DATA, runs_of_zero
 from standby.disk import detected_format, open_disk, vhdx
 from standby.disk.pumping import PIECE, Reporter, data_windows, read_ahead
 from standby.disk.raw import RawDisk, create_raw
+from standby.disk.vhdx import VhdxDisk
 from standby.errors import ConfigurationError, DiskUnsupported
 from standby.files import rename_durably
 from standby.ports import Progress, VirtualDisk, WritableDisk
@@ -67,8 +68,7 @@ def convert(
     disk = _open_source(source, source_format, parents, folders)
     temporary = target.with_name(f".{target.name}.{clock.new_token(4)}.partial")
     try:
-        if target.exists() and target.samefile(disk.path):
-            raise ConfigurationError(str(target), "source and target are the same file")
+        _refuse_layer(disk, target)
         logical = logical_sector_size or disk.logical_sector_size
         physical = max(physical_sector_size or disk.physical_sector_size, logical)
         _check_sectors(disk, logical)
@@ -168,6 +168,17 @@ def _check_target(target: Path, replace: bool) -> None:
         )
     if not target.is_file():
         raise ConfigurationError(str(target), "is not a file")
+
+
+def _refuse_layer(disk: VirtualDisk, target: Path) -> None:
+    """ConfigurationError when `target` is the source or a file it stands on."""
+    layer: object = disk
+    while target.exists() and isinstance(layer, VhdxDisk | RawDisk):
+        if target.samefile(layer.path):
+            raise ConfigurationError(
+                str(target), "the source is or stands on this file", "Name another target"
+            )
+        layer = layer.parent if isinstance(layer, VhdxDisk) else None
 
 
 def _check_sectors(disk: VirtualDisk, logical: int) -> None:

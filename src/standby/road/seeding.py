@@ -31,29 +31,30 @@ class FoundReplica:
 
 def found_replica(root: Path, identity: ReplicaIdentity, wanted: str, clock: Clock) -> FoundReplica:
     """The replica of that identity below `root`, whatever it is called; else the folder that one
-    called `wanted` would get, never one that belongs to something else."""
+    called `wanted` would get, never one that belongs to something else. Raises what is wrong with
+    a replica.json in a folder of that name that cannot be read."""
     existing = []
+    plain = folder_name(wanted, (), identity.machine_id[:8])
+    unreadable: StandbyError | None = None
     if root.is_dir():
         for path in sorted(root.iterdir()):
             folder = ReplicaFolder(path, clock)
             if not path.is_dir():
                 continue
             existing.append(path.name)
-            if folder.exists() and _identity_of(folder) == identity:
-                return FoundReplica(path, True)
-    plain = folder_name(wanted, (), identity.machine_id[:8])
+            if not folder.exists():
+                continue
+            try:
+                if folder.record().identity == identity:
+                    return FoundReplica(path, True)
+            except StandbyError as exc:
+                if path.name.lower() == plain.lower():
+                    unreadable = exc
+    if unreadable is not None:  # most likely ours: beginning anew beside it would resend it all
+        raise unreadable
     if plain in existing and _is_ours_to_begin(root / plain):
         existing.remove(plain)
     return FoundReplica(root / folder_name(wanted, existing, identity.machine_id[:8]), False)
-
-
-def _identity_of(folder: ReplicaFolder) -> ReplicaIdentity | None:
-    """Who lives in the folder; None where its record cannot be read (which `open_replica` of that
-    very folder reports)."""
-    try:
-        return folder.record().identity
-    except StandbyError:
-        return None
 
 
 def _is_ours_to_begin(path: Path) -> bool:

@@ -242,6 +242,8 @@ class Replicas:
             verify_point(folder, item.id, device=True, threads=threads, progress=progress)
             for item in wanted
         ]
+        for verdict, item in zip(verdicts, wanted, strict=True):
+            _add_touched(verdict, folder, item)
         self._record_verdicts(folder, verdicts, is_whole=point is None)
         return verdicts
 
@@ -321,3 +323,12 @@ def describe_machine(folder: ReplicaFolder, point: RestorePoint | None) -> None:
     ready = {disk.place: f"{disk.disk_id}/{READY}" for disk in replicated_disks(point)}
     if ready:
         update_replica_machine(folder.path, point.machine, ready)
+
+
+def _add_touched(verdict: PointVerdict, folder: ReplicaFolder, point: RestorePoint) -> None:
+    """Files that are not the ones that were committed, whatever their content: a failover would
+    refuse them, so a verdict has to say it."""
+    for layer, evidence in folder.touched_layers([point]):
+        for disk in verdict.disks:
+            if layer.file.startswith(f"{disk.disk_id}/") and not disk.problem:
+                disk.problem = f"{layer.file}: {evidence}"
