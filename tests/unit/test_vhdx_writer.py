@@ -476,3 +476,55 @@ def test_set_bits_equals_one_bit_after_another() -> None:
         expected = np.zeros(40, np.uint8)
         expected[first:last] = 1
         assert np.unpackbits(row, bitorder="little").tolist() == expected.tolist()
+
+
+# --- many runs at once -------------------------------------------------------------------------
+
+
+def test_runs_written_together_go_where_single_writes_go(tmp_path: Path) -> None:
+    """Into a present block, over its end, into a missing, a partial and a zero block."""
+    runs = [(SECTOR, 3 * SECTOR), (MiB - SECTOR, 2 * SECTOR), (2 * MiB, SECTOR)]
+    runs += [(3 * MiB + SECTOR, SECTOR), (4 * MiB + SECTOR, SECTOR), (5 * MiB, MiB)]
+    pieces = [random_bytes(length, seed) for seed, (_, length) in enumerate(runs)]
+    found = []
+    for name in ("together", "single"):
+        (tmp_path / name).mkdir()
+        with _pair(tmp_path / name, 6) as disk:
+            disk.write(0, random_bytes(MiB, 20))
+            disk.write(3 * MiB, random_bytes(SECTOR, 21))
+            disk.zero(4 * MiB, MiB)
+            disk.flush()
+            if name == "together":
+                disk.write_runs(np.array(runs, dtype=np.int64), map(memoryview, pieces))
+            else:
+                for (offset, _), piece in zip(runs, pieces, strict=True):
+                    disk.write(offset, piece)
+        with open_disk(tmp_path / name / "child.vhdx") as disk:
+            found.append((content(disk), list(disk.layer_extents())))
+    assert found[0] == found[1]
+
+
+def test_runs_into_present_blocks_begin_a_session_and_are_synced(tmp_path: Path) -> None:
+    with vhdx.create(tmp_path / "a.vhdx", MiB, block_size=MiB) as disk:
+        disk.write(0, random_bytes(MiB, 1))
+    before = vhdx.read_info(tmp_path / "a.vhdx").data_write_guid
+    with vhdx.open_vhdx(tmp_path / "a.vhdx", writable=True) as disk:
+        syncs = []
+        assert isinstance(disk.file, File)
+        disk.write_runs(np.array([(SECTOR, SECTOR)]), [memoryview(bytes(SECTOR))])
+        assert disk.data_write_guid != before
+        sync = disk.file.sync
+        disk.file.sync = lambda: syncs.append(sync())  # type: ignore[method-assign,func-returns-value]
+        disk.flush()
+        assert syncs
+
+
+def test_runs_outside_of_the_disk_or_unlike_their_data_are_refused(tmp_path: Path) -> None:
+    with vhdx.create(tmp_path / "a.vhdx", MiB, block_size=MiB) as disk:
+        disk.write_runs(np.empty((0, 2), dtype=np.int64), [])
+        with pytest.raises(DiskRange):
+            disk.write_runs(np.array([(MiB, SECTOR)]), [memoryview(bytes(SECTOR))])
+        with pytest.raises(DiskRange):
+            disk.write_runs(np.array([(0, 100)]), [memoryview(bytes(100))])
+        with pytest.raises(ValueError, match="1024 bytes for a run of 512"):
+            disk.write_runs(np.array([(0, SECTOR)]), [memoryview(bytes(2 * SECTOR))])

@@ -16,7 +16,6 @@ from standby.disk.pumping import WINDOW, Reporter, read_ahead
 from standby.disk.vhdx import VhdxDisk
 from standby.errors import DiskFull, DiskUnsupported, StandbyError
 from standby.files import free_bytes, remove_durably
-from standby.model.extent import Kind
 from standby.ports import Progress
 from standby.units import KiB, MiB, format_bytes
 
@@ -190,24 +189,23 @@ def _segments(child: VhdxDisk, slice_bytes: int | None) -> Iterator[tuple[int, i
 
 
 def _merge_segment(child: VhdxDisk, base: VhdxDisk, start: int, stop: int, threads: int) -> int:
-    for extent in child.layer_extents(start, stop):
-        if extent.kind == Kind.ZERO:
-            base.zero(extent.offset, extent.length)
+    rows, zeros = child.held(start, stop)
+    for offset, length in zeros.tolist():
+        base.zero(offset, length)
 
     def work(piece: _Piece, buffer: memoryview) -> tuple[_Piece, memoryview]:
         data = buffer[: piece.length]
         child.file.read_into(data, piece.place)
         return piece, data
 
-    copied = 0
-    pieces = _pieces(child.mapped(start, stop))
+    pieces = _pieces(rows)
+    runs = [(offset, last - first) for piece in pieces for offset, first, last in piece.parts]
     # A single piece is not worth a thread.
     workers = threads - 1 if len(pieces) > 1 else 0
-    for piece, data in read_ahead(pieces, work, workers=workers):
-        for offset, first, last in piece.parts:
-            base.write(offset, data[first:last])
-            copied += last - first
-    return copied
+    read = read_ahead(pieces, work, workers=workers)
+    views = (data[first:last] for piece, data in read for _, first, last in piece.parts)
+    base.write_runs(np.array(runs, dtype=np.int64).reshape(-1, 2), views)
+    return int(rows[:, 1].sum())
 
 
 def _pieces(rows: npt.NDArray[np.int64]) -> list[_Piece]:
@@ -318,8 +316,12 @@ _PATHS = ("relative_path", "absolute_win32_path", "volume_path")
 def _check_space(child: VhdxDisk, base: VhdxDisk, slice_bytes: int | None) -> None:
     if slice_bytes is not None:
         return
-    needed = space_needed(child, base)
     available = free_bytes(base.path.parent)
+    # At most: all of the child's file is blocks, and the base has none of them.
+    blocks = child.file.size // child.block_size
+    if available >= blocks * max(child.block_size, base.block_size):
+        return
+    needed = space_needed(child, base)
     if needed > available:
         raise DiskFull(
             f"{base.path} (merging {child.path} adds {format_bytes(needed)}; with slices, the "

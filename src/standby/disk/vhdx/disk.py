@@ -189,10 +189,10 @@ class VhdxDisk:
         writer = self._opened_writer()
         if not len(rows):
             return
-        sector, stops = self.logical_sector_size, rows[:, 0] + rows[:, 1]
-        self._checked(int(rows[:, 0].min()) // sector * sector, int(stops.max()))
-        if ((rows | stops[:, None]) % sector).any():
-            raise ValueError("runs of parts of sectors")
+        wrong = (rows.min(axis=1) < 0) | (rows.sum(axis=1) > self.virtual_size)
+        wrong |= (rows % self.logical_sector_size).any(axis=1)
+        for offset, length in rows[wrong].tolist():
+            self._checked(offset, offset + length)
         writer.write_runs(rows, views)
 
     def zero(self, offset: int, length: int) -> None:

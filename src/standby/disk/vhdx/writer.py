@@ -146,7 +146,9 @@ class Writer:
         with self.lock:
             self.begin(data=True)
             places = self.layer.places(rows[:, 0], rows[:, 1]).tolist()
-            for offset, place, view in zip(rows[:, 0].tolist(), places, views, strict=True):
+            for (offset, length), place, view in zip(rows.tolist(), places, views, strict=True):
+                if len(view) != length:
+                    raise ValueError(f"{len(view)} bytes for a run of {length}")
                 if place:
                     self._unsynced = True
                     self._file.write(view, place)
