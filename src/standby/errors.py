@@ -217,7 +217,7 @@ class MachineRunning(StandbyError):
     def message(self) -> str:
         return (
             f"VM {self.machine} on host {self.host} is running ({self.reason}); "
-            "shut it down and start the job again"
+            "shut it down, then try again"
         )
 
 

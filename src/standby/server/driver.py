@@ -414,7 +414,7 @@ class MachineDriver:
         if share is not None and is_changed_share_unusual(history, share):
             text = (
                 f"{share:.1%} of the disks changed, far more than usual; retention is held until "
-                "`standby job acknowledge`"
+                f"`standby job acknowledge {context.job.name}`"
             )
             self._alarm(CHANGED_SHARE, text)
             is_held = True
