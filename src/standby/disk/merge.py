@@ -52,7 +52,7 @@ def merge_payload(
     *,
     progress: Progress | None = None,
     slice_bytes: int | None = None,
-    threads: int = 2,
+    threads: int = 1,
 ) -> int:
     """Write what `child` itself holds to `base`, its parent; the bytes of data written, all of it
     durable when this returns.
@@ -117,7 +117,7 @@ def merge_file(
     sparse: bool = True,
     progress: Progress | None = None,
     slice_bytes: int | None = None,
-    threads: int = 2,
+    threads: int = 1,
 ) -> Merged:
     """Merge the differencing file `child` into its parent file and delete it.
 
