@@ -114,7 +114,7 @@ def test_failover_write_and_undo(replica, target: Path, points: list[str]) -> No
     before = read_first(ready(target))
     done = replica("failover", "vm1_replica", "--yes")
     assert f"failed over to {points[-1]}" in done.out
-    assert "disk0: disk0/ready.vhdx" in done.out
+    assert "scsi:0:0: disk0/ready.vhdx" in done.out
     write_first(ready(target), b"written")
     shown = replica("show", "vm1_replica").out
     assert f"failed over to {points[-1]} since" in shown

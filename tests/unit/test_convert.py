@@ -194,7 +194,7 @@ def test_an_existing_target_is_refused_unless_asked(tmp_path: Path) -> None:
 
 def test_refuses_what_makes_no_sense(tmp_path: Path) -> None:
     source, expected = make_raw(tmp_path)
-    with pytest.raises(ConfigurationError, match="same file"):
+    with pytest.raises(ConfigurationError, match="stands on this file"):
         convert(source, source, "raw", replace=True)
     with pytest.raises(ConfigurationError, match="raw, vhdx"):
         convert(source, tmp_path / "target", "qcow2")
