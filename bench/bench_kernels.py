@@ -1,4 +1,4 @@
-"""The block kernels against their rivals: `pytest bench/bench_kernels.py`.
+"""The block kernels against their rivals: `pytest -n 0 bench/bench_kernels.py`.
 
 Each contender works on the same bytes in the same run and its result is checked; compare the rows
 of one group. `extra_info` records CPU, variant, compiler and commit (`--benchmark-json`).
