@@ -176,6 +176,12 @@ class Database:
                 )
             return
 
+    def relax(self) -> None:
+        """From now on this connection's transactions survive a kill, but after a power cut the
+        last ones may be missing; never one without those before it."""
+        with self.lock, self._errors():
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+
     def error(self, problem: str) -> RepositoryError:
         """A RepositoryError about this repository."""
         return RepositoryError(str(self.folder), problem)

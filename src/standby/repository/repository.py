@@ -48,6 +48,13 @@ class Repository:
         self.path = path
         self._database = Database(path, create=create)
 
+    def relax(self) -> None:
+        """For a mover that only stages: no transaction waits for the device. A staging that lost
+        its end in a power cut is a staging with an older mark, and one that is gone is computed
+        again, so nothing depends on it; on a disk that is busy with a replica's data each wait
+        cost a third of a second."""
+        self._database.relax()
+
     def close(self) -> None:
         """Close; a second call does nothing. What a `Staging` has not synced is lost."""
         self._database.close()

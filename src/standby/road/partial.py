@@ -24,7 +24,7 @@ from standby.clock import SYSTEM_CLOCK, Clock
 from standby.digesting import DigestWriter
 from standby.disk.vhdx import VhdxDisk, read_info
 from standby.errors import DiskIO, ProtocolError
-from standby.files import Buffer
+from standby.files import Buffer, start_writeback
 from standby.ports import Progress
 from standby.road import resuming
 from standby.road.baseline import Baseline, open_digests
@@ -188,6 +188,7 @@ class PartialDisk:
                     position += length
                 else:
                     self.disk.zero(offset, length)
+            start_writeback(self.disk.file)
 
     def mark(self, offset: int) -> None:
         """Everything below `offset` has been scanned and, where it changed, received; counts

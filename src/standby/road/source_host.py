@@ -156,6 +156,8 @@ class SourceVerbs:
         disk = self._opener(wanted.disk)
         repository = Repository(Path(wanted.repository)) if wanted.repository else None
         try:
+            if repository is not None:
+                repository.relax()
             if disk.virtual_size != wanted.virtual_size:
                 raise SourceChanged(
                     wanted.task, str(disk.path), f"its size is {disk.virtual_size} bytes now"
