@@ -445,7 +445,10 @@ class ByteLock:
         """True when the lock is ours now; False when another holder has it. Does not wait."""
         if self._fd >= 0:
             return True
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        except OSError as exc:  # read-only storage, a missing folder
+            raise _wrapped(self.path, "open lock", 0, 0, exc) from exc
         try:
             if _lock_byte(fd, self.byte):
                 self._fd = fd

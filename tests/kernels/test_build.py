@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import judging
+
 ROOT = Path(__file__).resolve().parents[2]
 EXT = ROOT / "ext"
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
@@ -25,7 +27,7 @@ def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_cython_has_neither_warnings_nor_performance_hints(tmp_path: Path, kernel: str):
-    pytest.importorskip("Cython")
+    judging.require_module("Cython")
     source = shutil.copy(EXT / f"{kernel}.pyx", tmp_path)
     done = run(
         sys.executable, "-m", "cython", "-3", "--warning-errors", "--warning-extra",
@@ -69,7 +71,7 @@ def test_headers_compile_for_machines_without_vector_variants(tmp_path: Path, ta
 
 
 def test_a_build_without_a_compiler_fails_and_says_what_is_missing(tmp_path: Path):
-    pytest.importorskip("Cython")
+    judging.require_module("Cython")
     if not (ROOT / "setup.py").is_file():
         pytest.skip("not a source tree")
     done = run(

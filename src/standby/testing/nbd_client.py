@@ -39,7 +39,7 @@ class NbdClient:
         if isinstance(address, socket.socket):
             self.socket = address
         elif sys.platform == "win32":
-            raise NotImplementedError("Unix sockets")
+            raise OSError("this system has no Unix sockets; connect a TCP socket and pass it")
         else:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(str(address))
