@@ -245,7 +245,7 @@ class Site:
             if ".partial." in path.name
             or path.name.endswith((".extents", ".new", "pending.json", "merge.json"))
         ]
-        assert left == []
+        assert left == [], left
         config = load_config(self.config)
         with Repository(config.repositories["main"]) as repository:
             for key in repository.replicas():

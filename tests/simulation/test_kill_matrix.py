@@ -32,6 +32,8 @@ EVERYTHING_ACKNOWLEDGED = [
     (SOURCE, "last extent:2"),
     (TARGET, "extent log commit:2"),
     (TARGET, "verified:2"),
+    (TARGET, "digests written"),
+    (TARGET, "digests written:2"),
     (SERVER, "released"),
     (TARGET, "pending written"),
     (TARGET, "lease checked"),

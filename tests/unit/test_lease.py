@@ -103,11 +103,28 @@ def test_a_take_over_removes_what_older_writers_could_still_rename(tmp_path: Pat
         folder.path / temporary_name("replica.json", 1),
         folder.points_path / temporary_name("20260301T220000Z-0a1b.json", 1),
         folder.disk_path("disk0") / ready_candidate(1),
+        folder.disk_path("disk0") / ".20260301T220000Z-0a1b.1.partial.digests.0a1b2c3d.new",
+        folder.disk_path("disk0") / ".20260301T220000Z-0a1b.1.extents.0a1b2c3d.new",
+        folder.points_path / ".20260301T220000Z-0a1b.disk0.digests.0a1b2c3d.new",
     ]
     for path in stale:
         path.write_bytes(b"")
     with WriterLease.acquire(folder, "new", take_over=True):
         assert not any(path.exists() for path in stale)
+
+
+def test_a_take_over_leaves_what_newer_writers_have_under_way(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    add_point(folder)
+    newer = [
+        folder.path / temporary_name("replica.json", 3),
+        folder.disk_path("disk0") / ".20260301T220000Z-0a1b.3.partial.digests.0a1b2c3d.new",
+    ]
+    for path in newer:
+        path.write_bytes(b"")
+    with WriterLease.acquire(folder, "new", take_over=True) as lease:
+        assert lease.generation == 2
+        assert all(path.exists() for path in newer)
 
 
 @pytest.mark.parametrize("moment", ["before the raise", "before the sweep"])

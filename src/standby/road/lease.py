@@ -247,7 +247,7 @@ def _sweep(folder: ReplicaFolder, generation: int) -> None:
 
 
 def _unfinished(folder: ReplicaFolder) -> Iterator[Path]:
-    for pattern in (".*.new", f"{naming.POINTS}/.*.new", "*/ready.*.partial.vhdx"):
+    for pattern in (".*.new", "*/.*.new", "*/ready.*.partial.vhdx"):
         yield from sorted(folder.path.glob(pattern))
 
 

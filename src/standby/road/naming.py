@@ -26,7 +26,7 @@ _PARTIAL = re.compile(
     r"\.(?P<kind>partial\.vhdx|partial\.digests|extents|pending\.json)"
 )
 _READY_CANDIDATE = re.compile(r"ready\.(?P<generation>[0-9]{1,18})\.partial\.vhdx")
-_TEMPORARY = re.compile(r"\..+\.(?P<generation>[0-9]{1,18})\.[0-9a-f]{8}\.new")
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.(?P<generation>[0-9]{1,18}))?\.[0-9a-f]{8}\.new")
 _RESERVED = frozenset(
     ["con", "prn", "aux", "nul", "conin$", "conout$"]
     + [f"{port}{digit}" for port in ("com", "lpt") for digit in range(10)]
@@ -68,9 +68,18 @@ def temporary_name(name: str, generation: int) -> str:
 
 
 def temporary_generation(name: str) -> int | None:
-    """Whose unfinished write `name` is, None when it is none."""
+    """Whose unfinished write `name` is, None when it is none.
+
+    What `write_durably` and DigestWriter write beside their target is named without a generation:
+    the target's own counts where it has one, else 0, any writer that holds the lease.
+    """
     match = _TEMPORARY.fullmatch(name)
-    return int(match["generation"]) if match else None
+    if match is None:
+        return None
+    if match["generation"]:
+        return int(match["generation"])
+    partial = partial_name(match["name"])
+    return partial.generation if partial else 0
 
 
 def is_point_id(text: str) -> bool:

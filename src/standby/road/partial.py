@@ -336,6 +336,7 @@ class PartialDisk:
             root = self.baseline.joined_root(
                 self.spec.virtual_size, np.concatenate(all_numbers), np.concatenate(all_nodes)
             )
+            killpoints.reach("digests written")
             writer.finish(root)
         return root
 
