@@ -1,0 +1,275 @@
+"""The backup server's end of a service mover: a control link that comes back.
+
+A service mover goes on with its tasks while no server is connected (RULES 18). So a link that
+drops is made again, every `every_s` for up to `for_s`, and what ran meanwhile is joined again by
+its task id; only a call that was answered by nobody fails, with LinkError, and is its caller's to
+repeat. `Crew` wraps one handle per VM, so that one VM's end is not the others'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from standby.clock import SYSTEM_CLOCK, Clock
+from standby.errors import LinkError, MoverDied, StandbyError, error_from_wire
+from standby.wire.link import Link
+from standby.wire.messages import Call, Failed, Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """How long a mover that does not answer is waited for."""
+
+    every_s: float = 15
+    for_s: float = 30 * 60
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A call that is not answered yet; `task` is the id by which it can be joined again."""
+
+    future: Future[Any]
+    verb: str
+    task: str
+
+
+class ServiceMover:
+    """One service mover, connected when first asked. Thread-safe.
+
+    `make_link` connects once and raises LinkError where it cannot; it is called from a thread of
+    this object, never by two at once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make_link: Callable[[], Link],
+        reconnect: Reconnect = Reconnect(),
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.name = name
+        self._make_link = make_link
+        self._reconnect = reconnect
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._link: Link | None = None
+        self._problem = ""
+        self._lost_at = clock.monotonic()
+        self._is_closed = False
+        self._next_id = 1
+        self._calls: dict[int, _Pending] = {}
+        self._keeper: threading.Thread | None = None
+
+    # --- calls -------------------------------------------------------------------------------
+
+    def start(self, verb: str, **arguments: Any) -> Future[Any]:
+        """Ask for `verb`, waiting for a connection; the future ends with its result or error.
+
+        Raises MoverDied when the mover could not be reached within the time for that. An argument
+        `task` names work that outlives the connection: its future waits for the mover to be back.
+        """
+        future: Future[Any] = Future()
+        link, number = self._entered(_Pending(future, verb, str(arguments.get("task", ""))))
+        try:
+            link.send(Call(number, verb, arguments))
+        except LinkError:
+            link.shutdown()  # the keeper notices, fails what is pending and connects again
+        except BaseException:
+            with self._changed:
+                self._calls.pop(number, None)
+            raise
+        return future
+
+    def call(self, verb: str, **arguments: Any) -> Any:
+        """Ask for `verb` and wait for its result."""
+        return self.start(verb, **arguments).result()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the control link stands now."""
+        return self._link is not None
+
+    @property
+    def problem(self) -> str:
+        """Why the last attempt to connect failed, '' when none did."""
+        return self._problem
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        """Whether the link stands, at the latest after `timeout_s`."""
+        with self._changed:
+            self._keep()
+            return self._changed.wait_for(lambda: self._link is not None, timeout_s)
+
+    def _entered(self, pending: _Pending) -> tuple[Link, int]:
+        with self._changed:
+            self._keep()
+            self._changed.wait_for(lambda: self._link is not None or self._has_given_up())
+            if self._link is None:
+                raise self._death()
+            number = self._next_id
+            self._next_id += 1
+            self._calls[number] = pending
+            return self._link, number
+
+    def _has_given_up(self) -> bool:
+        return self._is_closed or self._keeper is None
+
+    def _death(self) -> MoverDied:
+        return MoverDied(self.name, self._problem or "its connection was closed")
+
+    # --- the connection ----------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Have a thread that connects and receives; under the lock."""
+        if self._keeper is None and not self._is_closed:
+            self._lost_at = self._clock.monotonic()
+            self._keeper = threading.Thread(
+                target=self._kept, name=f"{self.name} control", daemon=True
+            )
+            self._keeper.start()
+
+    def _kept(self) -> None:
+        while not self._is_closed:
+            link = self._connected()
+            if link is None:
+                break
+            try:
+                self._receive(link)
+            except LinkError as exc:
+                self._lost(link, exc)
+        with self._changed:
+            self._keeper = None
+            calls, self._calls = list(self._calls.values()), {}
+            self._changed.notify_all()
+        for pending in calls:
+            pending.future.set_exception(self._death())
+
+    def _connected(self) -> Link | None:
+        """A new link, with everything that runs joined again; None when it is time to give up."""
+        while not self._is_closed:
+            try:
+                link = self._make_link()
+            except StandbyError as exc:
+                self._problem = str(exc)
+            else:
+                self._problem = ""
+                with self._changed:
+                    if self._is_closed:
+                        link.close()
+                        return None
+                    running = [(n, call) for n, call in self._calls.items() if call.task]
+                    self._link = link
+                    self._changed.notify_all()
+                with contextlib.suppress(LinkError):  # then `_receive` fails at once
+                    for number, pending in running:
+                        link.send(Call(number, "rejoin", {"task": pending.task}))
+                return link
+            waited = self._clock.monotonic() - self._lost_at
+            if waited >= self._reconnect.for_s:
+                return None
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed, self._reconnect.every_s)
+        return None
+
+    def _receive(self, link: Link) -> None:
+        while True:
+            message, _ = link.receive()
+            if isinstance(message, Reply | Failed):
+                with self._changed:
+                    pending = self._calls.pop(message.id, None)
+                if pending is None:
+                    continue
+                if isinstance(message, Reply):
+                    pending.future.set_result(message.result)
+                else:
+                    pending.future.set_exception(error_from_wire(message.error))
+
+    def _lost(self, link: Link, error: LinkError) -> None:
+        """Calls that nothing can join again fail now; tasks stay."""
+        with self._changed:
+            self._link = None
+            self._problem = str(error)
+            self._lost_at = self._clock.monotonic()
+            lost = {number: call for number, call in self._calls.items() if not call.task}
+            for number in lost:
+                del self._calls[number]
+        link.close()
+        for pending in lost.values():
+            pending.future.set_exception(error)
+
+    def close(self) -> None:
+        """End the connection and every call; the mover goes on with its tasks."""
+        with self._changed:
+            self._is_closed = True
+            link, keeper = self._link, self._keeper
+            self._changed.notify_all()
+        if link is not None:
+            link.shutdown()
+        if keeper is not None:
+            keeper.join(timeout=10)
+
+
+class CrewHandle:
+    """A service mover as one VM's session uses it: `cut` ends this session's calls only."""
+
+    def __init__(self, mover: ServiceMover, session: str) -> None:
+        self.name = mover.name
+        self.mover = mover
+        self._session = session
+        self._lock = threading.Lock()
+        self._waiting: set[Future[Any]] = set()
+        self._is_cut = False
+
+    def start(self, verb: str, **arguments: Any) -> Future[Any]:
+        """As `ServiceMover.start`; MoverDied once this session was cut off."""
+        ours: Future[Any] = Future()
+        with self._lock:
+            if self._is_cut:
+                raise MoverDied(self.name, "the session was cut off")
+            self._waiting.add(ours)
+        try:
+            theirs = self.mover.start(verb, **arguments)
+        except BaseException:
+            with self._lock:
+                self._waiting.discard(ours)
+            raise
+        theirs.add_done_callback(lambda done: self._finish(ours, done))
+        return ours
+
+    def call(self, verb: str, **arguments: Any) -> Any:
+        """Ask for `verb` and wait for its result."""
+        return self.start(verb, **arguments).result()
+
+    def _finish(self, ours: Future[Any], theirs: Future[Any]) -> None:
+        with self._lock:
+            if ours not in self._waiting:
+                return
+            self._waiting.discard(ours)
+        error = theirs.exception()
+        if error is not None:
+            ours.set_exception(error)
+        else:
+            ours.set_result(theirs.result())
+
+    def cut(self) -> None:
+        """End every call of this session, now and from now on, whatever the mover hangs in; it is
+        told to end the session's tasks."""
+        with self._lock:
+            if self._is_cut:
+                return
+            self._is_cut = True
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for future in waiting:
+            future.set_exception(MoverDied(self.name, "the session was cut off"))
+        if self.mover.is_connected:
+            with contextlib.suppress(StandbyError):
+                self.mover.start("end_session", session=self._session)
+
+    def close(self) -> None:
+        """Nothing: the mover serves other sessions."""

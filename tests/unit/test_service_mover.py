@@ -1,0 +1,156 @@
+"""The control link that comes back: what is answered, joined again, lost, given up."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+
+import pytest
+
+from standby.errors import LinkError, MoverDied
+from standby.server.service_mover import CrewHandle, Reconnect, ServiceMover
+from standby.wire.link import Link
+from standby.wire.messages import Call, Reply
+
+QUICK = Reconnect(every_s=0.01, for_s=60)
+
+
+class FarMover:
+    """The mover's end: keeps calls until the test answers them; links can be cut."""
+
+    def __init__(self) -> None:
+        self.calls: queue.Queue[tuple[Link, Call]] = queue.Queue()
+        self.links: list[Link] = []
+        self.is_up = True
+        self.attempts = 0
+
+    def connect(self) -> Link:
+        self.attempts += 1
+        if not self.is_up:
+            raise LinkError("far", "connection refused")
+        ours, theirs = socket.socketpair()
+        far = Link(theirs, "server")
+        self.links.append(far)
+        threading.Thread(target=self._serve, args=(far,), daemon=True).start()
+        return Link(ours, "far")
+
+    def _serve(self, link: Link) -> None:
+        try:
+            while True:
+                message, _ = link.receive()
+                assert isinstance(message, Call)
+                self.calls.put((link, message))
+        except LinkError:
+            link.close()
+
+    def answer(self, result: object) -> Call:
+        link, call = self.calls.get(timeout=10)
+        link.send(Reply(call.id, result))
+        return call
+
+    def cut(self) -> None:
+        self.links[-1].shutdown()
+
+
+@pytest.fixture
+def far():
+    return FarMover()
+
+
+@pytest.fixture
+def mover(far):
+    made = ServiceMover("px1", far.connect, QUICK)
+    yield made
+    made.close()
+
+
+def test_a_call_is_answered_and_the_first_one_connects(far, mover):
+    assert far.attempts == 0
+    future = mover.start("ping")
+    call = far.answer("pong")
+    assert (call.verb, future.result(10)) == ("ping", "pong")
+    assert mover.is_connected
+
+
+def test_a_task_is_joined_again_after_the_link_dropped(far, mover):
+    future = mover.start("send_disk", task="web1 scsi:0:0 ab")
+    _, call = far.calls.get(timeout=10)
+    assert call.arguments == {"task": "web1 scsi:0:0 ab"}
+    far.cut()
+    joined = far.answer({"root": "aa"})
+    assert (joined.verb, joined.arguments) == ("rejoin", {"task": "web1 scsi:0:0 ab"})
+    assert future.result(10) == {"root": "aa"}
+    assert far.attempts == 2
+
+
+def test_a_call_without_a_task_fails_with_the_link(far, mover):
+    future = mover.start("commit_point", path="a:b")
+    far.calls.get(timeout=10)
+    far.cut()
+    with pytest.raises(LinkError):
+        future.result(10)
+
+
+def test_a_call_waits_for_a_mover_that_is_away(far, mover):
+    far.is_up = False
+    answers: list[object] = []
+    asking = threading.Thread(target=lambda: answers.append(mover.call("ping")), daemon=True)
+    asking.start()
+    while far.attempts < 2:
+        pass
+    assert "refused" in mover.problem
+    far.is_up = True
+    far.answer("pong")
+    asking.join(10)
+    assert answers == ["pong"]
+
+
+def test_a_mover_that_stays_away_is_given_up_and_tried_again_when_asked(far):
+    mover = ServiceMover("px1", far.connect, Reconnect(every_s=0, for_s=0))
+    far.is_up = False
+    with pytest.raises(MoverDied, match="refused"):
+        mover.call("ping")
+    far.is_up = True
+    future = mover.start("ping")
+    far.answer("pong")
+    assert future.result(10) == "pong"
+    mover.close()
+
+
+def test_tasks_of_a_mover_that_stays_away_end(far):
+    mover = ServiceMover("px1", far.connect, Reconnect(every_s=0, for_s=0))
+    future = mover.start("send_disk", task="t")
+    far.calls.get(timeout=10)
+    far.is_up = False
+    far.cut()
+    with pytest.raises(MoverDied):
+        future.result(10)
+    mover.close()
+
+
+def test_close_ends_every_call(far, mover):
+    future = mover.start("send_disk", task="t")
+    far.calls.get(timeout=10)
+    mover.close()
+    with pytest.raises(MoverDied):
+        future.result(10)
+    with pytest.raises(MoverDied):
+        mover.call("ping")
+
+
+def test_cutting_one_session_leaves_the_others(far, mover):
+    one, other = CrewHandle(mover, "s1"), CrewHandle(mover, "s2")
+    ended = one.start("send_disk", task="a")
+    stays = other.start("send_disk", task="b")
+    far.calls.get(timeout=10)
+    _, kept = far.calls.get(timeout=10)
+    one.cut()
+    with pytest.raises(MoverDied, match="cut off"):
+        ended.result(10)
+    with pytest.raises(MoverDied, match="cut off"):
+        one.call("ping")
+    told = far.answer(None)
+    assert (told.verb, told.arguments) == ("end_session", {"session": "s1"})
+    far.links[-1].send(Reply(kept.id, 7))
+    assert stays.result(10) == 7
