@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli.processes import state_of, wait_until
 from standby.disk import open_disk, vhdx
 from standby.disk.check import check_disk
 from standby.disk.raw import create_raw
@@ -99,6 +101,16 @@ def test_sigterm_ends_clean_with_everything_stored(tmp_path: Path, child: Path) 
     assert not info.log_is_dirty
     with contextlib.closing(open_disk(child)) as disk:
         assert content(disk)[: 3 * MiB] == random_bytes(3 * MiB, 1)
+
+
+def test_sigterm_that_another_thread_receives_ends_it(tmp_path: Path, child: Path) -> None:
+    with serving("--socket", tmp_path / "s" / "nbd.sock", f"system={child}") as server:
+        pid = server.process.pid
+        wait_until(lambda: state_of(pid) == "S", "the main thread waits")
+        others = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+        others.remove(pid)
+        assert ctypes.CDLL(None).tgkill(pid, others[0], signal.SIGTERM) == 0
+        assert server.process.wait(timeout=20) == 0
 
 
 def test_an_overlay_ends_with_the_server_and_touches_nothing(tmp_path: Path, child: Path) -> None:

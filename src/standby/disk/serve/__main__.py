@@ -12,15 +12,14 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from standby import killpoints
 from standby.disk import open_disk
 from standby.disk.overlay import OverlayDisk
+from standby.disk.serve.ending import ended_by_signals
 from standby.disk.serve.server import NbdServer
 from standby.errors import ConfigurationError, StandbyError
 from standby.ports import VirtualDisk
@@ -62,8 +61,8 @@ def _disk_paths(pairs: Sequence[str]) -> dict[str, Path]:
     return paths
 
 
-def run(argv: Sequence[str], stop: threading.Event) -> None:
-    """Serve until `stop` is set."""
+def run(argv: Sequence[str], wait: Callable[[], object]) -> None:
+    """Serve until `wait` returns."""
     arguments = _arguments(argv)
     with contextlib.ExitStack() as stack:
         disks: dict[str, VirtualDisk] = {}
@@ -86,17 +85,14 @@ def run(argv: Sequence[str], stop: threading.Event) -> None:
         }
         with contextlib.suppress(OSError):  # nobody reads it
             print(json.dumps(ready), flush=True)
-        stop.wait()
+        wait()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The process entry; the exit code."""
     killpoints.be_called("nbd server")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     try:
-        run(sys.argv[1:] if argv is None else argv, stop)
+        run(sys.argv[1:] if argv is None else argv, ended_by_signals())
     except StandbyError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from standby import killpoints
 from standby.disk import open_disk
+from standby.disk.serve.ending import ended_by_signals
 from standby.disk.serve.server import NbdServer
 from standby.errors import StandbyError
 from standby.host.folder.keeping import KeptDisk
@@ -51,15 +50,8 @@ def run(argv: Sequence[str], wait: Callable[[], object]) -> None:
 def main() -> int:
     """The process entry; the exit code."""
     killpoints.be_called("disk server")
-    # Not a handler and an event: a signal that comes just before the main thread begins to wait,
-    # or to a thread that numpy started, would not wake it. A byte in a socket stays there.
-    ended, waker = socket.socketpair()
-    waker.setblocking(False)
-    signal.set_wakeup_fd(waker.fileno())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
     try:
-        run(sys.argv[1:], lambda: ended.recv(1))
+        run(sys.argv[1:], ended_by_signals())
     except StandbyError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
