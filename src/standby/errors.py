@@ -317,7 +317,7 @@ class Fenced(ReplicaError):
 
 @dataclass(eq=False)
 class IllegalTransition(ReplicaError):
-    """The replica's state forbids the action."""
+    """The replica's state forbids the action; `legal` are the commands that it allows."""
 
     state: str
     action: str
@@ -326,7 +326,7 @@ class IllegalTransition(ReplicaError):
     def message(self) -> str:
         return (
             f"replica {self.replica}: cannot {self.action} while it is {self.state}; "
-            f"possible now: {', '.join(self.legal) or 'nothing'}"
+            f"possible now: {', '.join(f'`{item}`' for item in self.legal) or 'nothing'}"
         )
 
 

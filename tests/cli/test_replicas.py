@@ -64,8 +64,33 @@ def test_show_names_every_point_in_full(replica, points: list[str]) -> None:
     lines = replica("show", "vm1_replica").out.splitlines()
     for point in points:
         assert any(line.split()[0] == point for line in lines)
-    assert "possible now: run a session, failover, verify" in "\n".join(lines)
     assert all(len(line) <= 80 for line in lines[2:])
+
+
+def test_show_names_what_is_possible_as_commands_that_exist(run, replica) -> None:
+    def shown() -> list[str]:
+        lines = replica("show", "vm1_replica", expect=None).out.splitlines()
+        commands = [line.strip() for line in lines[lines.index("possible now:") + 1 :]]
+        for command in commands:
+            words = command.split()
+            assert words.pop(0) == "standby"
+            run(*words, "--help")
+        return commands
+
+    assert shown() == [
+        "standby job start job",
+        "standby replica failover vm1_replica",
+        "standby replica verify vm1_replica",
+        "standby replica verify vm1_replica --repair",
+    ]
+    replica("failover", "vm1_replica", "--yes")
+    assert shown() == [
+        "standby replica undo-failover vm1_replica",
+        "standby replica permanent-failover vm1_replica",
+        "standby replica verify vm1_replica",
+    ]
+    refused = replica("failover", "vm1_replica", "--yes", expect=13)
+    assert "possible now: `standby replica undo-failover vm1_replica`, " in refused.err
 
 
 def test_a_vm_name_means_its_replica(replica) -> None:

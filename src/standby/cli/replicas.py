@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,8 +121,9 @@ def show(name: str, config: Path, target: Path | None, as_json: bool) -> int:
         for item in found.points
     ]
     print_table("", ("point", "taken at (UTC)", "kind", ">changed", ">file size"), rows)
-    possible = f"possible now: {', '.join(found.actions) or 'nothing'}"
-    click.echo(textwrap.fill(possible, 80, subsequent_indent="  "))
+    click.echo("possible now:" if found.actions else "possible now: nothing")
+    for command in found.actions:
+        click.echo(f"  {command}")
     for text in found.findings:
         warn(text)
     return WARNINGS_EXIT if found.findings else 0

@@ -85,6 +85,27 @@ def legal_actions(state: ReplicaState) -> tuple[Action, ...]:
     return tuple(t.action for t in TRANSITIONS if t.state is state)
 
 
+COMMANDS: dict[Action, str] = {
+    Action.SESSION: "standby job start {job}",
+    Action.FAILOVER: "standby replica failover {replica}",
+    Action.UNDO_FAILOVER: "standby replica undo-failover {replica}",
+    Action.PERMANENT_FAILOVER: "standby replica permanent-failover {replica}",
+    Action.VERIFY: "standby replica verify {replica}",
+    Action.REPAIR: "standby replica verify {replica} --repair",
+}
+"""What a person types for an action; one without a command cannot be asked for."""
+
+
+def legal_commands(state: ReplicaState, replica: str, job: str) -> tuple[str, ...]:
+    """The commands for what may be asked of `replica` of the job in `state`, in the table's
+    order."""
+    return tuple(
+        COMMANDS[action].format(replica=replica, job=job)
+        for action in legal_actions(state)
+        if action in COMMANDS
+    )
+
+
 def next_state(state: ReplicaState, action: Action) -> ReplicaState | None:
     """The state that `action` leads to from `state`; None where it is not legal."""
     for transition in TRANSITIONS:

@@ -23,7 +23,7 @@ from standby.errors import (
     TargetRefuses,
 )
 from standby.model.point import RestorePoint
-from standby.model.replica import Action, LayerFile, ReplicaRecord, ReplicaState
+from standby.model.replica import COMMANDS, Action, LayerFile, ReplicaRecord, ReplicaState
 from standby.model.target_rules import TargetRules
 from standby.road import naming, ready
 from standby.road.committing import recover
@@ -194,7 +194,10 @@ def check_startable(folder: ReplicaFolder) -> ReplicaRecord:
     record = folder.record()
     if record.state is not ReplicaState.FAILOVER:
         raise IllegalTransition(
-            folder.name, str(record.state), "start the replica VM", (str(Action.FAILOVER),)
+            folder.name,
+            str(record.state),
+            "start the replica VM",
+            (COMMANDS[Action.FAILOVER].format(replica=folder.name),),
         )
     if record.ready_next is not None:
         raise ReplicaConflict(

@@ -28,7 +28,7 @@ import msgspec
 from standby import killpoints
 from standby.errors import DiskIO, Fenced, IllegalTransition, ReplicaBusy
 from standby.files import ByteLock, is_byte_locked, remove_durably, rename_durably
-from standby.model.replica import Action, ReplicaRecord, legal_actions, next_state
+from standby.model.replica import Action, ReplicaRecord, legal_commands, next_state
 from standby.road import naming
 from standby.road.records import replace_checked
 from standby.road.replica import GUARD_POLL_S, ReplicaFolder, encode_replica
@@ -170,7 +170,7 @@ class WriterLease:
 def check_legal(record: ReplicaRecord, replica: str, action: Action) -> None:
     """Raise IllegalTransition unless the table of states allows `action` now."""
     if next_state(record.state, action) is None:
-        legal = tuple(str(item) for item in legal_actions(record.state))
+        legal = legal_commands(record.state, replica, record.identity.job)
         raise IllegalTransition(replica, str(record.state), str(action), legal)
 
 

@@ -33,7 +33,7 @@ from standby.errors import (
     ReplicaConflict,
 )
 from standby.files import ByteLock, free_bytes, remove_durably
-from standby.model.replica import LayerFile, ReplicaState, legal_actions
+from standby.model.replica import LayerFile, ReplicaState, legal_commands
 from standby.ports import Progress
 from standby.road.lease import WriterLease
 from standby.road.merge_plan import (
@@ -133,10 +133,10 @@ def finish_merge(
 
 def _check_state(folder: ReplicaFolder, lease: WriterLease) -> None:
     lease.check()
-    state = folder.record().state
-    if state is not ReplicaState.READY:
-        legal = tuple(str(action) for action in legal_actions(state))
-        raise IllegalTransition(folder.name, str(state), "merge restore points", legal)
+    record = folder.record()
+    if record.state is not ReplicaState.READY:
+        legal = legal_commands(record.state, folder.name, record.identity.job)
+        raise IllegalTransition(folder.name, str(record.state), "merge restore points", legal)
 
 
 def _slice_bytes(folder: ReplicaFolder, pending: PendingMerge, can_punch: bool) -> int | None:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 
 from standby.errors import ReplicaConflict, ReplicaMissing, StandbyError
-from standby.model.replica import ReplicaIdentity, ReplicaState, legal_actions
+from standby.model.replica import ReplicaIdentity, ReplicaState, legal_commands
 from standby.road import naming
 from standby.road.extent_log import ExtentLog
 from standby.road.lease import holder_of, is_processing
@@ -74,7 +74,7 @@ class PointSummary:
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """A replica as its folder shows it; `newest_age_s` is None without a point, `findings` are
-    sentences about what is not as it should be."""
+    sentences about what is not as it should be, `actions` the commands that its state allows."""
 
     name: str
     machine: str
@@ -129,7 +129,7 @@ def status(folder: ReplicaFolder) -> ReplicaStatus:
         ready_point=record.ready_point,
         failover_point=record.failover_point,
         failover_started_at=record.failover_started_at,
-        actions=tuple(str(action) for action in legal_actions(record.state)),
+        actions=legal_commands(record.state, folder.name, record.identity.job),
         free_bytes=shutil.disk_usage(folder.path).free,
         findings=tuple(findings(folder)),
     )

@@ -32,7 +32,13 @@ from standby.errors import (
     StandbyError,
 )
 from standby.model.machine import Checkpoint, Machine
-from standby.model.replica import Action, ReplicaIdentity, ReplicaState, legal_actions
+from standby.model.replica import (
+    Action,
+    ReplicaIdentity,
+    ReplicaState,
+    legal_actions,
+    legal_commands,
+)
 from standby.model.report import DiskReport, MachineReport
 from standby.repository import Repository
 from standby.road.naming import new_point_id
@@ -211,7 +217,7 @@ class MachineDriver:
                 self.report.replica,
                 state.state.value,
                 Action.SESSION.value,
-                tuple(action.value for action in legal_actions(state.state)),
+                legal_commands(state.state, self.report.replica, context.job.name),
             )
         facts.converge_repository(repository, self.key, state)
         self._remember(state.state, list(state.points))
