@@ -524,6 +524,49 @@ class StateDatabaseError(StandbyError):
         )
 
 
+@dataclass(eq=False)
+class StateDatabaseUnreachable(StateDatabaseError):
+    """The state database does not answer now: it restarts, or the network is down."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+
+
+@dataclass(eq=False)
+class ServerFenced(StandbyError):
+    """Another backup server holds the lease: this one may change nothing any more."""
+
+    exit_code: ClassVar[int] = 16
+    server: str
+    generation: int
+    current: int
+    holder: str
+
+    def message(self) -> str:
+        return (
+            f"backup server {self.server} of generation {self.generation} is fenced: the current "
+            f"generation is {self.current}, held by {self.holder or 'nobody'}. It goes on as a "
+            "standby server when it is started again"
+        )
+
+
+@dataclass(eq=False)
+class IllegalStep(StandbyError):
+    """A session or task is in a state from which the step is not legal."""
+
+    exit_code: ClassVar[int] = 16
+    kind: str
+    name: str
+    state: str
+    wanted: str
+    legal: tuple[str, ...]
+
+    def message(self) -> str:
+        return (
+            f"{self.kind} {self.name}: cannot become {self.wanted} while it is {self.state}; "
+            f"possible now: {', '.join(self.legal) or 'nothing'}"
+        )
+
+
 # --- across processes ------------------------------------------------------------------------
 
 
