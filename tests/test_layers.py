@@ -47,6 +47,7 @@ DOORS: dict[str, frozenset[str]] = {
     "click": frozenset({"cli"}),
     "rich": frozenset({"cli"}),
     "zstandard": frozenset({"road/packing.py", "wan"}),
+    "cryptography": frozenset({"wire/authority.py"}),
     "sqlalchemy": frozenset({"server/store"}),
     "alembic": frozenset({"server/store", "server/migrations"}),
     "xxhash": frozenset({"digesting"}),

@@ -6,7 +6,7 @@ crosses a process border as `error_to_wire` / `error_from_wire` (class name and 
 backup server sees the very error a mover raised.
 
 Exit codes: 10 configuration and usage of names, 11 disk formats, 12 hosts, 13 replicas,
-14 repository, 15 links and movers, 16 jobs and sessions.
+14 repository, 15 links, movers and certificates, 16 jobs and sessions.
 """
 
 from __future__ import annotations
@@ -443,6 +443,80 @@ class ProtocolError(LinkError):
     """A frame or message is malformed: a bug, damage or an attack, never a passing fault."""
 
     retry: ClassVar[Retry] = Retry.NEVER
+
+
+@dataclass(eq=False)
+class VersionMismatch(ProtocolError):
+    """The peer speaks another version of the protocol."""
+
+    theirs: int = 0
+    ours: int = 0
+
+    def message(self) -> str:
+        return (
+            f"link to {self.peer}: it speaks protocol version {self.theirs}, this side version "
+            f"{self.ours}; bring both machines to the same release"
+        )
+
+
+@dataclass(eq=False)
+class LinkTimeout(LinkError):
+    """A deadline of a link passed: a handshake, a first frame, the rest of a frame, silence."""
+
+
+@dataclass(eq=False)
+class CertificateRefused(LinkError):
+    """This side does not accept the certificate that the peer showed."""
+
+    retry: ClassVar[Retry] = Retry.NEVER
+    hint: str = ""
+
+    def message(self) -> str:
+        tail = f". {self.hint}" if self.hint else ""
+        return f"link to {self.peer}: certificate refused: {self.problem}{tail}"
+
+
+@dataclass(eq=False)
+class RefusedByPeer(LinkError):
+    """The peer closed the connection and said why; `reason` is the class of its error."""
+
+    retry: ClassVar[Retry] = Retry.NEVER
+    reason: str = ""
+
+    def message(self) -> str:
+        return f"link to {self.peer}: it refused the connection: {self.problem}"
+
+
+@dataclass(eq=False)
+class PeerBusy(LinkError):
+    """The peer has no room for another connection now."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+
+
+@dataclass(eq=False)
+class CertificateError(StandbyError):
+    """An identity's or the authority's own files are missing, damaged or do not fit together."""
+
+    exit_code: ClassVar[int] = 15
+    path: str
+    problem: str
+    hint: str = ""
+
+    def message(self) -> str:
+        return f"{self.path}: {self.problem}" + (f". {self.hint}" if self.hint else "")
+
+
+@dataclass(eq=False)
+class EnrolmentRefused(StandbyError):
+    """A token, or what came with it, buys no certificate."""
+
+    exit_code: ClassVar[int] = 15
+    problem: str
+    hint: str = ""
+
+    def message(self) -> str:
+        return f"enrolment refused: {self.problem}" + (f". {self.hint}" if self.hint else "")
 
 
 @dataclass(eq=False)
