@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ import judging
 # A process that a test spawns finds the test's module by its name, which counts from the root;
 # `python -m pytest` puts the root there by itself, `pytest` does not.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+# A run in the background (`… &` in a script) ignores Ctrl-C, and so would every process it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _MEMORY = Path("/dev/shm")
 _MEMORY_FREE_MIN = 2 << 30
