@@ -213,11 +213,12 @@ class MachineRunning(StandbyError):
     host: str
     machine: str
     reason: str
+    hint: str = ""
 
     def message(self) -> str:
         return (
             f"VM {self.machine} on host {self.host} is running ({self.reason}); "
-            "shut it down, then try again"
+            f"{self.hint or 'shut it down, then try again'}"
         )
 
 
@@ -520,6 +521,43 @@ class EnrolmentRefused(StandbyError):
 
 
 @dataclass(eq=False)
+class TicketRefused(StandbyError):
+    """A data connection and the task it is for do not have the same valid ticket (RULES 19)."""
+
+    exit_code: ClassVar[int] = 15
+    peer: str
+    task: str
+    reason: str
+
+    def message(self) -> str:
+        return f"link to {self.peer}: its ticket for task {self.task!r} is refused: {self.reason}"
+
+
+@dataclass(eq=False)
+class PathRefused(DiskError):
+    """A path leads, or may lead, out of the folders that a mover may open (RULES 20)."""
+
+    path: str
+    reason: str
+
+    def message(self) -> str:
+        return f"{self.path}: refused by the mover: {self.reason}"
+
+
+@dataclass(eq=False)
+class ServerFenced(Fenced):
+    """A newer backup server of the installation drives the mover `replica` names (RULES 18)."""
+
+    exit_code: ClassVar[int] = 15
+
+    def message(self) -> str:
+        return (
+            f"mover {self.replica}: backup server of generation {self.generation} is fenced, one of "
+            f"generation {self.current} has taken over"
+        )
+
+
+@dataclass(eq=False)
 class MoverDied(StandbyError):
     """A mover process ended while it had work."""
 
@@ -565,6 +603,45 @@ class JobBusy(JobError):
     """A session of the job is running already."""
 
     retry: ClassVar[Retry] = Retry.LATER
+
+
+@dataclass(eq=False)
+class NoProxy(StandbyError):
+    """No proxy can take a disk, and there is none to wait for."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    exit_code: ClassVar[int] = 16
+    machine: str
+    place: str
+    side: str
+    reasons: tuple[str, ...] = ()
+
+    def message(self) -> str:
+        why = "; ".join(self.reasons) or "none is configured that could"
+        return (
+            f"disk {self.place} of VM {self.machine}: no {self.side} proxy can take it ({why}). "
+            f"Start one of them, or add one under [proxies] that sees the {self.side} host's "
+            "storage"
+        )
+
+
+@dataclass(eq=False)
+class ResourcesBusy(StandbyError):
+    """A disk task did not get its slots in time."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    exit_code: ClassVar[int] = 16
+    job: str
+    machine: str
+    place: str
+    timeout_s: float
+
+    def message(self) -> str:
+        return (
+            f"job {self.job}: disk {self.place} of VM {self.machine} got no free task slot within "
+            f"{self.timeout_s:g} s; raise max_tasks of the server, host, repository or proxies, or "
+            "start it when less runs"
+        )
 
 
 @dataclass(eq=False)

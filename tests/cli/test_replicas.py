@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from standby.disk import open_disk
+from standby.host.folder import processes
+from standby.host.folder.power import PowerRecord, write_record
 
 
 @pytest.fixture
@@ -177,6 +182,51 @@ def test_the_targets_own_rules_hold_whoever_orders(replica, target: Path) -> Non
     for more in (("--dry-run",), ("--yes",)):
         refused = replica("permanent-failover", "vm1", *more, expect=13)
         assert "keep_points_min = 1" in refused.err
+
+
+def test_a_dry_run_to_a_touched_point_refuses_as_the_failover_does(
+    replica, target: Path, points: list[str]
+) -> None:
+    with (target / "vm1_replica" / "disk0" / "base.vhdx").open("ab") as file:
+        file.write(b"\0" * 4096)
+    for more in ((), ("--point", points[0])):
+        planned = replica("failover", "vm1_replica", *more, "--dry-run", expect=13)
+        refused = replica("failover", "vm1_replica", *more, "--yes", expect=13)
+        assert planned.err == refused.err
+        assert "base.vhdx" in planned.err
+
+
+def test_a_failover_of_a_replica_marked_damaged_says_so_and_its_dry_run_too(
+    replica, target: Path, points: list[str]
+) -> None:
+    damage(target, points[0])
+    replica("verify", "vm1", expect=13)
+    planned = replica("failover", "vm1", "--dry-run", expect=3)
+    assert f"marked damaged: verify found damage in {points[0]}" in planned.err
+    done = replica("failover", "vm1", "--yes", expect=3)
+    assert planned.err in done.err
+
+
+@pytest.mark.parametrize("more", ["--dry-run", "--yes"])
+def test_undoing_the_failover_of_a_running_vm_names_it_and_what_stops_it(
+    replica, target: Path, more: str
+) -> None:
+    replica("failover", "vm1", "--yes")
+    ours = os.getpid()
+    record = PowerRecord(node=platform.node(), qemu_pid=ours, qemu_started=processes.started(ours))
+    write_record(target / "vm1_replica", record)
+    refused = replica("undo-failover", "vm1", more, expect=12)
+    assert f"VM vm1_replica on host target is running (QEMU process {ours})" in refused.err
+    assert "`standby replica power off vm1_replica`" in refused.err
+    write_record(target / "vm1_replica", PowerRecord())
+    held = open_disk(ready(target), writable=True)  # as a VM started by hand would
+    refused = replica("undo-failover", "vm1", more, expect=12)
+    assert "has ready.vhdx open for writing" in refused.err
+    assert "power off" not in refused.err
+    held.close()
+    write_record(target / "vm1_replica", replace(record, node="hv2"))
+    refused = replica("undo-failover", "vm1", more, expect=12)
+    assert "machine hv2" in refused.err
 
 
 # --- dry runs --------------------------------------------------------------------------------

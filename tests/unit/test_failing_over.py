@@ -181,6 +181,17 @@ def test_a_damaged_newest_point_is_named_and_an_older_one_can_be_taken(tmp_path:
     assert ready_content(folder, "disk1") == pattern(first.id, "disk1")
 
 
+def test_a_replica_that_was_damaged_is_so_again_after_an_undone_failover(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    add_point(folder)
+    with WriterLease.acquire(folder, "s") as lease:
+        mark_damaged(folder, lease, "found by verify")
+    assert "found by verify" in failover(folder).warnings[0]
+    assert undo_failover(folder).state is ReplicaState.DAMAGED
+    with pytest.raises(IllegalTransition):
+        add_point(folder)
+
+
 def test_a_damaged_record_of_the_newest_point_is_not_passed_over(tmp_path: Path) -> None:
     folder = new_replica(tmp_path / "r")
     first, second = add_point(folder), add_point(folder)

@@ -273,7 +273,7 @@ def test_the_status_tells_age_actions_and_holder(tmp_path: Path) -> None:
     add_point(folder)
     found = status(folder)
     assert (found.state, found.is_processing, found.newest_age_s) == ("ready", False, 3600.0)
-    assert "failover" in found.actions
+    assert "standby replica failover r" in found.actions
     assert found.findings == ()
     with WriterLease.acquire(folder, "session-7"):
         found = status(folder)

@@ -66,6 +66,7 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(_R, Action.MARK_DAMAGED, _D, "a point was touched from outside"),
     Transition(_R, Action.DELETE, _P, "the target's own rules allow it"),
     Transition(_F, Action.UNDO_FAILOVER, _R, "the replica VM is off"),
+    Transition(_F, Action.UNDO_FAILOVER, _D, "it was damaged before"),
     Transition(_F, Action.PERMANENT_FAILOVER, _P, "the target's own rules allow it"),
     Transition(_F, Action.FAILBACK, _B, "a target for the failback is reachable"),
     Transition(_F, Action.VERIFY, _F),
@@ -82,7 +83,7 @@ TRANSITIONS: tuple[Transition, ...] = (
 
 def legal_actions(state: ReplicaState) -> tuple[Action, ...]:
     """What may be asked of a replica in `state`, in the table's order."""
-    return tuple(t.action for t in TRANSITIONS if t.state is state)
+    return tuple(dict.fromkeys(t.action for t in TRANSITIONS if t.state is state))
 
 
 COMMANDS: dict[Action, str] = {
@@ -107,7 +108,8 @@ def legal_commands(state: ReplicaState, replica: str, job: str) -> tuple[str, ..
 
 
 def next_state(state: ReplicaState, action: Action) -> ReplicaState | None:
-    """The state that `action` leads to from `state`; None where it is not legal."""
+    """The state that `action` leads to from `state`, of several the first; None where it is not
+    legal."""
     for transition in TRANSITIONS:
         if transition.state is state and transition.action is action:
             return transition.result

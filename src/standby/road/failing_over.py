@@ -38,11 +38,13 @@ __all__ = [
     "ReplicaStatus",
     "check_given_up",
     "check_startable",
+    "damage_warnings",
     "failover",
     "findings",
     "mark_damaged",
     "permanent_failover",
     "startable_point",
+    "state_after_undo",
     "status",
     "target_state",
     "undo_failover",
@@ -87,7 +89,7 @@ def failover(
             "the source VM is running: two VMs of one identity would be alive",
             "Shut it down, or repeat with --source-may-run",
         )
-    warnings: list[str] = []
+    warnings = damage_warnings(record)
     if source_running:
         warnings.append("the source VM is running")
     fenced = _settle(folder, warnings)
@@ -117,6 +119,19 @@ def failover(
             failover_started_at=f"{folder.clock.now():%Y-%m-%dT%H:%M:%SZ}",
         )
     return FailoverResult(record, chosen, renewed, fenced, tuple(warnings))
+
+
+def damage_warnings(record: ReplicaRecord) -> list[str]:
+    """What a failover of a replica that is marked damaged has to say: the point's files are the
+    ones that were committed, their content may not be."""
+    if record.state is not ReplicaState.DAMAGED:
+        return []
+    return [f"the replica is marked damaged: {record.damage}; the VM may start from damaged data"]
+
+
+def state_after_undo(record: ReplicaRecord) -> ReplicaState:
+    """What an undone failover goes back to: damage is not forgotten over it."""
+    return ReplicaState.DAMAGED if record.damage else ReplicaState.READY
 
 
 def _settle(folder: ReplicaFolder, warnings: list[str]) -> bool:
@@ -217,8 +232,8 @@ def undo_failover(
     sparse: bool = True,
 ) -> ReplicaRecord:
     """Drop what the replica VM wrote since the failover: its ready layers are above the newest
-    point again, and the state is ready. `is_running` says whether the VM still runs; then
-    MachineRunning is raised. `drop_writes` drops what was written outside of a failover, too."""
+    point again, and the state is ready (damaged where it was before). `is_running` says whether the
+    VM still runs; then MachineRunning is raised. `drop_writes` drops what was written outside of a failover, too."""
     record = folder.record()
     is_unasked = record.state in (ReplicaState.READY, ReplicaState.DAMAGED)
     if is_unasked and not drop_writes:
@@ -242,7 +257,7 @@ def undo_failover(
             is_running=is_running,
             host_folder=host_folder,
             sparse=sparse,
-            state=record.state if is_unasked else ReplicaState.READY,
+            state=record.state if is_unasked else state_after_undo(record),
             failover_point="",
             failover_started_at="",
         )

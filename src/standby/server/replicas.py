@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import ConfigurationError, StandbyError, UnknownName
+from standby.errors import ConfigurationError, MachineRunning, StandbyError, UnknownName
 from standby.host.folder import FolderHost, update_replica_machine
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
@@ -175,7 +175,7 @@ class Replicas:
     def undo_failover(self, name: str, *, drop_writes: bool = False) -> ReplicaRecord:
         """Drop what the replica VM wrote; the replica is ready again at its newest point."""
         folder = self.folder(name)
-        record = undo_failover(folder, drop_writes, is_running=self.is_running(folder))
+        record = undo_failover(folder, drop_writes, is_running=partial(self.check_off, folder))
         describe_machine(folder, folder.newest())
         return record
 
@@ -211,6 +211,22 @@ class Replicas:
             return host.power_state(host.machine_in(folder.name)) is not PowerState.OFF
 
         return is_running
+
+    def check_off(self, folder: ReplicaFolder) -> bool:
+        """False where the replica's VM is off, else MachineRunning with what is known of it and
+        how to stop it."""
+        if not (folder.path / "vm.toml").exists():
+            return False
+        host = FolderHost(self._root_name(folder), folder.path.parent, None, self._clock)
+        reason, is_ours = host.reason_to_be_running(host.machine_in(folder.name))
+        if not reason:
+            return False
+        hint = f"`standby replica power off {folder.name}` stops it" if is_ours else ""
+        raise MachineRunning(host.name, folder.name, reason, hint)
+
+    def _root_name(self, folder: ReplicaFolder) -> str:
+        """The name of the target host that the replica is on."""
+        return next(name for name, root in self._roots.items() if root == folder.path.parent)
 
     def source_is_running(self, record: ReplicaRecord) -> bool:
         """Whether the source VM is known to run; an unreachable source is why failovers exist."""

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from standby.errors import MachineRunning, PointDamaged, ReplicaConflict
+from standby.errors import PointDamaged, ReplicaConflict
 from standby.model.point import RestorePoint
 from standby.model.replica import Action, ReplicaRecord, ReplicaState, next_state
 from standby.road import ready
-from standby.road.failing_over import check_given_up, startable_point
+from standby.road.failing_over import (
+    check_given_up,
+    damage_warnings,
+    startable_point,
+    state_after_undo,
+)
 from standby.road.lease import check_legal, holder_of, is_processing
 from standby.road.points import chosen_point, replicated_disks
 from standby.road.records import inner_path
@@ -51,7 +56,7 @@ def plan_failover(
     folder = replicas.folder(name)
     record = folder.record()
     check_legal(record, folder.name, Action.FAILOVER)
-    warnings = []
+    warnings = damage_warnings(record)
     if replicas.source_is_running(record):
         if not source_may_run:
             raise ReplicaConflict(
@@ -89,8 +94,7 @@ def plan_undo_failover(replicas: Replicas, name: str, *, drop_writes: bool = Fal
     if not (is_unasked and drop_writes):
         folder.check_ready()
         check_legal(record, folder.name, Action.UNDO_FAILOVER)
-    if replicas.is_running(folder)():
-        raise MachineRunning("target", record.name, "a failover is undone with the replica VM off")
+    replicas.check_off(folder)
     newest = chosen_point(folder.name, folder.points(), None)
     for layer, evidence in folder.touched_layers([newest]):
         raise PointDamaged(folder.name, newest.id, layer.file, evidence)
@@ -104,7 +108,8 @@ def plan_undo_failover(replicas: Replicas, name: str, *, drop_writes: bool = Fal
         for file, size in sorted(sizes.items())
     ]
     effects.append(f"new empty ready layers are made above the newest point {newest.id}")
-    effects.append("sessions go on with the replica")
+    if state_after_undo(record) is ReplicaState.READY:
+        effects.append("sessions go on with the replica")
     return _plan(
         folder, record, Action.UNDO_FAILOVER, newest, effects, [], drops_bytes=sum(sizes.values())
     )
@@ -136,6 +141,8 @@ def _plan(
     drops_bytes: int = 0,
 ) -> VerbPlan:
     becomes = next_state(record.state, action) or record.state
+    if record.state is ReplicaState.FAILOVER and action is Action.UNDO_FAILOVER:
+        becomes = state_after_undo(record)
     disks = len(replicated_disks(point))
     head = (
         f"{folder.name}: {record.state} becomes {becomes}, {disks} disks, point of {point.taken_at}"

@@ -117,6 +117,11 @@ class FolderHost:
         """Whether our QEMU, or another that has a disk open for writing, runs the VM."""
         return self._running(machine).power_state()
 
+    def reason_to_be_running(self, machine: Machine) -> tuple[str, bool]:
+        """Why the VM is not off, '' when it is; and whether `stop` could end that."""
+        running = self._running(machine)
+        return running.reason_to_be_running(), running.is_ours_to_stop()
+
     def start(self, machine: Machine) -> None:
         """Start the VM, or what is missing of it: a dead disk server of a running QEMU is started
         again, a running VM left as it is.

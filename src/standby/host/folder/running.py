@@ -101,6 +101,11 @@ class Running:
             return f"disk server process {record.serve_pid}"
         return self._writer()
 
+    def is_ours_to_stop(self) -> bool:
+        """Whether `stop` can end what runs the VM: processes that this machine started for it."""
+        record = self.record()
+        return not record.is_elsewhere and (record.qemu_is_alive or record.server_is_alive)
+
     def _writer(self) -> str:
         """Who else has a disk's newest layer open for writing, '' when nobody."""
         for disk in self.machine.disks:
