@@ -12,6 +12,7 @@ import pytest
 from standby.disk import open_disk
 from standby.host.folder import processes
 from standby.host.folder.power import PowerRecord, write_record
+from standby.units import MiB
 
 
 @pytest.fixture
@@ -297,6 +298,12 @@ def damage(target: Path, point: str) -> None:
 def test_verify_reads_every_point(replica, points: list[str]) -> None:
     assert replica("verify", "vm1").out == "".join(f"{point}: ok\n" for point in points)
     assert replica("verify", "vm1", "--point", points[0]).out == f"{points[0]}: ok\n"
+
+
+def test_verify_reads_what_points_share_once(replica) -> None:
+    first, second = replica("verify", "vm1", "--json").json["points"]
+    assert sum(disk["bytes_read"] for disk in first["disks"]) >= 3 * MiB
+    assert sum(disk["bytes_read"] for disk in second["disks"]) == 64 * 1024
 
 
 def test_verify_names_what_is_damaged_and_repair_heals_it(run, replicated) -> None:

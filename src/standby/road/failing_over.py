@@ -232,8 +232,9 @@ def undo_failover(
     sparse: bool = True,
 ) -> ReplicaRecord:
     """Drop what the replica VM wrote since the failover: its ready layers are above the newest
-    point again, and the state is ready (damaged where it was before). `is_running` says whether the
-    VM still runs; then MachineRunning is raised. `drop_writes` drops what was written outside of a failover, too."""
+    point again, and the state is ready (damaged where it was before). `is_running` says whether
+    the VM still runs; then MachineRunning is raised. `drop_writes` drops what was written outside
+    of a failover, too."""
     record = folder.record()
     is_unasked = record.state in (ReplicaState.READY, ReplicaState.DAMAGED)
     if is_unasked and not drop_writes:

@@ -41,7 +41,7 @@ from standby.road.repairing import RepairReport
 from standby.road.replica import ReplicaFolder
 from standby.road.surveying import ReplicaStatus, status
 from standby.road.target_rules import load_target_rules
-from standby.road.verifying import PointVerdict, verify_point
+from standby.road.verifying import PointVerdict, verify_point, verify_replica
 from standby.server.repair_sources import Disks, point_disks, repaired, source_disks
 
 if TYPE_CHECKING:  # failing over with only the target alive must not wait for a database's import
@@ -249,17 +249,19 @@ class Replicas:
         progress: Progress | None = None,
         threads: int = 2,
     ) -> list[PointVerdict]:
-        """Read every byte of a point (None: of all) against its digests. A damaged piece marks the
-        replica damaged; a replica whose points all verify is no longer damaged."""
+        """Read every byte of a point (None: of all, what they share once) against its digests. A
+        damaged piece marks the replica damaged; a replica whose points all verify is no longer
+        damaged."""
         folder = self.folder(name)
-        points = folder.points()
-        wanted = points if point is None else (chosen_point(folder.name, points, point),)
-        verdicts = [
-            verify_point(folder, item.id, device=True, threads=threads, progress=progress)
-            for item in wanted
-        ]
-        for verdict, item in zip(verdicts, wanted, strict=True):
-            _add_touched(verdict, folder, item)
+        if point is None:
+            verdicts = verify_replica(folder, device=True, threads=threads, progress=progress)
+        else:
+            chosen = chosen_point(folder.name, folder.points(), point)
+            verdicts = [
+                verify_point(folder, chosen.id, device=True, threads=threads, progress=progress)
+            ]
+        for verdict in verdicts:
+            _add_touched(verdict, folder, folder.point(verdict.point_id))
         self._record_verdicts(folder, verdicts, is_whole=point is None)
         return verdicts
 
