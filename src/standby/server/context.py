@@ -6,14 +6,15 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.model.job import ReplicationJob
-from standby.model.machine import Machine
 from standby.ports import Host
-from standby.server.movers import MoverPair
 from standby.server.store import Store
+
+if TYPE_CHECKING:
+    from standby.server.crew import Crew
 
 ProgressCallback = Callable[[str, str, int, int], None]
 """Called as progress(machine, disk place, bytes scanned, bytes to scan) from any thread."""
@@ -41,18 +42,12 @@ class SessionContext:
     installation: str
     job: ReplicationJob
     source: Host
-    source_root: Path
-    target_root: Path
-    repository: Path
     store: Store
     slots: TaskSlots
     take_over: bool = False
     accept_loss: bool = False
     progress: ProgressCallback | None = None
     clock: Clock = field(default_factory=lambda: SYSTEM_CLOCK)
-    after_commit: Callable[[Path, Machine, dict[str, str]], None] | None = None
-    """Called with the replica's folder, the VM and {place: ready layer} after each commit: makes
-    or updates the replica VM on the target host."""
     is_cancelled: threading.Event = field(default_factory=threading.Event)
-    pairs: list[MoverPair] = field(default_factory=list)
-    """The movers at work for the session now."""
+    crews: list[Crew] = field(default_factory=list)
+    """Those at work for the session now."""

@@ -12,7 +12,6 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
@@ -40,12 +39,11 @@ from standby.model.replica import (
     legal_commands,
 )
 from standby.model.report import DiskReport, MachineReport
-from standby.repository import Repository
 from standby.road.naming import new_point_id
 from standby.road.points import DiskMatches, TargetState, match_disks
 from standby.server import facts
 from standby.server.context import ProgressCallback, SessionContext, TaskSlots
-from standby.server.movers import MoverPair
+from standby.server.crew import Crew, RepositoryView, replica_name
 from standby.server.plan import DiskPlan, Mode
 from standby.server.retention import changed_share, is_changed_share_unusual
 from standby.server.store import CHANGED_SHARE
@@ -57,10 +55,10 @@ __all__ = ["MachineDriver", "ProgressCallback", "SessionContext", "TaskSlots"]
 class MachineDriver:
     """Drives one VM; `run` never raises, the report says how it ended."""
 
-    def __init__(self, context: SessionContext, machine: Machine, movers: MoverPair) -> None:
+    def __init__(self, context: SessionContext, machine: Machine, crew: Crew) -> None:
         self.context = context
         self.machine = machine
-        self.movers = movers
+        self.crew = crew
         self.report = MachineReport(machine.name, machine.id)
         self.is_broken = False
         self.repository_error: RepositoryError | None = None
@@ -119,10 +117,10 @@ class MachineDriver:
             except StandbyError as exc:
                 self._alarm("checkpoint", f"checkpoint not released: {exc}")
         if self._path and self.is_broken:
-            self.movers.cut()  # the target's end of it closes the replica too
+            self.crew.cut()  # the target's end of it closes the replica too
         elif self._path:
             try:
-                self.movers.target.call("close_replica", path=self._path)
+                self.crew.target.call("close_replica", path=self._path)
             except StandbyError as exc:
                 self.is_broken = True
                 self.report.warnings.append(str(exc))
@@ -140,15 +138,15 @@ class MachineDriver:
     def _run(self) -> None:
         context = self.context
         with self._step("start movers"):  # they have been starting side by side
-            for ping in [mover.start("ping") for mover in (self.movers.source, self.movers.target)]:
+            for ping in [mover.start("ping") for mover in (self.crew.source, self.crew.target)]:
                 ping.result()
-        repository = Repository(context.repository)
+        repository = self.crew.open_repository()
         try:
             with self._step("prepare"):
                 state = self._prepare(repository)
                 matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
                 self._register(matches)
-                free = int(self.movers.target.call("free_bytes", path=self._path))
+                free = int(self.crew.target.call("free_bytes", path=self._path))
             # From here to the release nothing waits for the target but the transfer, which has the
             # checkpoint's age limit: no link holds the source hostage.
             with self._step("checkpoint"):
@@ -167,14 +165,13 @@ class MachineDriver:
                 self.report.point = point
             with self._step("repository"):
                 self._commit_repository(repository, point, roots)
-                older = self.movers.target.call("older_trackers", path=self._path)
+                older = self.crew.target.call("older_trackers", path=self._path)
                 context.source.forget_tracker(self.machine, older)
                 killpoints.reach("older tracker ids given up")
             self.report.outcome = "done"
             with self._step("ready layer"):
-                ready = self.movers.target.call("renew_ready", path=self._path)
-                if context.after_commit is not None:
-                    context.after_commit(Path(self._path), self.machine, ready)
+                ready = self.crew.target.call("renew_ready", path=self._path)
+                self.crew.keep_replica_machine(self._path, self.machine, ready)
             with self._step("retention"):
                 self._retain(repository)
         finally:
@@ -182,25 +179,25 @@ class MachineDriver:
 
     # --- prepare -----------------------------------------------------------------------------
 
-    def _prepare(self, repository: Repository) -> TargetState:
+    def _prepare(self, repository: RepositoryView) -> TargetState:
         """Open the replica as its one writer; finish what a killed session left."""
         context = self.context
         known = context.store.known_replica(self._identity)
         is_known = known is not None and known.points > 0
         with contextlib.suppress(RepositoryError):
             is_known = is_known or bool(repository.points(self.key))
-        found = self.movers.target.call(
+        found = self.crew.target.call(
             "open_replica",
-            root=str(context.target_root),
+            root=self.crew.target_root,
             identity=msgspec.to_builtins(self._identity),
             wanted=self.machine.name + context.job.suffix,
             session=context.session,
             take_over=context.take_over,
             must_exist=not context.accept_loss and is_known,
-            expected=known.path if known is not None else str(context.target_root),
+            expected=known.path if known is not None else self.crew.target_root,
         )
         self._path = found["path"]
-        self.report.replica = Path(self._path).name
+        self.report.replica = replica_name(self._path)
         self.report.warnings.extend(found["warnings"])
         state = msgspec.convert(found["state"], TargetState)
         if known is not None and not state.points:
@@ -229,7 +226,7 @@ class MachineDriver:
         """Make the disks of an existing VM at the target the first point (RULES 16)."""
         matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
         self._register(matches)
-        found = self.movers.target.call(
+        found = self.crew.target.call(
             "map_machine",
             path=self._path,
             folder=self.context.job.map[self.machine.name],
@@ -242,7 +239,7 @@ class MachineDriver:
 
     def _register(self, matches: DiskMatches) -> None:
         """Have the target keep the disks' ids before anything carries one (RULES 1)."""
-        self.movers.target.call(
+        self.crew.target.call(
             "register_disks", path=self._path, disks=msgspec.to_builtins(matches.known)
         )
 
@@ -283,7 +280,7 @@ class MachineDriver:
 
     def _plans(
         self,
-        repository: Repository,
+        repository: RepositoryView,
         state: TargetState,
         checkpoint: Checkpoint,
         matches: DiskMatches,
@@ -298,8 +295,8 @@ class MachineDriver:
             repository,
             self.key,
             self.context.source,
-            self.context.source_root,
-            self.movers.source,
+            self.crew.source_root,
+            self.crew.source,
             self.context.store.changed_history(self._identity),
             lost_points=self._lost_points,
         )
@@ -347,7 +344,7 @@ class MachineDriver:
             return Transfer(
                 self.context,
                 self.machine,
-                self.movers,
+                self.crew,
                 self._path,
                 self.key,
                 point,
@@ -374,7 +371,7 @@ class MachineDriver:
         trackers: dict[str, str],
     ) -> None:
         identities = {disk.place: disk.identity for disk in checkpoint.disks}
-        self.movers.target.call(
+        self.crew.target.call(
             "commit_point",
             path=self._path,
             point=point,
@@ -397,7 +394,9 @@ class MachineDriver:
             changed_bytes=sum(disk.changed for disk in self.report.disks),
         )
 
-    def _commit_repository(self, repository: Repository, point: str, roots: dict[str, str]) -> None:
+    def _commit_repository(
+        self, repository: RepositoryView, point: str, roots: dict[str, str]
+    ) -> None:
         """The point exists already: trouble here costs time next session, nothing else."""
         try:
             repository.commit(
@@ -411,7 +410,7 @@ class MachineDriver:
 
     # --- retention ---------------------------------------------------------------------------
 
-    def _retain(self, repository: Repository) -> None:
+    def _retain(self, repository: RepositoryView) -> None:
         """Merge away what is over the job's count, unless this session looks like ransomware."""
         context = self.context
         share = changed_share(self.report)
@@ -426,14 +425,14 @@ class MachineDriver:
             is_held = True
         points: list[str]
         if is_held:
-            points = self.movers.target.call("points", path=self._path)
+            points = self.crew.target.call("points", path=self._path)
         else:
-            points = self.movers.target.call("points", path=self._path)
+            points = self.crew.target.call("points", path=self._path)
             # What retention may leave is written down first: after a kill in the middle of it
             # fewer points are no loss.
             keep = context.job.restore_points
             self._remember(ReplicaState.READY, points, min(len(points), keep))
-            kept = self.movers.target.call("retire_points", path=self._path, keep=keep)
+            kept = self.crew.target.call("retire_points", path=self._path, keep=keep)
             points = kept["points"]
             self.report.warnings.extend(kept["warnings"])
             with contextlib.suppress(RepositoryError, DiskError):

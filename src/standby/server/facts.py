@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
-from standby.clock import new_token
 from standby.disk.vhdx import default_block_size
 from standby.errors import RepositoryError
-from standby.files import rename_durably
 from standby.model.extent import Extent
 from standby.model.job import ReplicationJob
 from standby.model.machine import Checkpoint, CheckpointDisk, Machine
 from standby.model.replica import ReplicaIdentity
 from standby.ports import Host
-from standby.repository import Repository
 from standby.road.points import DiskMatches, TargetState
 from standby.server.config_check import excludes_disk
-from standby.server.movers import MoverHandle
+from standby.server.crew import Handle, RepositoryView
 from standby.server.plan import DiskFacts, DiskPlan, PartialFacts, TargetDiskFacts, plan_disk
 from standby.server.store import KnownReplica
 
@@ -30,7 +26,9 @@ def repository_key(identity: ReplicaIdentity) -> str:
     )
 
 
-def points_lost(known: KnownReplica | None, repository: Repository, key: str, newest: str) -> str:
+def points_lost(
+    known: KnownReplica | None, repository: RepositoryView, key: str, newest: str
+) -> str:
     """What the target has lost, '' for nothing: it holds fewer points than were seen there last, or
     an older newest one than the repository has the digests of (RULES 6)."""
     recorded: list[str] = []
@@ -42,25 +40,7 @@ def points_lost(known: KnownReplica | None, repository: Repository, key: str, ne
     return ""
 
 
-def healed_repository(path: Path, key: str, error: RepositoryError) -> str:
-    """Make a damaged repository usable again: forget what it has of the replica, or, where not
-    even that works, move it away. What was done, for people; the next comparison is with the
-    target's own digests. Raises `error` where it is no damage (another program's database)."""
-    if "damaged" not in error.problem:
-        raise error
-    try:
-        with Repository(path) as repository:
-            repository.forget(key)
-            return "what it had of this replica was dropped"
-    except RepositoryError as exc:
-        if "damaged" not in exc.problem:
-            raise
-        aside = path.with_name(f"{path.name}.damaged-{new_token(4)}")
-        rename_durably(path, aside)
-        return f"it was moved to {aside}"
-
-
-def converge_repository(repository: Repository, key: str, state: TargetState) -> None:
+def converge_repository(repository: RepositoryView, key: str, state: TargetState) -> None:
     """Finish a commit that a kill separated from its point: what is staged for the target's newest
     point, with the very roots that point has, becomes the newest state. Anything staged for a
     point that can no longer come is dropped."""
@@ -88,11 +68,11 @@ def disk_plans(
     checkpoint: Checkpoint,
     matches: DiskMatches,
     state: TargetState | None,
-    repository: Repository | None,
+    repository: RepositoryView | None,
     key: str,
     source: Host,
-    source_root: Path,
-    mover: MoverHandle,
+    source_root: str,
+    mover: Handle,
     history: Mapping[str, tuple[int, ...]],
     *,
     lost_points: int = 0,
@@ -172,9 +152,7 @@ def _tracked(
     return tuple(answer.ranges), ""
 
 
-def allocated_bytes(mover: MoverHandle, source_root: Path, disk: CheckpointDisk) -> int:
+def allocated_bytes(mover: Handle, source_root: str, disk: CheckpointDisk) -> int:
     """Bytes the source disk stores, by its allocation tables: nothing is read."""
-    measured = mover.call(
-        "measure_disk", disk={"root": str(source_root), "files": list(disk.files)}
-    )
+    measured = mover.call("measure_disk", disk={"root": source_root, "files": list(disk.files)})
     return int(measured["allocated"])

@@ -10,87 +10,81 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
 
 from standby.clock import new_token
 from standby.errors import StandbyError
-from standby.files import free_bytes
 from standby.model.job import ReplicationJob
 from standby.model.machine import CheckpointDisk, Machine
 from standby.model.replica import Action, ReplicaIdentity, legal_actions
 from standby.ports import Host
-from standby.repository import Repository
 from standby.road.points import TargetState, match_disks
 from standby.server import facts
-from standby.server.movers import MoverPair
+from standby.server.crew import Crew, DiskTask, RepositoryView, replica_name
 from standby.server.plan import Basis, DiskPlan, Figure, JobPlan, MachinePlan, Mode
 from standby.server.store import Store
 from standby.server.transfer import both
 
 
 class Planner:
-    """Plans one job with a pair of movers."""
+    """Plans one job."""
 
     def __init__(
         self,
         job: ReplicationJob,
         installation: str,
         source: Host,
-        source_root: Path,
-        target_root: Path,
-        repository: Path,
         store: Store,
-        lend: Callable[[], AbstractContextManager[MoverPair]],
+        lend: Callable[[Machine], AbstractContextManager[Crew]],
     ) -> None:
         self._job = job
         self._installation = installation
         self._source = source
-        self._source_root = source_root
-        self._target_root = target_root
-        self._repository_path = repository
-        self._repository: Repository | None = None
         self._store = store
         self._lend = lend
 
     def plan(self, machines: Sequence[Machine], *, scan: bool) -> JobPlan:
         """What a session would do with each of `machines`."""
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(StandbyError):  # none yet, or damaged: as good as none
-                self._repository = Repository(self._repository_path, create=False)
-                stack.callback(self._repository.close)
-            plans = tuple(self._machine(machine, scan) for machine in machines)
-        free = free_bytes(self._target_root) if self._target_root.is_dir() else 0
-        return JobPlan(self._job.name, plans, free, scan)
+        self._free = 0
+        plans = tuple(self._machine(machine, scan) for machine in machines)
+        return JobPlan(self._job.name, plans, self._free, scan)
 
     def _machine(self, machine: Machine, scan: bool) -> MachinePlan:
-        with self._lend() as pair:
+        with self._lend(machine) as crew, contextlib.ExitStack() as stack:
+            repository: RepositoryView | None = None
+            with contextlib.suppress(StandbyError):  # none yet, or damaged: as good as none
+                repository = crew.open_repository(create=False)
+                stack.callback(repository.close)
             try:
-                return self._planned(machine, pair, scan)
+                return self._planned(machine, crew, repository, scan)
             except StandbyError as exc:
-                pair.is_broken = True
+                crew.is_broken = True
                 return MachinePlan(machine.name, machine.id, "", "conflict", str(exc))
 
-    def _planned(self, machine: Machine, pair: MoverPair, scan: bool) -> MachinePlan:
+    def _planned(
+        self, machine: Machine, crew: Crew, repository: RepositoryView | None, scan: bool
+    ) -> MachinePlan:
         identity = ReplicaIdentity(
             self._installation, self._source.name, machine.id, self._job.name
         )
-        found = pair.target.call(
+        found = crew.target.call(
             "find_replica",
-            root=str(self._target_root),
+            root=crew.target_root,
             identity=msgspec.to_builtins(identity),
             wanted=machine.name + self._job.suffix,
         )
         path = found["path"]
-        replica = Path(path).name
-        held = pair.target.call("inspect_replica", path=path)
+        replica = replica_name(path)
+        self._free = int(crew.target.call("free_bytes", path=path))
+        held = crew.target.call("inspect_replica", path=path)
         state = msgspec.convert(held, TargetState) if held is not None else None
-        reason = self._refusal(identity, state)
+        reason = self._refusal(identity, state, repository)
         if reason:
             return MachinePlan(machine.name, machine.id, replica, "skip", reason)
-        disks = self._disks(machine, identity, state, path, pair, scan)
+        disks = self._disks(machine, identity, state, path, crew, repository, scan)
         alarms = tuple(
             f"disk {disk.place}: full: {disk.reason}" for disk in disks if disk.is_unforeseen
         )
@@ -98,7 +92,12 @@ class Planner:
             machine.name, machine.id, replica, "replicate", disks=disks, alarms=alarms
         )
 
-    def _refusal(self, identity: ReplicaIdentity, state: TargetState | None) -> str:
+    def _refusal(
+        self,
+        identity: ReplicaIdentity,
+        state: TargetState | None,
+        repository: RepositoryView | None,
+    ) -> str:
         """Why a session would leave this replica alone, '' when it would not."""
         if state is not None and Action.SESSION not in legal_actions(state.state):
             return f"the replica is in state {state.state}"
@@ -107,9 +106,9 @@ class Planner:
         lost = ""
         if known is not None and known.points > (len(state.points) if state is not None else 0):
             lost = f"the target holds fewer restore points than the {known.points} known"
-        elif self._repository is not None:
+        elif repository is not None:
             newest = state.newest if state is not None else ""
-            lost = facts.points_lost(known, self._repository, key, newest)
+            lost = facts.points_lost(known, repository, key, newest)
         return f"{lost}; see --accept-loss of `standby job start`" if lost else ""
 
     def _disks(
@@ -118,16 +117,17 @@ class Planner:
         identity: ReplicaIdentity,
         state: TargetState | None,
         path: str,
-        pair: MoverPair,
+        crew: Crew,
+        repository: RepositoryView | None,
         scan: bool,
     ) -> tuple[DiskPlan, ...]:
         key = facts.repository_key(identity)
         mapped: list[str] = []
         folder = self._job.map.get(machine.name, "")
         if folder and (state is None or not state.newest):
-            mapped = pair.target.call("mapped_disks", root=str(self._target_root), folder=folder)
+            mapped = crew.target.call("mapped_disks", root=crew.target_root, folder=folder)
         matches = match_disks(
-            Path(path).name, state.known_disks if state is not None else (), machine.disks
+            replica_name(path), state.known_disks if state is not None else (), machine.disks
         )
         checkpoint = self._source.take_checkpoint(machine, f"plan-{new_token(4)}")
         try:
@@ -137,11 +137,11 @@ class Planner:
                 checkpoint,
                 matches,
                 state,
-                self._repository,
+                repository,
                 key,
                 self._source,
-                self._source_root,
-                pair.source,
+                crew.source_root,
+                crew.source,
                 self._store.changed_history(identity),
                 mapped_places=mapped,
             )
@@ -149,7 +149,7 @@ class Planner:
                 disks = {disk.place: disk for disk in checkpoint.disks}
                 names = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
                 plans = {
-                    place: self._scanned(plan, disks[place], names.get(place, ""), path, key, pair)
+                    place: self._scanned(plan, disks[place], names.get(place, ""), path, key, crew)
                     for place, plan in plans.items()
                 }
                 self._source.confirm_checkpoint(checkpoint)
@@ -166,17 +166,18 @@ class Planner:
         seed_name: str,
         path: str,
         key: str,
-        pair: MoverPair,
+        crew: Crew,
     ) -> DiskPlan:
         """The plan with exact figures: the disk read and compared, as the session would."""
         if plan.mode is Mode.EXCLUDED:
             return plan
-        with pair.connection() as connection:
+        task = f"scan {plan.place} {new_token(4)}"
+        with crew.disk_link(DiskTask(task, "", plan.place, plan.disk_id, key)) as link:
             arguments: dict[str, Any] = {
-                "task": f"scan {plan.place} {new_token(4)}",
-                "connection": connection,
-                "disk": {"root": str(self._source_root), "files": list(disk.files)},
-                "repository": str(self._repository_path),
+                "task": task,
+                "connection": link.at_source,
+                "disk": {"root": link.root, "files": list(disk.files)},
+                "repository": link.repository,
                 "replica": key,
                 "disk_id": plan.disk_id,
                 "session": "",
@@ -192,20 +193,20 @@ class Planner:
                 "virtual_size": plan.virtual_size,
             }
             if plan.baseline != "target":
-                found = pair.source.call("scan_disk", **arguments)
+                found = link.source.call("scan_disk", **arguments)
             else:
-                telling = pair.target.start(
+                telling = crew.target.start(
                     "tell_disk",
                     path=path,
                     disk_id=plan.disk_id,
                     virtual_size=plan.virtual_size,
-                    connection=connection,
-                    task=arguments["task"],
+                    connection=link.at_target,
+                    task=task,
                     seed_name=seed_name if plan.uses_seed else "",
                     mapped_from=plan.mapped_from,
                     place=plan.place,
                 )
-                found, _ = both(pair.source.start("scan_disk", **arguments), telling)
+                found, _ = both(link.source.start("scan_disk", **arguments), telling)
         sent = found["changed"] - found["zeroed"]
         return replace(
             plan, read=Figure(found["read"], Basis.EXACT), send=Figure(sent, Basis.EXACT)

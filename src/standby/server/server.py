@@ -18,16 +18,16 @@ from types import TracebackType
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import JobError, SessionStopped, StandbyError, UnknownName
 from standby.files import make_folder_durably
-from standby.host.folder import FolderHost, create_replica_machine, update_replica_machine
+from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.model.report import MachineReport, SessionReport
 from standby.ports import Host
-from standby.server import facts
 from standby.server.alive import Alive
 from standby.server.config import Config, load_config
 from standby.server.config_check import Finding, Level, check_paths, replica_conflicts, selects
 from standby.server.context import ProgressCallback, SessionContext, TaskSlots
+from standby.server.crew import Crew, LocalCrew
 from standby.server.driver import MachineDriver
 from standby.server.movers import MoverPair, child_movers
 from standby.server.plan import JobPlan
@@ -250,8 +250,8 @@ class BackupServer:
 
         def cut() -> None:
             context.is_cancelled.set()
-            for pair in list(context.pairs):
-                pair.cut()
+            for crew in list(context.crews):
+                crew.cut()
 
         with (
             StopWatcher(self.store, context.session, cut),
@@ -306,7 +306,7 @@ class BackupServer:
         if error is None or driver.report.outcome != "failed":
             return driver.report
         try:
-            done = facts.healed_repository(context.repository, driver.key, error)
+            done = driver.crew.heal_repository(driver.key, error)
         except StandbyError:
             return driver.report
         text = f"{error}; {done}"
@@ -316,16 +316,28 @@ class BackupServer:
         return again.report
 
     def _driven(self, context: SessionContext, machine: Machine) -> MachineDriver:
-        with self._lent_movers() as pair:
-            context.pairs.append(pair)
+        with self._lent_crew(context.job, context.slots) as crew:
+            context.crews.append(crew)
             if context.is_cancelled.is_set():
-                pair.cut()
+                crew.cut()
             try:
-                driver = MachineDriver(context, machine, pair)
+                driver = MachineDriver(context, machine, crew)
                 driver.run()
                 return driver
             finally:
-                context.pairs.remove(pair)
+                context.crews.remove(crew)
+
+    @contextlib.contextmanager
+    def _lent_crew(self, job: ReplicationJob, slots: TaskSlots | None) -> Iterator[Crew]:
+        """The movers of one VM."""
+        with self._lent_movers() as pair:
+            yield LocalCrew(
+                pair,
+                self._root(job.source),
+                self._root(job.target),
+                self.config.repositories[job.repository],
+                slots,
+            )
 
     def _context(
         self,
@@ -340,16 +352,12 @@ class BackupServer:
             installation=self.config.installation,
             job=job,
             source=self.host(job.source),
-            source_root=self._root(job.source),
-            target_root=self._root(job.target),
-            repository=self.config.repositories[job.repository],
             store=self.store,
             slots=TaskSlots(job.max_tasks, self._task_slots),
             take_over=take_over,
             accept_loss=accept_loss,
             progress=progress,
             clock=self.clock,
-            after_commit=_keep_replica_machine,
         )
 
     def _check_rpo(self, job: ReplicationJob, report: SessionReport) -> None:
@@ -397,23 +405,10 @@ class BackupServer:
             wanted,
             self.config.installation,
             self.host(wanted.source),
-            self._root(wanted.source),
-            self._root(wanted.target),
-            self.config.repositories[wanted.repository],
             self.store,
-            self._lent_movers,
+            lambda machine: self._lent_crew(wanted, None),
         )
         return planner.plan(self.machines(wanted), scan=scan)
-
-
-def _keep_replica_machine(folder: Path, machine: Machine, ready: dict[str, str]) -> None:
-    """Make or update the replica VM on a folder target, attached to its ready layers."""
-    if not ready:
-        return
-    if (folder / "vm.toml").exists():
-        update_replica_machine(folder, machine, ready)
-    else:
-        create_replica_machine(folder, machine, ready)
 
 
 def _outcome(machines: Sequence[MachineReport]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from standby import killpoints
@@ -19,7 +19,7 @@ from standby.errors import CheckpointLimit, LinkError, MoverDied, StandbyError, 
 from standby.model.machine import Checkpoint, CheckpointDisk, Machine
 from standby.model.report import DiskReport
 from standby.server.context import SessionContext
-from standby.server.movers import MoverPair
+from standby.server.crew import Crew, DiskLink, DiskTask, replica_name
 from standby.server.plan import DiskPlan, Mode
 
 PROGRESS_INTERVAL_S = 0.25
@@ -32,7 +32,7 @@ class Transfer:
         self,
         context: SessionContext,
         machine: Machine,
-        movers: MoverPair,
+        crew: Crew,
         path: str,
         key: str,
         point: str,
@@ -41,7 +41,7 @@ class Transfer:
     ) -> None:
         self._context = context
         self._machine = machine
-        self._movers = movers
+        self._crew = crew
         self._path = path
         self._key = key
         self._point = point
@@ -64,12 +64,21 @@ class Transfer:
         return {plan.disk_id: task.result() for task, plan in tasks.items()}
 
     def _disk(self, plan: DiskPlan, disk: CheckpointDisk) -> str:
-        with self._context.slots.taken(), self._movers.connection() as connection:
+        name = f"{self._machine.name} {plan.place} {new_token(4)}"
+        wanted = DiskTask(
+            name,
+            self._machine.name,
+            plan.place,
+            plan.disk_id,
+            self._key,
+            size_bytes=plan.send.value,
+        )
+        with self._crew.disk_link(wanted) as link:
             self._begin(plan, disk)
-            return self._send(plan, disk, connection)
+            return self._send(plan, disk, name, link)
 
     def _begin(self, plan: DiskPlan, disk: CheckpointDisk) -> None:
-        self._movers.target.call(
+        self._crew.target.call(
             "begin_disk",
             path=self._path,
             disk_id=plan.disk_id,
@@ -86,24 +95,23 @@ class Transfer:
         )
         killpoints.reach("child created")
 
-    def _send(self, plan: DiskPlan, disk: CheckpointDisk, connection: int) -> str:
+    def _send(self, plan: DiskPlan, disk: CheckpointDisk, task: str, link: DiskLink) -> str:
         context = self._context
-        task = f"{self._machine.name} {plan.place} {new_token(4)}"
-        receiving = self._movers.target.start(
+        receiving = self._crew.target.start(
             "receive_disk",
             path=self._path,
             disk_id=plan.disk_id,
             task=task,
-            connection=connection,
+            connection=link.at_target,
             verify_writes=context.job.verify_writes,
         )
         try:
-            sending = self._movers.source.start(
+            sending = link.source.start(
                 "send_disk",
                 task=task,
-                connection=connection,
-                disk={"root": str(context.source_root), "files": list(disk.files)},
-                repository=str(context.repository),
+                connection=link.at_source,
+                disk={"root": link.root, "files": list(disk.files)},
+                repository=link.repository,
                 replica=self._key,
                 disk_id=plan.disk_id,
                 session=context.session,
@@ -121,7 +129,7 @@ class Transfer:
                 virtual_size=disk.virtual_size,
             )
         except StandbyError:
-            self._movers.cut()  # nobody sends: the receiver would wait
+            self._crew.cut()  # nobody sends: the receiver would wait
             raise
         sent, received = both(sending, receiving)
         report = self._reports[plan.disk_id]
@@ -132,7 +140,7 @@ class Transfer:
         report.resent_blocks = received["resent_blocks"]
         report.busy_s = {**sent["busy_s"], **received["busy_s"]}
         if sent["root"] != received["root"]:
-            raise VerifyFailed(Path(self._path).name, plan.disk_id, 0)
+            raise VerifyFailed(replica_name(self._path), plan.disk_id, 0)
         return str(sent["root"])
 
     # --- waiting -----------------------------------------------------------------------------
@@ -146,14 +154,14 @@ class Transfer:
         while pending:
             _, pending = wait(pending, timeout=PROGRESS_INTERVAL_S)
             if pending and limit and context.clock.monotonic() - started > limit:
-                self._movers.cut()
+                self._crew.cut()
                 wait(pending)
                 raise CheckpointLimit(self._machine.name, f"age {limit} s")
             if context.progress is None:
                 continue
             with contextlib.suppress(StandbyError):
                 if asked is None:
-                    asked = self._movers.source.start("progress")
+                    asked = self._crew.source.start("progress")
                 elif asked.done():
                     answer, asked = asked, None
                     self._show(answer.result())

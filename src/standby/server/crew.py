@@ -1,0 +1,189 @@
+"""Who does the work of one VM's session: its movers, and how each of them knows the places.
+
+The driver speaks to a `Crew` and never asks where anything runs. `LocalCrew` is a pair of child
+movers on this machine; `service_crew` has the one of movers on other machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from standby.clock import new_token
+from standby.errors import RepositoryError
+from standby.files import rename_durably
+from standby.host.folder import create_replica_machine, update_replica_machine
+from standby.model.machine import Machine
+from standby.repository import DiskState, Repository, StagedDisk
+from standby.server.context import TaskSlots
+from standby.server.movers import MoverPair
+
+
+class Handle(Protocol):
+    """One mover, as its callers see it."""
+
+    name: str
+
+    def start(self, verb: str, **arguments: Any) -> Future[Any]: ...
+    def call(self, verb: str, **arguments: Any) -> Any: ...
+
+
+class RepositoryView(Protocol):
+    """What a session asks of the repository, wherever it lies."""
+
+    def states(self, replica: str) -> dict[str, DiskState]: ...
+    def points(self, replica: str) -> list[str]: ...
+    def staged(self, replica: str) -> list[StagedDisk]: ...
+    def commit(self, replica: str, point_id: str, disks: Mapping[str, bytes]) -> None: ...
+    def discard(self, replica: str, disk: str | None = None) -> None: ...
+    def drop_points(self, replica: str, keep: Collection[str]) -> None: ...
+    def forget(self, replica: str) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DiskTask:
+    """A disk that is to be sent, as far as choosing who does it goes. `avoid` are proxies that
+    failed at it."""
+
+    task: str
+    machine: str
+    place: str
+    disk_id: str
+    replica: str
+    generation: int = 0
+    size_bytes: int = 0
+    avoid: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class DiskLink:
+    """The two ends of one disk task. `root` is the source host's folder and `repository` the
+    repository as `source` knows them; `at_source` and `at_target` are the ends' connection specs
+    (road.connections). `proxy` names who sends, '' on one machine."""
+
+    source: Handle
+    root: str
+    repository: Any
+    at_source: Any
+    at_target: Any
+    proxy: str = ""
+
+
+def replica_name(path: str) -> str:
+    """The name of the replica whose folder is at `path`, as whatever mover calls that place."""
+    return re.split(r"[/\\:]", path)[-1]
+
+
+class Crew(Protocol):
+    """The movers of one VM's session.
+
+    `source` answers questions about the source's disks, `target` is the replica's one writer;
+    `source_root` and `target_root` are the hosts' folders as those two know them.
+    """
+
+    source: Handle
+    target: Handle
+    source_root: str
+    target_root: str
+    is_broken: bool
+    can_retry: bool
+    """Whether a broken link is worth another try within the session."""
+
+    def open_repository(self, create: bool = True) -> RepositoryView:
+        """The repository; raises RepositoryError, also when it is not there and `create` is not
+        set."""
+
+    def heal_repository(self, key: str, error: RepositoryError) -> str:
+        """Make a damaged repository usable again; what was done. Raises `error` when it cannot."""
+
+    def disk_link(self, task: DiskTask) -> AbstractContextManager[DiskLink]:
+        """Wait for everything the task needs and hold it until the block ends."""
+
+    def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
+        """Make or update the replica VM of the replica at `path`, attached to its ready layers."""
+
+    def cut(self) -> None:
+        """End every call of this session, whatever hangs; the crew is not used again."""
+
+
+class LocalCrew:
+    """Both movers are children of this process."""
+
+    can_retry = False
+
+    def __init__(
+        self,
+        pair: MoverPair,
+        source_root: Path,
+        target_root: Path,
+        repository: Path,
+        slots: TaskSlots | None = None,
+    ) -> None:
+        self._pair = pair
+        self._repository = repository
+        self._slots = slots
+        self.source: Handle = pair.source
+        self.target: Handle = pair.target
+        self.source_root = str(source_root)
+        self.target_root = str(target_root)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the pair met an error."""
+        return self._pair.is_broken
+
+    @is_broken.setter
+    def is_broken(self, value: bool) -> None:
+        self._pair.is_broken = value
+
+    def open_repository(self, create: bool = True) -> RepositoryView:
+        """See Crew."""
+        return Repository(self._repository, create=create)
+
+    def heal_repository(self, key: str, error: RepositoryError) -> str:
+        """See Crew: forget what the repository has of the replica, or, where not even that works,
+        move it away. The next comparison is with the target's own digests."""
+        if "damaged" not in error.problem:  # another program's database
+            raise error
+        try:
+            with Repository(self._repository) as repository:
+                repository.forget(key)
+                return "what it had of this replica was dropped"
+        except RepositoryError as exc:
+            if "damaged" not in exc.problem:
+                raise
+            path = self._repository
+            aside = path.with_name(f"{path.name}.damaged-{new_token(4)}")
+            rename_durably(path, aside)
+            return f"it was moved to {aside}"
+
+    @contextlib.contextmanager
+    def disk_link(self, task: DiskTask) -> Iterator[DiskLink]:
+        """See Crew; the ends are told the number of a connection they both hold."""
+        with contextlib.ExitStack() as stack:
+            if self._slots is not None:
+                stack.enter_context(self._slots.taken())
+            number = stack.enter_context(self._pair.connection())
+            repository = str(self._repository)
+            yield DiskLink(self.source, self.source_root, repository, number, number)
+
+    def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
+        """See Crew."""
+        if not ready:
+            return
+        folder = Path(path)
+        if (folder / "vm.toml").exists():
+            update_replica_machine(folder, machine, ready)
+        else:
+            create_replica_machine(folder, machine, ready)
+
+    def cut(self) -> None:
+        """See Crew."""
+        self._pair.cut()
