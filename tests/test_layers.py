@@ -49,7 +49,7 @@ DOORS: dict[str, frozenset[str]] = {
     "zstandard": frozenset({"road/packing.py", "wan"}),
     "cryptography": frozenset({"wire/authority.py"}),
     "sqlalchemy": frozenset({"server/store"}),
-    "alembic": frozenset({"server/store", "server/migrations"}),
+    "alembic": frozenset({"server/store"}),
     "xxhash": frozenset({"digesting"}),
     "msgspec": frozenset(MAY_IMPORT) - BOTTOM - {"_kernels"} - KERNEL_OWNERS,
     "winrm": frozenset({"host/hyperv"}),

@@ -251,7 +251,7 @@ class Site:
             for key in repository.replicas():
                 assert repository.staged(key) == []
             assert repository.verify() == []
-        with Store(config.state_database) as store:
+        with Store(config.state_place()) as store:
             assert store.open_intents() == []
         clones = list((self.folder / "source").rglob(".standby-checkpoint-*"))
         assert clones == []

@@ -189,8 +189,10 @@ JOB = MINIMAL  # keys appended to it belong to the job
          "give this installation a name"),
         (MINIMAL.replace("main-site", "main site"), "installation: 'main site' is not a usable"),
         (MINIMAL.replace("[hosts.prod]", '[hosts."a b"]'), "[hosts] a b: 'a b' is not a usable"),
-        (MINIMAL.replace("[hosts.prod]", 'state_database = "postgresql://x/y"\n[hosts.prod]'),
-         "[standby] state_database: must be a path. only SQLite files"),
+        (MINIMAL.replace("[hosts.prod]", 'state_database = "mysql://x/y"\n[hosts.prod]'),
+         "[standby] state_database: is no PostgreSQL URL"),
+        (MINIMAL.replace("[hosts.prod]", 'state_database = "postgresql://me:pw@x/y"\n[hosts.prod]'),
+         "[standby] state_database: a secret must not stand in this file"),
         (MINIMAL + "[proxies.p]\nmover = 'm'", "[proxies.p] mover: there is no mover named 'm'. "
          "known: none"),
         (MINIMAL + "[proxies.p]\npaths = { prd = {} }", "there is no host named 'prd'. did you"),

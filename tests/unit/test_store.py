@@ -256,7 +256,7 @@ def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
     path = tmp_path / "state.sqlite"
     with Store(path) as store, store._database.writing() as connection:
         connection.exec_driver_sql("UPDATE schema_version SET version = 7")
-    with pytest.raises(StateDatabaseError, match="has schema 7, this release knows 1"):
+    with pytest.raises(StateDatabaseError, match="has schema 7, this release knows 2"):
         Store(path)
 
 

@@ -1,33 +1,31 @@
 """Which sessions of this installation are alive, across processes, and what dead ones left.
 
-A session holds the lock of its job as long as its process lives: whoever gets that lock knows that
-nothing of the job is alive.
+A session holds the lock of its job (`store.job_lock`) as long as its process lives: whoever gets
+that lock knows that nothing of the job is alive. A session that a backup server has in its queue
+begins the same way, so that `standby job start` and a server never run one job twice.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from standby.clock import Clock
 from standby.errors import JobBusy, UnknownName
-from standby.files import ByteLock
 from standby.ports import Host
-from standby.server.store import Store
+from standby.server.store import JobLock, Store
 
 
 class Alive:
     """The sessions whose state is in one database."""
 
-    def __init__(self, database: Path, store: Store, clock: Clock) -> None:
-        self._database = database
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
 
-    def lock(self, job: str) -> ByteLock:
+    def lock(self, job: str) -> JobLock:
         """The job's lock, not taken."""
-        return ByteLock(self._database.parent / f".{self._database.name}.{job}.lock")
+        return self._store.job_lock(job)
 
     @contextlib.contextmanager
     def one_session(self, job: str, take_over: bool) -> Iterator[bool]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from standby.errors import ConfigurationError, UnknownName
 from standby.model.job import ReplicationJob
+from standby.server.references import read_reference
 from standby.strict_toml import Table, nearest, read_toml
 from standby.units import MiB
 
@@ -82,6 +83,16 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     schedules: dict[str, dict[str, str]] = field(default_factory=dict)
 
+    state_url: str = ""
+    """Where the state is PostgreSQL: its URL, or a reference to one. `state_database` then only
+    says where small files beside the state lie."""
+
+    def state_place(self) -> Path | str:
+        """The SQLite file, or the URL, of the state database: what `Store` opens."""
+        if not self.state_url or "://" in self.state_url:
+            return self.state_url or self.state_database
+        return read_reference(self.state_url, "[standby] state_database", self.path.parent)
+
     def job(self, name: str) -> ReplicationJob:
         """The job of that name, or UnknownName with those there are."""
         if name not in self.jobs:
@@ -97,11 +108,7 @@ def load_config(path: Path) -> Config:
     root = read_toml(path, "`standby init` writes one to start from")
     general = root.table("standby")
     installation = _name(general, "installation")
-    state_database = general.path("state_database", STATE_FILE_NAME)
-    if "://" in general.text("state_database", STATE_FILE_NAME):
-        raise general.error(
-            "state_database", "must be a path", "only SQLite files are supported in this release"
-        )
+    state_database, state_url = _state(general)
     general.done()
     limits = _limits(root.table("limits"))
     movers = {name: _mover(name, table) for name, table in _named(root, "movers")}
@@ -126,7 +133,29 @@ def load_config(path: Path) -> Config:
         proxies,
         limits,
         schedules,
+        state_url=state_url,
     )
+
+
+def _state(table: Table) -> tuple[Path, str]:
+    """(file, URL or reference to one) of the state database; the URL '' for SQLite."""
+    text = table.text("state_database", STATE_FILE_NAME)
+    if not text.startswith(("env:", "file:")) and "://" not in text:
+        return table.path("state_database", STATE_FILE_NAME), ""
+    if "://" in text:
+        if not re.match(r"(postgresql|postgres)(\+psycopg)?://", text):
+            raise table.error("state_database", "is no PostgreSQL URL", _STATE_HINT)
+        if re.search(r"://[^@/]*:[^@/]*@|[?&]password=", text):
+            raise table.error(
+                "state_database", "a secret must not stand in this file", _STATE_HINT
+            )
+    return Path(table.file).absolute().parent / STATE_FILE_NAME, text
+
+
+_STATE_HINT = (
+    'write a file\'s path, "postgresql://user@host/database", or where the URL holds a password, '
+    'a reference to it: "env:NAME" or "file:PATH"'
+)
 
 
 def _named(root: Table, kind: str) -> list[tuple[str, Table]]:

@@ -33,7 +33,7 @@ from standby.server.movers import MoverPair, child_movers
 from standby.server.plan import JobPlan
 from standby.server.planner import Planner
 from standby.server.replicas import Replicas
-from standby.server.stopping import StopWatcher, is_session_running, stop_sessions
+from standby.server.stopping import StopWatcher, stop_sessions
 from standby.server.store import Store
 
 RPO = "rpo"
@@ -61,8 +61,8 @@ class BackupServer:
         self._movers: list[MoverPair] = []
         self._task_slots = threading.Semaphore(self.config.limits.max_tasks)
         make_folder_durably(self.config.state_database.parent)
-        self.store = Store(self.config.state_database, clock)
-        self._alive = Alive(self.config.state_database, self.store, clock)
+        self.store = Store(self.config.state_place(), clock)
+        self._alive = Alive(self.store, clock)
         self.replicas = Replicas(self.config, self.store, self.host, clock)
 
     def close(self) -> None:
@@ -273,10 +273,8 @@ class BackupServer:
         their reports, none when none ran. What was transferred is kept; JobError when one still
         runs after `timeout_s`."""
         wanted = self.config.job(job)
-        lock = self._alive.lock(wanted.name).path
-        return stop_sessions(
-            self.store, wanted, lambda: is_session_running(lock), self.clock, timeout_s
-        )
+        lock = self._alive.lock(wanted.name)
+        return stop_sessions(self.store, wanted, lock.is_taken, self.clock, timeout_s)
 
     def _end_early(self, job: ReplicationJob, report: SessionReport, exc: BaseException) -> None:
         """Record a session that could not do its work, and what that means for the job's rpo."""

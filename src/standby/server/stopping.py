@@ -5,15 +5,12 @@ system, and a request that nobody reads any more harms nothing."""
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 
 from standby.clock import Clock
 from standby.errors import JobError, StandbyError
-from standby.files import is_byte_locked, is_range_locked
 from standby.model.job import ReplicationJob
 from standby.model.report import SessionReport
 from standby.server.store import Store
@@ -52,16 +49,6 @@ class StopWatcher:
     ) -> None:
         self._end.set()
         self._thread.join()
-
-
-def is_session_running(lock: Path) -> bool:
-    """Whether a process holds the job's lock file. Where the system can tell without taking the
-    lock, a session that begins at this instant is not disturbed."""
-    if not lock.exists():
-        return False
-    if sys.platform == "win32":
-        return is_byte_locked(lock)
-    return is_range_locked(lock, 0, 1)
 
 
 def stop_sessions(

@@ -1,12 +1,19 @@
 """What the backup server remembers: sessions, checkpoint intents, alarms, replicas it has seen.
 
 State only; the configuration is standby.toml, and the truth about a replica stands at the target.
-SQLAlchemy Core with portable types: SQLite by default, another database by URL with the same code.
+SQLAlchemy Core with portable types: SQLite by default, PostgreSQL by URL with the same code.
 Times are ISO 8601 texts in UTC. This package is the only place that knows SQLAlchemy.
+
+`Store` is the door: its own methods are about reports, checkpoints, replicas and alarms;
+`store.queue` about sessions that are to run, `store.dispatch(lease)` is what the active server
+does to them, `store.tokens` the API's tokens, `store.job_lock` one session per job.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
@@ -22,10 +29,32 @@ from standby.model.replica import ReplicaIdentity
 from standby.model.report import MachineReport, SessionReport
 from standby.server.retention import HISTORY, changed_share
 from standby.server.store import tables
-from standby.server.store.database import Database, put
-from standby.server.store.tables import Alarm, CheckpointIntent, KnownReplica
+from standby.server.store.database import Database, insert, upsert
+from standby.server.store.dispatch import Dispatch, TaskMove
+from standby.server.store.lease import LEASE_S, LeaseHolder, LeaseKeeper, ServerLease
+from standby.server.store.locks import JobLock, job_lock
+from standby.server.store.queue import SessionQueue
+from standby.server.store.tables import Alarm, ApiToken, CheckpointIntent, KnownReplica
+from standby.server.store.tokens import Tokens
+from standby.server.store.wakeups import Wakeups
 
-__all__ = ["CHANGED_SHARE", "Alarm", "CheckpointIntent", "KnownReplica", "Store"]
+__all__ = [
+    "CHANGED_SHARE",
+    "Alarm",
+    "ApiToken",
+    "CheckpointIntent",
+    "Dispatch",
+    "JobLock",
+    "KnownReplica",
+    "LeaseHolder",
+    "LeaseKeeper",
+    "ServerLease",
+    "SessionQueue",
+    "Store",
+    "TaskMove",
+    "Tokens",
+    "Wakeups",
+]
 
 CHANGED_SHARE = "changed share"
 """The kind of alarm that holds retention until it is acknowledged (RULES 17)."""
@@ -39,9 +68,18 @@ class Store:
     """
 
     def __init__(self, database: Path | str, clock: Clock = SYSTEM_CLOCK) -> None:
-        """Open a SQLite file (made where missing) or a database URL."""
+        """Open a SQLite file (made where missing) or a database URL; an older schema is upgraded,
+        a SQLite file copied beside itself before that."""
         self._clock = clock
         self._database = Database(database)
+        self._lease: ServerLease | None = None
+        self.queue = SessionQueue(self._database, clock)
+        self.tokens = Tokens(self._database, clock)
+
+    @property
+    def name(self) -> str:
+        """What messages call the database; no part of it is secret."""
+        return self._database.name
 
     def close(self) -> None:
         """Close all connections; a second call does nothing."""
@@ -52,6 +90,42 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    # --- several servers -----------------------------------------------------------------------
+
+    def lease(self, server: str, *, address: str = "", duration_s: float = LEASE_S) -> ServerLease:
+        """This process's claim to be the active server, not acquired. `server` names this very
+        process: another start needs another id."""
+        return ServerLease(
+            self._database, server, address=address, duration_s=duration_s, clock=self._clock
+        )
+
+    def dispatch(self, lease: ServerLease) -> Dispatch:
+        """What the active server does to sessions and tasks."""
+        return Dispatch(self._database, lease, self._clock)
+
+    def guarded(self, lease: ServerLease) -> Store:
+        """The same store (close only one of them), whose every write raises ServerFenced and
+        changes nothing unless `lease` is the active server's."""
+        store = copy(self)
+        store._lease = lease
+        return store
+
+    def wakeups(self) -> Wakeups:
+        """Something to wait on until something is queued, asked or ended, by whatever process.
+        Close it."""
+        return Wakeups(self._database)
+
+    def job_lock(self, job: str) -> JobLock:
+        """The lock that a session of the job holds while its process lives; not taken."""
+        return job_lock(self._database, job)
+
+    @contextlib.contextmanager
+    def _writing(self, *, wakes: bool = False) -> Iterator[sa.Connection]:
+        with self._database.writing(wakes=wakes) as connection:
+            if self._lease is not None:
+                self._lease.guard(connection)
+            yield connection
 
     # --- sessions ----------------------------------------------------------------------------
 
@@ -67,8 +141,8 @@ class Store:
             "ended_at": report.ended_at,
             "outcome": report.outcome,
         }
-        with self._database.writing() as connection:
-            put(connection, tables.sessions, {"id": report.id}, values)
+        with self._writing() as connection:
+            upsert(connection, tables.sessions, {"id": report.id}, values)
             connection.execute(tables.tasks.delete().where(tables.tasks.c.session == report.id))
             for position, machine in enumerate(report.machines):
                 connection.execute(
@@ -100,8 +174,10 @@ class Store:
 
     def ask_to_stop(self, session: str) -> None:
         """Record that the session is to end; its process looks for that (`stopping`)."""
-        with self._database.writing() as connection:
-            put(connection, tables.stop_requests, {"session": session}, {"asked_at": self._now()})
+        with self._writing() as connection:
+            upsert(
+                connection, tables.stop_requests, {"session": session}, {"asked_at": self._now()}
+            )
 
     def is_asked_to_stop(self, session: str) -> bool:
         """Whether somebody asked the session to end."""
@@ -168,7 +244,7 @@ class Store:
     def record_intent(self, host: str, machine_id: str, session: str, recorded_at: str) -> str:
         """Record, before a checkpoint is made, that it will be; the intent's id."""
         intent = str(new_uuid())
-        with self._database.writing() as connection:
+        with self._writing() as connection:
             connection.execute(
                 tables.intents.insert().values(
                     id=intent,
@@ -192,7 +268,7 @@ class Store:
         self._set_intent(intent, state="released", checkpoint="")
 
     def _set_intent(self, intent: str, **values: str) -> None:
-        with self._database.writing() as connection:
+        with self._writing() as connection:
             done = connection.execute(
                 tables.intents.update().where(tables.intents.c.id == intent).values(**values)
             )
@@ -254,12 +330,12 @@ class Store:
             "points": points,
             "seen_at": self._now(),
         }
-        with self._database.writing() as connection:
-            put(connection, tables.replicas, _key(identity), values)
+        with self._writing() as connection:
+            upsert(connection, tables.replicas, _key(identity), values)
 
     def forget_replica(self, identity: ReplicaIdentity) -> None:
         """Forget it, after a permanent failover or a delete."""
-        with self._database.writing() as connection:
+        with self._writing() as connection:
             connection.execute(tables.replicas.delete().where(*_is(identity)))
 
     # --- alarms ------------------------------------------------------------------------------
@@ -267,33 +343,17 @@ class Store:
     def raise_alarm(self, kind: str, job: str, machine: str, text: str) -> Alarm:
         """Open an alarm; one of the same kind, job and VM that is open is renewed instead."""
         now = self._now()
-        with self._database.writing() as connection:
-            row = connection.execute(
-                tables.alarms.select().where(
-                    tables.alarms.c.kind == kind,
-                    tables.alarms.c.job == job,
-                    tables.alarms.c.machine == machine,
-                    tables.alarms.c.acknowledged_at == "",
-                )
-            ).first()
-            if row is None:
-                alarm = Alarm(0, kind, job, machine, text, now, now, "")
-                values = {name: getattr(alarm, name) for name in Alarm.__slots__ if name != "id"}
-                done = connection.execute(tables.alarms.insert().values(**values))
-                assert done.inserted_primary_key is not None
-                number = int(done.inserted_primary_key[0])
-            else:
-                number = row.id
-                connection.execute(
-                    tables.alarms.update()
-                    .where(tables.alarms.c.id == number)
-                    .values(text=text, last_at=now)
-                )
-            return Alarm(
-                *connection.execute(
-                    tables.alarms.select().where(tables.alarms.c.id == number)
-                ).one()
+        key = {"kind": kind, "job": job, "machine": machine, "acknowledged_at": ""}
+        with self._writing() as connection:
+            statement = insert(connection, tables.alarms).values(
+                text=text, raised_at=now, last_at=now, **key
             )
+            statement = statement.on_conflict_do_update(
+                index_elements=["kind", "job", "machine"],
+                index_where=tables.IS_OPEN_ALARM,
+                set_={"text": text, "last_at": now},
+            )
+            return Alarm(*connection.execute(statement.returning(tables.alarms)).one())
 
     def alarms(self, *, open_only: bool = True, job: str | None = None) -> list[Alarm]:
         """Alarms, newest first."""
@@ -314,7 +374,7 @@ class Store:
             if value is not None:
                 conditions.append(tables.alarms.c[column] == value)
         now = self._now()
-        with self._database.writing() as connection:
+        with self._writing() as connection:
             rows = connection.execute(tables.alarms.select().where(*conditions)).all()
             connection.execute(
                 tables.alarms.update()

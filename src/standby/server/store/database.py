@@ -1,121 +1,151 @@
-"""The engine of the state database: opening, schema, transactions, one door for its errors."""
+"""The engine of the state database: opening, transactions, one door for its errors."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.exc
-from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 
-from standby.errors import StateDatabaseError
+from standby.errors import StateDatabaseError, StateDatabaseUnreachable
 from standby.files import make_folder_durably
-from standby.server.store import tables
+from standby.server.store import schema, tables
+from standby.server.store.opening import WRITES, database_name, database_url, make_engine
 
-BUSY_TIMEOUT_S = 60
-"""Every transaction here takes milliseconds; a longer wait means something is wrong."""
-
-_WRITES = "standby_writes"
+CHANNEL = "standby"
+"""The channel of PostgreSQL's notifications: something was queued, asked or ended."""
 
 
 class Database:
-    """A SQLite file, or a database URL. Thread-safe."""
+    """A SQLite file, or a database by URL. Thread-safe."""
 
     def __init__(self, database: Path | str) -> None:
-        """Open, and make the tables where there are none; StateDatabaseError for a file that is
-        damaged, another program's, or of another schema."""
+        """Open, make the tables where there are none, upgrade an older schema; StateDatabaseError
+        for a file that is damaged, another program's, or of a newer schema."""
         if isinstance(database, Path):
             make_folder_durably(database.absolute().parent)
-            url = sa.URL.create("sqlite", database=str(database.absolute()))
-        else:
-            url = sa.make_url(database)
-        self.name = url.database or str(url)
-        self._engine = _engine(url)
+        url = database_url(database)
+        self.url = url
+        self.name = database_name(url)
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self.file = Path(url.database) if self.is_sqlite and url.database else None
+        self._listeners: list[Callable[[], None]] = []
+        self._engine = make_engine(url, is_durable=True)
+        self._quick_engine = make_engine(url, is_durable=False)
         try:
-            self._prepare()
+            with self.errors():
+                schema.prepare(self._engine, self.name, self.file)
         except BaseException:
-            self._engine.dispose()
+            self.close()
             raise
-
-    def _prepare(self) -> None:
-        with self.writing() as connection:
-            names = sa.inspect(connection).get_table_names()
-            if names and tables.version.name not in names:
-                raise StateDatabaseError(
-                    self.name,
-                    "is another program's database",
-                    "Choose another file as state_database in [standby]",
-                )
-            tables.metadata.create_all(connection)
-            version = connection.execute(sa.select(tables.version.c.version)).scalar()
-            if version is None:
-                connection.execute(tables.version.insert().values(version=tables.SCHEMA_VERSION))
-            elif version != tables.SCHEMA_VERSION:
-                raise StateDatabaseError(
-                    self.name,
-                    f"has schema {version}, this release knows {tables.SCHEMA_VERSION}",
-                    "Use the release that wrote it",
-                )
 
     def close(self) -> None:
         """Close all connections; a second call does nothing."""
         self._engine.dispose()
+        self._quick_engine.dispose()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A connection in a transaction: all statements see one state."""
-        with self._errors(), self._engine.connect() as connection:
+        with self.errors(), self._engine.connect() as connection:
+            if not self.is_sqlite:
+                connection.execution_options(
+                    isolation_level="REPEATABLE READ", postgresql_readonly=True
+                )
             yield connection
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
-        """All statements inside take effect together, on stable storage, or not at all."""
-        with self._errors(), self._engine.connect() as connection:
-            with connection.execution_options(**{_WRITES: True}).begin():
+    def writing(self, *, is_durable: bool = True, wakes: bool = False) -> Iterator[sa.Connection]:
+        """All statements inside take effect together or not at all. On stable storage when the
+        block has ended; without `is_durable`, on that of the next durable one. `wakes` whoever
+        waits for changes (`Wakeups`), of any process."""
+        engine = self._engine if is_durable else self._quick_engine
+        with self.errors(), engine.connect() as connection:
+            with connection.execution_options(**{WRITES: True}).begin():
                 yield connection
+                if wakes:
+                    self._count_change(connection)
+        if wakes:
+            for listener in list(self._listeners):
+                listener()
+
+    def _count_change(self, connection: sa.Connection) -> None:
+        if self.is_sqlite:
+            counter = tables.changes.c.counter
+            connection.execute(tables.changes.update().values(counter=counter + 1))
+        else:
+            connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def own_connection(self) -> Iterator[sa.Connection]:
+        """A connection of its own outside of any transaction and of the pool: what it holds on the
+        database's side (locks, listening) ends with the block, or with the process."""
+        with self.errors():
+            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            try:
+                connection.detach()
+                yield connection
+            finally:
+                connection.close()
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each transaction of this process that wakes."""
+        self._listeners.append(listener)
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        """No longer."""
+        self._listeners.remove(listener)
+
+    def now_s(self) -> sa.ColumnElement[float]:
+        """The database's own time, in seconds: the same for all servers that share it."""
+        if self.is_sqlite:
+            return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Float)
+        return sa.literal_column(
+            "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)", sa.Float
+        )
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Errors of the database as ours."""
         try:
             yield
         except sqlalchemy.exc.DBAPIError as exc:
-            raise StateDatabaseError(
+            raise self._as_ours(exc) from exc
+        except sqlalchemy.exc.TimeoutError as exc:
+            raise StateDatabaseUnreachable(self.name, "all connections are busy") from exc
+
+    def _as_ours(self, exc: sqlalchemy.exc.DBAPIError) -> StateDatabaseError:
+        text = " ".join(str(exc.orig).split())
+        if self.is_sqlite:
+            return StateDatabaseError(
                 self.name,
-                str(exc.orig),
+                text,
                 "If it is damaged, move it away: sessions and alarms are lost with it, replicas"
                 " are not",
-            ) from exc
+            )
+        # Whatever is not about a statement of ours: refused, restarted, cut off, timed out.
+        if exc.connection_invalidated or isinstance(exc, sqlalchemy.exc.OperationalError):
+            return StateDatabaseUnreachable(
+                self.name, text, "Is PostgreSQL running, and is the URL right?"
+            )
+        return StateDatabaseError(self.name, text)
 
 
-def _engine(url: sa.URL) -> sa.Engine:
-    if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url)
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
-
-    @event.listens_for(engine, "connect")
-    def connected(connection: Any, _: object) -> None:
-        # SQLAlchemy says when transactions begin; the driver's own guesses are off.
-        connection.isolation_level = None
-        for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {setting}").close()
-
-    @event.listens_for(engine, "begin")
-    def begun(connection: sa.Connection) -> None:
-        # A transaction that turns from reading to writing can be refused without waiting, so
-        # writers say what they are.
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
+def insert(connection: sa.Connection, table: sa.Table) -> Any:
+    """An INSERT that knows ON CONFLICT, which both databases spell alike."""
+    return (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(table)
 
 
-def put(
+def upsert(
     connection: sa.Connection, table: sa.Table, key: dict[str, Any], values: dict[str, Any]
 ) -> None:
-    """Update the row of `key`, or insert it: the portable form of an upsert."""
-    conditions = [table.c[name] == value for name, value in key.items()]
-    if connection.execute(table.update().where(*conditions).values(**values)).rowcount == 0:
-        connection.execute(table.insert().values(**key, **values))
+    """Insert the row of `key` (the table's primary key), or update it: one statement, so that two
+    processes cannot come between each other."""
+    statement = insert(connection, table).values(**key, **values)
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=[table.c[name] for name in key], set_=values)
+    )

@@ -1,0 +1,125 @@
+"""How a state database is named: a SQLite file, or PostgreSQL by URL; and its engine.
+
+A URL may hold a password, so none is ever shown: messages carry the host and the database's name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.exc
+from sqlalchemy import event
+
+from standby.errors import ConfigurationError, StateDatabaseError
+
+BUSY_TIMEOUT_S = 60
+"""Every transaction here takes milliseconds; a longer wait means something is wrong."""
+
+IDLE_TRANSACTION_S = 10
+"""PostgreSQL ends the connection of a server that stops in the middle of a transaction (paused,
+cut off), so that its locks do not outlive it."""
+
+WRITES = "standby_writes"
+
+
+def database_url(database: Path | str) -> sa.URL:
+    """`database`, a SQLite file or a URL, as a URL with the driver this release uses.
+    StateDatabaseError for a database that is none of the two, or whose driver is missing."""
+    if isinstance(database, Path):
+        return sa.URL.create("sqlite", database=str(database.absolute()))
+    try:
+        url = sa.make_url(database)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        # Not even as a cause: the message may repeat the URL.
+        raise ConfigurationError(
+            "[standby] state_database",
+            "is no usable URL",
+            'write "postgresql://user@host:5432/database", or a reference to one that holds a '
+            "password",
+        ) from None
+    kind = url.get_backend_name()
+    if kind == "sqlite":
+        return url
+    if kind not in ("postgresql", "postgres"):
+        raise ConfigurationError(
+            "[standby] state_database",
+            f"{kind} is not supported",
+            "Use a SQLite file or postgresql://…",
+        )
+    if importlib.util.find_spec("psycopg") is None:
+        raise StateDatabaseError(
+            database_name(url),
+            "the PostgreSQL driver is not installed",
+            "pip install 'standby[postgresql]'",
+        )
+    return url.set(drivername="postgresql+psycopg")
+
+
+def database_name(url: sa.URL) -> str:
+    """What messages call the database: nothing of it is secret."""
+    if url.get_backend_name() == "sqlite":
+        return url.database or "in memory"
+    host = url.host or url.query.get("host") or "localhost"
+    if not isinstance(host, str):
+        host = ",".join(host)
+    return f"{url.database or ''} on {host}"
+
+
+def make_engine(url: sa.URL, *, is_durable: bool) -> sa.Engine:
+    """An engine. Unless `is_durable`, a power cut may lose the last commits (never their order,
+    and never half of one); a killed process loses nothing either way."""
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(url, "FULL" if is_durable else "NORMAL")
+    return _postgresql_engine(url, is_durable)
+
+
+def _sqlite_engine(url: sa.URL, synchronous: str) -> sa.Engine:
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        # SQLAlchemy says when transactions begin; the driver's own guesses are off.
+        connection.isolation_level = None
+        for setting in ("journal_mode = WAL", f"synchronous = {synchronous}", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {setting}").close()
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: sa.Connection) -> None:
+        # A transaction that turns from reading to writing can be refused without waiting, so
+        # writers say what they are.
+        options = connection.get_execution_options()
+        if options.get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(WRITES) else "BEGIN")
+
+    return engine
+
+
+def _postgresql_engine(url: sa.URL, is_durable: bool) -> sa.Engine:
+    # A server of the database that was restarted costs one connection, not one error.
+    engine = sa.create_engine(
+        url, pool_pre_ping=True, connect_args={"connect_timeout": 10, "application_name": "standby"}
+    )
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        settings = {
+            "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_S}s",
+            "lock_timeout": f"{BUSY_TIMEOUT_S}s",
+            "statement_timeout": f"{2 * BUSY_TIMEOUT_S}s",
+            "synchronous_commit": "on" if is_durable else "off",
+            "tcp_keepalives_idle": "10",
+            "tcp_keepalives_interval": "5",
+            "tcp_keepalives_count": "3",
+            "timezone": "UTC",
+        }
+        text = "; ".join(f"SET {name} = '{value}'" for name, value in settings.items())
+        connection.autocommit = True
+        try:
+            connection.execute(text)
+        finally:
+            connection.autocommit = False
+
+    return engine
