@@ -16,9 +16,18 @@ import pytest
 from simulation.site import Site, at_kill_point
 from standby import files
 from standby.disk import open_disk
-from standby.errors import DiskIO, HostError, JobBusy, TargetRefuses
+from standby.errors import (
+    DiskFull,
+    DiskIO,
+    HostError,
+    JobBusy,
+    ReplicaBusy,
+    ReplicaConflict,
+    TargetRefuses,
+)
 from standby.model.replica import ReplicaState
 from standby.repository.database import FILE_NAME
+from standby.road import target_host
 from standby.server.movers import MoverPair
 from standby.server.replicas import Replicas
 from standby.units import MiB
@@ -229,6 +238,63 @@ def test_an_unusual_share_of_changes_holds_retention_until_it_is_acknowledged(tm
     site.write(0, 4096)
     assert site.run().outcome == "done"
     assert site.check_points() == 2
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        DiskFull("target", 4096, 0),
+        ReplicaBusy("vm1_replica", "a fenced process that has not ended is merging"),
+        ReplicaConflict("vm1_replica", "disk0/x.vhdx is another child of disk0/base.vhdx"),
+    ],
+)
+def test_a_merge_that_cannot_be_done_now_is_a_warning_and_done_later(
+    tmp_path, monkeypatch, trouble
+):
+    site = made(tmp_path, restore_points=1)
+    site.run()
+    site.change()
+    with monkeypatch.context() as patched:
+
+        def refused(*_arguments, **_more):
+            raise trouble
+
+        patched.setattr(target_host, "merge_oldest", refused)
+        report = site.run()
+    assert (report.outcome, only(report).outcome, only(report).error) == ("warnings", "done", "")
+    (warning,) = only(report).warnings
+    assert warning.startswith("2 points are kept where the job asks for 1 until a later session")
+    assert str(trouble) in warning
+    assert site.check_points() == 2
+    with site.server() as server:
+        (known,) = server.store.known_replicas("job")
+        assert known.points == 2  # the rest of the session was done
+    site.change()
+    assert site.run().outcome == "done"
+    assert site.check_points() == 1
+
+
+def test_sessions_go_on_above_a_merge_that_no_space_is_left_to_end(tmp_path, monkeypatch):
+    site = made(tmp_path, restore_points=1)
+    site.run()
+    site.change()
+    with at_kill_point("merge: intent", failing()):
+        site.run()
+    site.change()
+    with monkeypatch.context() as patched:
+
+        def refused(*_arguments, **_more):
+            raise DiskFull("target", 4096, 0)
+
+        patched.setattr(target_host, "merge_oldest", refused)
+        patched.setattr(target_host, "finish_merge", refused)
+        report = site.run()
+    assert only(report).outcome == "done", only(report).error
+    assert "a merge that was cut off is not ended yet" in only(report).warnings[0]
+    site.change()
+    assert site.run().outcome == "done"
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
 
 
 # --- the target's own say --------------------------------------------------------------------

@@ -16,17 +16,20 @@ from standby.road.replica import ReplicaFolder
 
 
 def target_state(folder: ReplicaFolder) -> TargetState:
-    """What the target holds. Raises ReplicaMissing where there is no replica, ReplicaConflict or
+    """What the target holds; a point that a merge under way retires is no loss when it goes, so it
+    is not among the points. Raises ReplicaMissing where there is no replica, ReplicaConflict or
     PointDamaged where its records cannot be read."""
     record = folder.record()
     scan = folder.scan_points(record)
     newest = scan.valid[-1] if scan.valid else None
+    merge = pending_merge(folder)
+    retiring = merge.point if merge is not None else ""
     return TargetState(
         identity=record.identity,
         generation=record.generation,
         state=record.state,
         newest=newest.id if newest else "",
-        points=tuple(point.id for point in scan.valid),
+        points=tuple(point.id for point in scan.valid if point.id != retiring),
         known_disks=record.disks,
         disks=target_disks(newest) if newest else (),
         partials=partials(folder),

@@ -8,8 +8,9 @@ committed together, ready layers renewed and old points retired, all under that 
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from standby.clock import SYSTEM_CLOCK, Clock
 from standby.disk import open_disk
 from standby.errors import (
     ConfigurationError,
+    DiskFull,
     ProtocolError,
+    ReplicaBusy,
+    ReplicaConflict,
     ReplicaMissing,
     StandbyError,
     VerifyFailed,
@@ -30,13 +34,17 @@ from standby.files import free_bytes, make_folder_durably
 from standby.model.machine import Machine
 from standby.model.point import PointDisk, RestorePoint
 from standby.model.replica import ReplicaDisk, ReplicaIdentity, ReplicaState
-from standby.road import ready
+from standby.model.target_rules import TargetRules
+from standby.road import naming, ready
 from standby.road.adopting import make_found_point
 from standby.road.committing import commit, recover
+from standby.road.connections import TO_TARGET, Connections, Errand, Spec
 from standby.road.lease import WriterLease
 from standby.road.merging import finish_merge, merge_oldest, pending_merge
 from standby.road.naming import READY
+from standby.road.owners import Owner, current_owner
 from standby.road.partial import PartialDisk, PartialSpec, SealedDisk
+from standby.road.places import LOCAL_PLACES, Places, plain_name
 from standby.road.points import disk_of, points_kept_by
 from standby.road.replica import ReplicaFolder
 from standby.road.seeding import (
@@ -50,20 +58,22 @@ from standby.road.surveying import target_state
 from standby.road.target_proxy import TargetProxy
 from standby.road.target_rules import load_target_rules
 from standby.road.telling import HeldDisk, held_disk, tell
-from standby.wire.link import Link
-from standby.wire.shared_memory import SharedRing
 
 POINT_FORMAT = 1
+ENDING_TIMEOUT_S = 30.0
+"""How long tasks that were cut off may take to notice it."""
 
 
 @dataclass(slots=True)
 class _OpenReplica:
-    """A replica this mover writes."""
+    """A replica this mover writes; `receiving` are the tasks at it now."""
 
     folder: ReplicaFolder
     lease: WriterLease
+    owner: Owner
     partials: dict[str, PartialDisk] = field(default_factory=dict)
     sealed: dict[str, SealedDisk] = field(default_factory=dict)
+    receiving: set[str] = field(default_factory=set)
 
     def close(self) -> None:
         """Close every partial disk, whatever becomes of another one, and give the lease back."""
@@ -80,15 +90,19 @@ class TargetVerbs:
 
     def __init__(
         self,
-        data: Sequence[Link],
-        rings: Sequence[SharedRing | None],
+        connections: Connections,
         clock: Clock = SYSTEM_CLOCK,
+        *,
+        places: Places = LOCAL_PLACES,
+        protect: TargetRules = TargetRules(),  # noqa: B008
     ) -> None:
-        self._data = data
-        self._rings = rings
+        """`protect` are the mover's own rules, beside those of the target's folder."""
+        self._connections = connections
         self._clock = clock
+        self._places = places
+        self._protect = protect
         self._replicas: dict[str, _OpenReplica] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._verbs: dict[str, Callable[..., Any]] = {
             "ping": lambda: "target",
             "find_replica": self.find_replica,
@@ -96,14 +110,14 @@ class TargetVerbs:
             "mapped_disks": self.mapped_disks,
             "tell_disk": self.tell_disk,
             "map_machine": self.map_machine,
-            "free_bytes": lambda path: free_bytes(_nearest_folder(Path(path))),
+            "free_bytes": lambda path: free_bytes(_nearest_folder(self._places.path(path))),
             "open_replica": self.open_replica,
             "register_disks": self.register_disks,
             "begin_disk": self.begin_disk,
             "receive_disk": self.receive_disk,
             "commit_point": self.commit_point,
             "renew_ready": self.renew_ready,
-            "points": lambda path: [point.id for point in self._open(path).folder.points()],
+            "points": lambda path: target_state(self._open(path).folder).points,
             "older_trackers": self.older_trackers,
             "retire_points": self.retire_points,
             "close_replica": self.close_replica,
@@ -121,43 +135,55 @@ class TargetVerbs:
                 raise
             raise ProtocolError("backup server", f"{verb}: {exc}") from exc
         except StandbyError:
-            replica = self._replicas.get(arguments.get("path", ""))
+            replica = self._replicas.get(str(arguments.get("path", "")))
             if replica is not None:
                 replica.lease.check()  # whoever took over may have cleared away what is missed
             raise
 
     def close(self) -> None:
         """Close every replica: partial disks keep what was acknowledged."""
+        self.close_where(lambda owner, session: True)
+
+    def close_where(self, is_meant: Callable[[Owner, str], bool]) -> list[str]:
+        """Close the replicas for whose (owner, session) that is true, their tasks cut off first;
+        which, by their paths."""
         with self._lock:
-            for replica in self._replicas.values():
-                with contextlib.suppress(StandbyError):
-                    replica.close()  # else it is as a kill would have left it: a resume handles it
-            self._replicas.clear()
+            meant = [
+                path
+                for path, replica in self._replicas.items()
+                if is_meant(replica.owner, replica.lease.session)
+            ]
+        for path in meant:
+            with contextlib.suppress(StandbyError):
+                self.close_replica(path)  # else it is as a kill would have left it
+        return meant
 
     def _open(self, path: str) -> _OpenReplica:
         try:
-            return self._replicas[path]
+            replica = self._replicas[path]
         except KeyError:
             raise ProtocolError("backup server", f"replica {path} is not open") from None
+        replica.owner = current_owner()  # a server that came back goes on with it
+        return replica
 
     # --- prepare -----------------------------------------------------------------------------
 
     def find_replica(self, root: str, identity: dict[str, Any], wanted: str) -> dict[str, Any]:
         """The folder of the replica of that identity below `root`, or where it would be made."""
         found = self._found(root, identity, wanted)
-        return {"path": str(found.path), "exists": found.exists}
+        return {"path": self._places.text(found.path), "exists": found.exists}
 
     def _found(self, root: str, identity: dict[str, Any], wanted: str) -> FoundReplica:
         who = msgspec.convert(identity, ReplicaIdentity)
-        return found_replica(Path(root), who, wanted, self._clock)
+        return found_replica(self._places.path(root), who, wanted, self._clock)
 
     def mapped_disks(self, root: str, folder: str) -> list[str]:
         """Controller places of the VM at the target that a job maps to (RULES 16)."""
-        return [disk.place for disk in mapped_machine(Path(root), folder).disks]
+        return [disk.place for disk in mapped_machine(self._places.path(root), folder).disks]
 
     def inspect_replica(self, path: str) -> dict[str, Any] | None:
         """What the target holds, without becoming its writer; None where there is no replica."""
-        folder = ReplicaFolder(Path(path), self._clock)
+        folder = ReplicaFolder(self._places.path(path), self._clock)
         if not folder.exists():
             return None
         return dict(msgspec.to_builtins(target_state(folder)))
@@ -176,8 +202,11 @@ class TargetVerbs:
         who = msgspec.convert(identity, ReplicaIdentity)
         found = self._found(root, identity, wanted)
         if must_exist and not found.exists:
-            raise ReplicaMissing(Path(expected).name, expected, "the replica is not there")
+            name = re.split(r"[/\\:]", expected)[-1]  # as whatever mover called it then
+            raise ReplicaMissing(name, expected, "the replica is not there")
         path = found.path
+        text = self._places.text(path)
+        self._take_from(text, session, take_over)
         make_folder_durably(path.parent)
         folder = ReplicaFolder(path, self._clock)
         folder.create(who, wanted)
@@ -187,7 +216,10 @@ class TargetVerbs:
             done = recover(folder, lease)
             warnings.extend(done.findings)
             if pending_merge(folder) is not None:
-                finish_merge(folder, lease)
+                try:
+                    finish_merge(folder, lease)
+                except DiskFull as exc:  # every point reads right all the same
+                    warnings.append(f"a merge that was cut off is not ended yet: {exc}")
             folder.check_untouched(None)
             self._renew_if_behind(folder, lease)
             state = target_state(folder)
@@ -195,10 +227,18 @@ class TargetVerbs:
             lease.release()
             raise
         with self._lock:
-            self._replicas[str(path)] = _OpenReplica(folder, lease)
+            self._replicas[text] = _OpenReplica(folder, lease, current_owner())
         if state.newest:  # before that, what lies here was put here: a seed
             warnings.extend(f"unknown file {name} is left alone" for name in folder.unknown_files())
-        return {"path": str(path), "state": state, "warnings": warnings}
+        return {"path": text, "state": state, "warnings": warnings}
+
+    def _take_from(self, path: str, session: str, take_over: bool) -> None:
+        """Close the replica where this very process holds it for a session that lost its server,
+        or whose server asks again: nobody else could give it back."""
+        with self._lock:
+            held = self._replicas.get(path)
+        if held is not None and (take_over or held.owner.is_gone or held.lease.session == session):
+            self.close_replica(path)
 
     def _renew_if_behind(self, folder: ReplicaFolder, lease: WriterLease) -> None:
         newest = folder.newest()
@@ -246,17 +286,21 @@ class TargetVerbs:
         path: str,
         disk_id: str,
         virtual_size: int,
-        connection: int,
+        connection: Spec,
         task: str,
         seed_name: str,
         mapped_from: str,
         place: str,
     ) -> dict[str, Any]:
         """Tell the source what is here of a disk, over a data connection, changing nothing."""
-        link = self._data[connection]
-        held: HeldDisk | None = None
         try:
-            folder = ReplicaFolder(Path(path), self._clock)
+            folder = ReplicaFolder(self._places.path(path), self._clock)
+            _check_names(disk_id, seed_name)
+            errand = Errand(task, TO_TARGET, disk_id, self._key_of(folder))
+        except BaseException:
+            self._connections.abandon(connection)
+            raise
+        with self._connections.take(connection, errand) as (link, _), contextlib.ExitStack() as end:
             file: Path | None = None
             if mapped_from:
                 machine = mapped_machine(folder.path.parent, mapped_from)
@@ -268,14 +312,16 @@ class TargetVerbs:
                 held = HeldDisk(open_disk(file), virtual_size)
             else:
                 held = held_disk(folder, disk_id, virtual_size)
+            end.callback(held.close)
             tell(held, task, link)
             return {}
-        except BaseException:
-            link.shutdown()  # else the source would wait for ever
-            raise
-        finally:
-            if held is not None:
-                held.close()
+
+    def _key_of(self, folder: ReplicaFolder) -> str:
+        """What tickets call the replica, '' where there is none yet."""
+        if not folder.exists():
+            return ""
+        who = folder.record().identity
+        return "/".join((who.installation, who.source_host, who.machine_id, who.job))
 
     # --- transfer ----------------------------------------------------------------------------
 
@@ -298,6 +344,11 @@ class TargetVerbs:
         from what the newest point holds; `seed`: from the file the user put here, which may be
         called `seed_name`."""
         replica = self._open(path)
+        _check_names(disk_id, seed_name)
+        if not naming.is_point_id(point):
+            raise ProtocolError("backup server", f"{point!r} is no id of a restore point")
+        if disk_id in replica.partials:  # a task that is begun again after its link dropped
+            replica.partials.pop(disk_id).close()
         folder = replica.folder
         newest = folder.newest()
         held = disk_of(newest, disk_id) if newest is not None else None
@@ -339,40 +390,53 @@ class TargetVerbs:
         )
         replica.partials[disk_id] = partial
         replica.sealed.pop(disk_id, None)
-        return {"point": partial.point_id, "acknowledged": partial.acknowledged_bytes}
+        return {
+            "point": partial.point_id,
+            "acknowledged": partial.acknowledged_bytes,
+            "mark": partial.log.mark if partial.log.checkpoint_id == checkpoint else 0,
+        }
 
     def receive_disk(
-        self, path: str, disk_id: str, task: str, connection: int, verify_writes: str
+        self, path: str, disk_id: str, task: str, connection: Spec, verify_writes: str
     ) -> dict[str, Any]:
         """Receive one disk over a data connection; seal it when all of it reads back right."""
-        link = self._data[connection]
         try:
             replica = self._open(path)
-            partial = replica.partials[disk_id]
-            proxy = TargetProxy(
-                task,
-                replica.folder.name,
-                partial,
-                partial.spec.virtual_size,
-                link,
-                self._rings[connection],
-                verify_writes=verify_writes,
-                check_lease=replica.lease.check,
-            )
-            counters = proxy.run()
-            killpoints.reach("verified")
-            sealed = partial.seal()
-            replica.sealed[disk_id] = sealed
-            return {
-                "root": sealed.root.hex(),
-                "written": counters.written,
-                "zeroed": counters.zeroed,
-                "resent_blocks": counters.resent_blocks,
-                "busy_s": counters.busy_s,
-            }
+            key, generation = self._key_of(replica.folder), replica.lease.generation
         except BaseException:
-            link.shutdown()  # else the source would wait for ever
+            self._connections.abandon(connection)
             raise
+        errand = Errand(task, TO_TARGET, disk_id, key, generation)
+        with self._lock:
+            replica.receiving.add(task)
+        try:
+            with self._connections.take(connection, errand) as (link, ring):
+                partial = replica.partials[disk_id]
+                proxy = TargetProxy(
+                    task,
+                    replica.folder.name,
+                    partial,
+                    partial.spec.virtual_size,
+                    link,
+                    ring,
+                    verify_writes=verify_writes,
+                    check_lease=replica.lease.check,
+                )
+                counters = proxy.run()
+                killpoints.reach("verified")
+                sealed = partial.seal()
+                replica.sealed[disk_id] = sealed
+                return {
+                    "root": sealed.root.hex(),
+                    "written": counters.written,
+                    "zeroed": counters.zeroed,
+                    "resent_blocks": counters.resent_blocks,
+                    "busy_s": counters.busy_s,
+                }
+        finally:
+            with self._lock:
+                replica.receiving.discard(task)
+                self._lock.notify_all()
 
     # --- commit ------------------------------------------------------------------------------
 
@@ -390,6 +454,8 @@ class TargetVerbs:
     ) -> None:
         """Make the restore point of the sealed disks, whose roots must be the source's."""
         replica = self._open(path)
+        if not naming.is_point_id(point):
+            raise ProtocolError("backup server", f"{point!r} is no id of a restore point")
         sealed = {}
         recorded = []
         for item in disks:
@@ -464,7 +530,7 @@ class TargetVerbs:
         (RULES 17); what is left, and why it may be more."""
         replica = self._open(path)
         folder = replica.folder
-        rules = load_target_rules(folder.path.parent)
+        rules = load_target_rules(folder.path.parent, self._protect)
         warnings: list[str] = []
         while True:
             points = folder.points()
@@ -477,15 +543,36 @@ class TargetVerbs:
                     "own rules keep them"
                 )
                 break
-            merge_oldest(folder, replica.lease)
-        return {"points": [point.id for point in folder.points()], "warnings": warnings}
+            try:
+                merge_oldest(folder, replica.lease)
+            except (DiskFull, ReplicaBusy, ReplicaConflict) as exc:
+                replica.lease.check()
+                warnings.append(
+                    f"{len(points)} points are kept where the job asks for {keep} until a later "
+                    f"session can merge: {exc}"
+                )
+                break
+        return {"points": target_state(folder).points, "warnings": warnings}
 
     def close_replica(self, path: str) -> None:
-        """Give the replica back; partial disks keep what was acknowledged."""
+        """Give the replica back, its tasks cut off; partial disks keep what was acknowledged."""
         with self._lock:
             replica = self._replicas.pop(path, None)
-        if replica is not None:
-            replica.close()
+            if replica is None:
+                return
+            for task in replica.receiving:
+                self._connections.cancel(task)
+            if not self._lock.wait_for(lambda: not replica.receiving, ENDING_TIMEOUT_S):
+                self._replicas[path] = replica
+                raise ReplicaBusy(replica.folder.name, "its tasks hang and cannot be ended")
+        replica.close()
+
+
+def _check_names(disk_id: str, seed_name: str) -> None:
+    """Raise PathRefused unless both stay where they are looked for."""
+    plain_name(disk_id, "disk")
+    if seed_name:
+        plain_name(seed_name, "seed")
 
 
 def _nearest_folder(path: Path) -> Path:
