@@ -545,15 +545,15 @@ class PathRefused(DiskError):
 
 
 @dataclass(eq=False)
-class ServerFenced(Fenced):
+class MoverFenced(Fenced):
     """A newer backup server of the installation drives the mover `replica` names (RULES 18)."""
 
     exit_code: ClassVar[int] = 15
 
     def message(self) -> str:
         return (
-            f"mover {self.replica}: backup server of generation {self.generation} is fenced, one of "
-            f"generation {self.current} has taken over"
+            f"mover {self.replica}: backup server of generation {self.generation} is fenced: "
+            f"one of generation {self.current} has taken over"
         )
 
 

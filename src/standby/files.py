@@ -13,12 +13,12 @@ import os
 import shutil
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from standby import clock
-from standby.errors import DiskBusy, DiskFull, DiskIO, StandbyError
+from standby.errors import DiskBusy, DiskFull, DiskIO, PathRefused, StandbyError
 
 if sys.platform == "win32":
     import msvcrt
@@ -76,7 +76,7 @@ class File:
         self.path = path
         self.writable = writable or create
         try:
-            self.fd = os.open(path, flags, 0o600)
+            self.fd = open_confined(path, flags)
         except OSError as exc:
             raise DiskIO(str(path), "open", 0, 0, exc.strerror or str(exc)) from exc
         try:
@@ -265,6 +265,144 @@ else:
             position = last
 
 
+# --- confinement -----------------------------------------------------------------------------
+#
+# A service mover opens nothing outside of its configured folders, whatever a path, a parent
+# locator or a vm.toml says (RULES 20). From `confine` on every open, rename, link, removal and
+# mkdir of this module walks from the folder's descriptor component by component without following
+# links, and acts relative to the descriptor it arrived at: what is exchanged for a link behind the
+# walk's back cannot lead it out. Windows has no such calls: there the real path is looked at just
+# before, and someone who exchanges folders for junctions in that instant is not kept out.
+
+_confined: tuple[Path, ...] = ()
+
+
+def confine(folders: Sequence[Path]) -> None:
+    """From now on, and for the life of this process, open nothing but what lies below `folders`,
+    and reach it through no link; () lifts that (for tests). Links above the folders are whoever's
+    who configured them. Everything else raises PathRefused."""
+    global _confined
+    _confined = tuple(plain_absolute(folder) for folder in folders)
+
+
+def confined_to() -> tuple[Path, ...]:
+    """The folders this process is confined to, () if it is not."""
+    return _confined
+
+
+def plain_absolute(path: Path) -> Path:
+    """`path` absolute, '.' and '..' taken off by name: below a confined folder there are no links
+    that could make that another file."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` follows links
+
+
+def check_links(folder: Path, path: Path) -> None:
+    """Raise PathRefused where a component of `path` below `folder` is a link, or something that is
+    no folder has one below it; what is missing is nobody's harm."""
+    place = folder
+    parts = path.relative_to(folder).parts
+    for number, part in enumerate(parts, start=1):
+        place = place / part
+        try:
+            status = place.lstat()
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise PathRefused(str(place), exc.strerror or str(exc)) from exc
+        if _is_link(status):
+            raise PathRefused(str(place), "is a link")
+        if number < len(parts) and not _is_folder(status):
+            raise PathRefused(str(place), "is no folder")
+
+
+def check_confined(path: Path) -> None:
+    """Raise PathRefused where `path` lies outside of what this process may open, or behind a link:
+    for files that others (SQLite, QEMU) open."""
+    if _confined:
+        check_links(_folder_of(path)[0], plain_absolute(path))
+
+
+def _folder_of(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The confined folder that `path` lies in, and the components below it."""
+    if "\0" in str(path):
+        raise PathRefused(str(path).replace("\0", "?"), "holds a NUL")
+    plain = plain_absolute(path)
+    for folder in _confined:
+        if plain == folder or plain.is_relative_to(folder):
+            return folder, plain.relative_to(folder).parts
+    raise PathRefused(str(path), "lies outside of the folders this mover may open")
+
+
+def _is_link(status: os.stat_result) -> bool:
+    import stat
+
+    reparse = getattr(status, "st_file_attributes", 0) & 0x400  # junctions and the like
+    return stat.S_ISLNK(status.st_mode) or bool(reparse)
+
+
+def _is_folder(status: os.stat_result) -> bool:
+    import stat
+
+    return stat.S_ISDIR(status.st_mode)
+
+
+def open_confined(path: Path, flags: int, mode: int = 0o600) -> int:
+    """`os.open`, within the confinement."""
+    with _at(path) as (name, folder):
+        if folder is None:
+            return os.open(name, flags, mode)
+        try:
+            return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), mode, dir_fd=folder)
+        except OSError as exc:
+            if exc.errno == errno.ELOOP:
+                raise PathRefused(str(path), "is a link") from exc
+            raise
+
+
+@contextlib.contextmanager
+def _at(path: Path) -> Iterator[tuple[str, int | None]]:
+    """What to give an *at call: (name, descriptor of its folder); (path, None) where this process
+    is not confined, and on Windows, where the real path was looked at."""
+    if not _confined:
+        yield str(path), None
+        return
+    folder, parts = _folder_of(path)
+    if sys.platform == "win32":
+        check_links(folder, plain_absolute(path))
+        real = Path(os.path.realpath(path))
+        if not real.is_relative_to(os.path.realpath(folder)):
+            raise PathRefused(str(path), "leads through a link")
+        yield str(path), None
+    else:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        fd = os.open(folder, flags)
+        try:
+            for part in parts[:-1]:
+                try:
+                    below = os.open(part, flags | os.O_NOFOLLOW, dir_fd=fd)
+                except OSError as exc:
+                    if exc.errno in (errno.ELOOP, errno.ENOTDIR):
+                        raise PathRefused(
+                            str(path), f"{part} on the way to it is a link, or no folder"
+                        ) from exc
+                    raise
+                os.close(fd)
+                fd = below
+            yield parts[-1] if parts else ".", fd
+        finally:
+            os.close(fd)
+
+
+def write_plainly(path: Path, data: bytes) -> None:
+    """Replace what a small file holds, neither durably nor at once: for what is only shown."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+    fd = open_confined(path, flags | getattr(os, "O_CLOEXEC", 0))
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
 # --- durability ------------------------------------------------------------------------------
 
 
@@ -272,7 +410,7 @@ def sync_folder(folder: Path) -> None:
     """Make the folder's entries (creations, renames, removals) stable. Windows does so itself."""
     if sys.platform == "win32":
         return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fd = open_confined(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:
@@ -297,7 +435,8 @@ def write_durably(path: Path, data: bytes) -> None:
 def rename_durably(old: Path, new: Path) -> None:
     """Rename within a file system, replacing `new`, and make that stable."""
     try:
-        old.replace(new)
+        with _at(old) as (old_name, old_folder), _at(new) as (new_name, new_folder):
+            os.replace(old_name, new_name, src_dir_fd=old_folder, dst_dir_fd=new_folder)
         sync_folder(new.parent)
         if old.parent != new.parent:
             sync_folder(old.parent)
@@ -312,20 +451,30 @@ def rename_to_new(old: Path, new: Path) -> bool:
     """
     try:
         if sys.platform == "win32":
+            check_confined(old)
+            check_confined(new)
             old.rename(new)
         else:
-            try:
-                os.link(old, new, follow_symlinks=False)
-            except FileExistsError:
-                if not old.samefile(new):
-                    raise
-            except OSError as exc:
-                if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                    raise
-                if new.exists():  # a file system without links: not atomic, but the best there is
-                    return False
-                old.rename(new)
-            old.unlink(missing_ok=True)
+            with _at(old) as (old_name, old_folder), _at(new) as (new_name, new_folder):
+                try:
+                    os.link(
+                        old_name,
+                        new_name,
+                        src_dir_fd=old_folder,
+                        dst_dir_fd=new_folder,
+                        follow_symlinks=False,
+                    )
+                except FileExistsError:
+                    if not old.samefile(new):
+                        raise
+                except OSError as exc:
+                    if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                        raise
+                    if new.exists():  # no links in this file system: not atomic, but the best
+                        return False
+                    os.replace(old_name, new_name, src_dir_fd=old_folder, dst_dir_fd=new_folder)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(old_name, dir_fd=old_folder)
         sync_folder(new.parent)
         if old.parent != new.parent:
             sync_folder(old.parent)
@@ -339,7 +488,8 @@ def rename_to_new(old: Path, new: Path) -> bool:
 def remove_durably(path: Path) -> None:
     """Remove a file, if it is there, and make that stable."""
     try:
-        path.unlink(missing_ok=True)
+        with _at(path) as (name, folder), contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
         sync_folder(path.parent)
     except OSError as exc:
         raise _wrapped(path, "remove", 0, 0, exc) from exc
@@ -348,10 +498,16 @@ def remove_durably(path: Path) -> None:
 def make_folder_durably(path: Path) -> None:
     """Make `path` and its missing parents, stable each in its own parent."""
     if path.is_dir():
+        check_confined(path)
         return
     make_folder_durably(path.parent)
     try:
-        path.mkdir(mode=0o700, exist_ok=True)
+        with _at(path) as (name, folder):
+            try:
+                os.mkdir(name, 0o700, dir_fd=folder)
+            except FileExistsError:
+                if not path.is_dir():
+                    raise
         sync_folder(path.parent)
     except OSError as exc:
         raise _wrapped(path, "make folder", 0, 0, exc) from exc
@@ -397,7 +553,7 @@ def drop_cached(path: Path) -> bool:
         if not hasattr(os, "posix_fadvise"):
             return False
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_confined(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -446,7 +602,8 @@ class ByteLock:
         if self._fd >= 0:
             return True
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+            fd = open_confined(self.path, flags)
         except OSError as exc:  # read-only storage, a missing folder
             raise _wrapped(self.path, "open lock", 0, 0, exc) from exc
         try:

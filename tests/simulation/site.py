@@ -138,7 +138,7 @@ class Site:
     def movers(self, connections: int) -> MoverPair:
         """Both movers as threads of this process."""
         return thread_movers(
-            connections, SourceVerbs, lambda data, rings: TargetVerbs(data, rings, self.clock)
+            connections, SourceVerbs, lambda ends: TargetVerbs(ends, self.clock)
         )
 
     def server(self) -> standby.BackupServer:

@@ -53,8 +53,8 @@ class MemorySite(Site):
     def movers(self, connections):
         return thread_movers(
             connections,
-            lambda data, rings: SourceVerbs(data, rings, self.opened),
-            lambda data, rings: TargetVerbs(data, rings, self.clock),
+            lambda ends: SourceVerbs(ends, self.opened),
+            lambda ends: TargetVerbs(ends, self.clock),
         )
 
     def server(self):

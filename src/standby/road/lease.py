@@ -27,7 +27,13 @@ import msgspec
 
 from standby import killpoints
 from standby.errors import DiskIO, Fenced, IllegalTransition, ReplicaBusy
-from standby.files import ByteLock, is_byte_locked, remove_durably, rename_durably
+from standby.files import (
+    ByteLock,
+    is_byte_locked,
+    remove_durably,
+    rename_durably,
+    write_plainly,
+)
 from standby.model.replica import Action, ReplicaRecord, legal_commands, next_state
 from standby.road import naming
 from standby.road.records import replace_checked
@@ -164,7 +170,7 @@ class WriterLease:
             self.generation,
         )
         with contextlib.suppress(OSError):
-            (self.folder.path / naming.HOLDER).write_bytes(msgspec.json.encode(holder))
+            write_plainly(self.folder.path / naming.HOLDER, msgspec.json.encode(holder))
 
 
 def check_legal(record: ReplicaRecord, replica: str, action: Action) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from standby import killpoints
 from standby.errors import LinkError, ProtocolError, StandbyError, error_to_wire
+from standby.road.connections import InheritedConnections
 from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Reply
 from standby.wire.shared_memory import SharedRing
@@ -121,15 +122,16 @@ def main(arguments: Sequence[str]) -> int:
     control, data, rings = adopted_links(
         description, "target mover" if role == "source" else "source mover"
     )
+    connections = InheritedConnections(data, rings)
     verbs: Verbs
     if role == "source":
         from standby.road.source_host import SourceVerbs
 
-        verbs = SourceVerbs(data, rings)
+        verbs = SourceVerbs(connections)
     else:
         from standby.road.target_host import TargetVerbs
 
-        verbs = TargetVerbs(data, rings)
+        verbs = TargetVerbs(connections)
     Mover(description["name"], control, [verbs], data).serve()
     sys.stdout.flush()
     # Threads that still hang in a system call must not keep the process alive.

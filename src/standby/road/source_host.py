@@ -8,9 +8,7 @@ below the host's folder, never by what a locator says.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -18,16 +16,24 @@ import numpy as np
 
 from standby import killpoints
 from standby.disk import open_disk
-from standby.errors import ConfigurationError, ProtocolError, SourceChanged
+from standby.errors import ProtocolError, SourceChanged
 from standby.model.extent import Extent, Kind
 from standby.ports import VirtualDisk
-from standby.repository import Repository, Staging
-from standby.road.batches import LeafArray
+from standby.repository import Staging
+from standby.road.connections import (
+    TO_REPOSITORY,
+    TO_TARGET,
+    Connection,
+    Connections,
+    Errand,
+    Spec,
+)
+from standby.road.places import LOCAL_PLACES, Places
+from standby.road.remote_repository import RemoteRepository, RemoteStaging
+from standby.road.repository_verbs import RepositoryLeaves, opened_repository
 from standby.road.scanning import SendTask, StoredLeaves
 from standby.road.source_proxy import SourceProxy, counted_changes
 from standby.road.telling import ToldLeaves
-from standby.wire.link import Link
-from standby.wire.shared_memory import SharedRing
 
 
 class SourceDisk(msgspec.Struct, frozen=True):
@@ -38,13 +44,14 @@ class SourceDisk(msgspec.Struct, frozen=True):
 
 
 class SendDisk(msgspec.Struct, frozen=True):
-    """Arguments of `send_disk`. `candidates` are (offset, length); `repository` '' means no
-    metadata is kept. `baseline` as in source_proxy."""
+    """Arguments of `send_disk`. `candidates` are (offset, length). `repository` is its folder, or
+    the spec of a connection to a mover that runs `serve_leaves` meanwhile; '' means no metadata is
+    kept. `baseline` as in source_proxy."""
 
     task: str
-    connection: int
+    connection: Spec
     disk: SourceDisk
-    repository: str
+    repository: str | dict[str, Any]
     replica: str
     disk_id: str
     session: str
@@ -71,32 +78,13 @@ class SendResult(msgspec.Struct, frozen=True):
     busy_s: dict[str, float]
 
 
-def open_source_disk(disk: SourceDisk) -> VirtualDisk:
-    """The disk, read-only, by its files; raises ConfigurationError for a path that leaves the
-    host's folder."""
-    root = Path(disk.root).resolve()
-    paths = [root / name for name in disk.files]
-    for path in paths:
-        if not path.resolve().is_relative_to(root):
-            raise ConfigurationError(str(path), f"leads out of the host's folder {root}")
+def open_source_disk(disk: SourceDisk, places: Places = LOCAL_PLACES) -> VirtualDisk:
+    """The disk, read-only, by its files; raises PathRefused for a path that leaves the host's
+    folder."""
+    paths = [places.inside(disk.root, name) for name in disk.files]
+    if not paths:
+        raise ProtocolError("backup server", f"a disk of no files below {disk.root}")
     return open_disk(paths[0], parents=paths[1:] or None)
-
-
-class _RepositoryLeaves:
-    """The repository's newest state of one disk, as a baseline."""
-
-    def __init__(self, repository: Repository, replica: str, disk_id: str) -> None:
-        self._repository = repository
-        self._key = (replica, disk_id)
-        self._lock = threading.Lock()
-
-    def index(self) -> Any:
-        with self._lock:
-            return self._repository.index(*self._key)
-
-    def leaves(self, page_numbers: Sequence[int]) -> LeafArray:
-        with self._lock:
-            return self._repository.leaves(*self._key, page_numbers)
 
 
 class SourceVerbs:
@@ -104,13 +92,14 @@ class SourceVerbs:
 
     def __init__(
         self,
-        data: Sequence[Link],
-        rings: Sequence[SharedRing | None],
-        opener: Callable[[SourceDisk], VirtualDisk] = open_source_disk,
+        connections: Connections,
+        opener: Callable[[SourceDisk], VirtualDisk] | None = None,
+        *,
+        places: Places = LOCAL_PLACES,
     ) -> None:
-        self._data = data
-        self._rings = rings
-        self._opener = opener
+        self._connections = connections
+        self._places = places
+        self._opener = opener or (lambda disk: open_source_disk(disk, places))
         self._running: dict[str, SourceProxy] = {}
 
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
@@ -144,37 +133,25 @@ class SourceVerbs:
 
     def send_disk(self, wanted: SendDisk) -> SendResult:
         """Send what changed of one disk and stage its leaves."""
-        try:
-            return self._send_disk(wanted)
-        except BaseException:
-            self._data[wanted.connection].shutdown()  # else the target would wait for ever
-            raise
-        finally:
-            self._running.pop(wanted.task, None)
+        errand = Errand(wanted.task, TO_TARGET, wanted.disk_id, wanted.replica)
+        with self._connections.take(wanted.connection, errand) as connection:
+            try:
+                return self._send_disk(wanted, connection)
+            finally:
+                self._running.pop(wanted.task, None)
 
-    def _send_disk(self, wanted: SendDisk) -> SendResult:
-        disk = self._opener(wanted.disk)
-        repository = Repository(Path(wanted.repository)) if wanted.repository else None
-        try:
-            if repository is not None:
-                repository.relax()
+    def _send_disk(self, wanted: SendDisk, connection: Connection) -> SendResult:
+        with contextlib.ExitStack() as stack:
+            disk = self._opener(wanted.disk)
+            stack.callback(disk.close)
             if disk.virtual_size != wanted.virtual_size:
                 raise SourceChanged(
                     wanted.task, str(disk.path), f"its size is {disk.virtual_size} bytes now"
                 )
             stored: StoredLeaves | None = None
-            staging: Staging | None = None
-            if repository is not None:
-                if wanted.builds_on_repository:
-                    stored = _RepositoryLeaves(repository, wanted.replica, wanted.disk_id)
-                staging = repository.stage(
-                    wanted.replica,
-                    wanted.disk_id,
-                    wanted.session,
-                    wanted.point_id,
-                    disk.virtual_size,
-                    wanted.builds_on_repository,
-                )
+            staging: Staging | RemoteStaging | None = None
+            if wanted.repository:
+                stored, staging = self._repository(wanted, stack, stages=True)
             mark = wanted.resume_mark
             if mark and (
                 staging is None
@@ -197,8 +174,8 @@ class SourceVerbs:
                     wanted.compression,
                     wanted.threads,
                 ),
-                self._data[wanted.connection],
-                self._rings[wanted.connection],
+                connection.link,
+                connection.ring,
             )
             self._running[wanted.task] = proxy
             counters = proxy.run()
@@ -216,35 +193,52 @@ class SourceVerbs:
                 counters.resent,
                 counters.busy_s,
             )
-        finally:
-            disk.close()
-            if repository is not None:
-                repository.close()
+
+    def _repository(
+        self, wanted: SendDisk, stack: contextlib.ExitStack, *, stages: bool
+    ) -> tuple[StoredLeaves | None, Staging | RemoteStaging | None]:
+        """The baseline and the staging of a disk, in a repository here or over a connection."""
+        if isinstance(wanted.repository, dict):
+            errand = Errand(wanted.task, TO_REPOSITORY, wanted.disk_id, wanted.replica)
+            connection = stack.enter_context(self._connections.take(wanted.repository, errand))
+            remote = RemoteRepository(connection.link)
+            stack.callback(remote.close)
+            leaves = remote.leaves() if wanted.builds_on_repository else None
+            return leaves, remote.staging() if stages else None
+        path = self._places.path(wanted.repository)
+        repository = opened_repository(path, create=stages)
+        stack.callback(repository.close)
+        stored = None
+        if wanted.builds_on_repository:
+            stored = RepositoryLeaves(repository, wanted.replica, wanted.disk_id)
+        if not stages:
+            return stored, None
+        repository.relax()
+        return stored, repository.stage(
+            wanted.replica,
+            wanted.disk_id,
+            wanted.session,
+            wanted.point_id,
+            wanted.virtual_size,
+            wanted.builds_on_repository,
+        )
 
     def scan_disk(self, wanted: SendDisk) -> SendResult:
         """Find what `send_disk` would send, sending and staging nothing. Against the target's
         leaves the target's end of the connection runs `tell_disk` meanwhile."""
-        try:
-            return self._scan_disk(wanted)
-        except BaseException:
-            if wanted.baseline == "target":
-                self._data[wanted.connection].shutdown()  # else the target would wait for ever
-            raise
-
-    def _scan_disk(self, wanted: SendDisk) -> SendResult:
         with contextlib.ExitStack() as stack:
-            disk = self._opener(wanted.disk)
-            stack.callback(disk.close)
-            stored: StoredLeaves | None = None
             told: ToldLeaves | None = None
+            stored: StoredLeaves | None = None
             threads = wanted.threads
             if wanted.baseline == "target":
-                stored = told = ToldLeaves(wanted.task, self._data[wanted.connection])
+                errand = Errand(wanted.task, TO_TARGET, wanted.disk_id, wanted.replica)
+                connection = stack.enter_context(self._connections.take(wanted.connection, errand))
+                stored = told = ToldLeaves(wanted.task, connection.link)
                 threads = 1
             elif wanted.builds_on_repository:
-                repository = Repository(Path(wanted.repository), create=False)
-                stack.callback(repository.close)
-                stored = _RepositoryLeaves(repository, wanted.replica, wanted.disk_id)
+                stored, _ = self._repository(wanted, stack, stages=False)
+            disk = self._opener(wanted.disk)
+            stack.callback(disk.close)
             counters = counted_changes(disk, stored, normalised(wanted.candidates), threads)
             if told is not None:
                 told.finish()

@@ -230,8 +230,9 @@ def _started(connections: int, rings: list[str]) -> tuple[MoverHandle, MoverHand
 def thread_movers(connections: int, source_verbs: Any, target_verbs: Any) -> MoverPair:
     """Both movers as threads of this process, for tests with in-memory hosts.
 
-    `source_verbs` and `target_verbs` are called with (data links, rings) and return the verbs.
+    `source_verbs` and `target_verbs` are called with the connections and return the verbs.
     """
+    from standby.road.connections import InheritedConnections
     from standby.road.mover import Mover
 
     rings: list[SharedRing | None] = []
@@ -248,7 +249,7 @@ def thread_movers(connections: int, source_verbs: Any, target_verbs: Any) -> Mov
         peer = "target mover" if side == 0 else "source mover"
         links = [Link(pair[side], peer) for pair in pairs]
         control = Link(theirs, "backup server")
-        mover = Mover(name, control, [make(links, rings)], links)
+        mover = Mover(name, control, [make(InheritedConnections(links, rings))], links)
 
         def serve(mover: Mover = mover, ends: list[Link] = [control, *links]) -> None:  # noqa: B006
             mover.serve()

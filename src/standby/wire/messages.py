@@ -1,7 +1,8 @@
 """Every message of the protocol, msgspec-typed, tagged by its class name.
 
-Control connections carry `Call` and its answers `Reply` or `Failed`; data connections carry the
-rest. A message of an unknown tag, a missing field or a wrong type is a ProtocolError.
+Connections between machines begin with `Hello` and `Welcome` or `Refused`. Control connections
+carry `Call` and its answers `Reply` or `Failed`; data connections carry the rest. A message of an
+unknown tag, a missing field or a wrong type is a ProtocolError.
 """
 
 from __future__ import annotations
@@ -15,6 +16,59 @@ from standby.errors import ProtocolError
 
 class Message(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Base of all messages."""
+
+
+# --- the beginning of a connection between machines -----------------------------------------
+
+
+class Hello(Message, frozen=True, tag=True):
+    """First frame of the side that connected: the protocol version it speaks, the role (one of its
+    certificate's) it speaks in, its release for people to read."""
+
+    version: int
+    role: str
+    release: str
+
+
+class Welcome(Message, frozen=True, tag=True):
+    """The answer to a `Hello` that is accepted."""
+
+    version: int
+    release: str
+
+
+class Refused(Message, frozen=True, tag=True):
+    """The answer to anything else, and the last frame: `errors.error_to_wire`."""
+
+    error: dict[str, Any]
+
+
+# --- enrolment (no client certificate yet) ---------------------------------------------------
+
+
+class GetAuthority(Message, frozen=True, tag=True):
+    """Asks for the authority's certificate, to compare it with a token's fingerprint."""
+
+
+class AuthorityCertificate(Message, frozen=True, tag=True):
+    """The authority's certificate, PEM."""
+
+    authority: bytes
+
+
+class Enrol(Message, frozen=True, tag=True):
+    """An enrolment token's secret and a certificate request (PEM)."""
+
+    secret: bytes
+    request: bytes
+
+
+class Enrolled(Message, frozen=True, tag=True):
+    """The certificate issued for the request, the authority's, and its list of revoked ones."""
+
+    certificate: bytes
+    authority: bytes
+    revoked: bytes
 
 
 # --- control ---------------------------------------------------------------------------------
@@ -53,9 +107,11 @@ class Progress(Message, frozen=True, tag=True):
 
 
 class Attach(Message, frozen=True, tag=True):
-    """First message on a data connection for a task: what follows belongs to `task`."""
+    """First message on a data connection for a task: what follows belongs to `task`. Between
+    service movers it comes once before with the task's `ticket`, answered by `Attached`."""
 
     task: str
+    ticket: str = ""
 
 
 class GetIndex(Message, frozen=True, tag=True):
@@ -92,7 +148,52 @@ class Finish(Message, frozen=True, tag=True):
     """No more batches: commit, read back, and say `Finished` or `Resend`."""
 
 
+# --- data: source to repository --------------------------------------------------------------
+
+
+class StageClear(Message, frozen=True, tag=True):
+    """Drop what is staged of the disk, and its mark."""
+
+
+class StagePut(Message, frozen=True, tag=True):
+    """Stage these pages. Payload: 4096 uint64 leaves for each; at most 64 pages. Not answered."""
+
+    pages: list[int]
+
+
+class StageMark(Message, frozen=True, tag=True):
+    """Everything below `offset` of the checkpoint was put before this. Not answered."""
+
+    checkpoint_id: str
+    offset: int
+
+
+class StageSync(Message, frozen=True, tag=True):
+    """Asks for `Staged` once everything before it is stored."""
+
+
+class StageRoot(Message, frozen=True, tag=True):
+    """Asks for the digest root of what a commit would make."""
+
+
+class Staged(Message, frozen=True, tag=True):
+    """Repository to source, first and after `StageSync`: what is staged reaches to this mark."""
+
+    checkpoint_id: str
+    offset: int
+
+
+class StagedRoot(Message, frozen=True, tag=True):
+    """Repository to source: the answer to `StageRoot`."""
+
+    root: bytes
+
+
 # --- data: target to source ------------------------------------------------------------------
+
+
+class Attached(Message, frozen=True, tag=True):
+    """The ticket was right: the connection is the task's now."""
 
 
 class Index(Message, frozen=True, tag=True):
@@ -133,11 +234,19 @@ class Finished(Message, frozen=True, tag=True):
 
 
 _ANY = (
-    Call
+    Hello
+    | Welcome
+    | Refused
+    | GetAuthority
+    | AuthorityCertificate
+    | Enrol
+    | Enrolled
+    | Call
     | Reply
     | Failed
     | Progress
     | Attach
+    | Attached
     | GetIndex
     | GetLeaves
     | Batch
@@ -145,6 +254,13 @@ _ANY = (
     | Finish
     | Index
     | Leaves
+    | StageClear
+    | StagePut
+    | StageMark
+    | StageSync
+    | StageRoot
+    | Staged
+    | StagedRoot
     | SlotFree
     | Acknowledged
     | Resend

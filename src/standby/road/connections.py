@@ -1,0 +1,412 @@
+"""How a task gets its data connection: inherited, accepted by ticket, or made with one.
+
+A child mover was given its connections when it was started: a spec is the number of one. Between
+service movers each task has a connection of its own. The backup server gives both ends the same
+`Ticket`; the source end connects and presents it, the target end waits for exactly that one. A
+ticket admits once, until it expires, one mover, for one disk of one replica (RULES 19).
+
+    spec {"number": 0}                                        either end of a child mover
+    spec {"accept": ticket}                                   the end that waits
+    spec {"connect": {"name", "address"}, "ticket": ticket}   the end that connects
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from standby.clock import SYSTEM_CLOCK, Clock, new_token
+from standby.errors import LinkError, ProtocolError, TicketRefused, error_from_wire
+from standby.wire.link import Link
+from standby.wire.messages import Attach, Attached, Failed
+from standby.wire.shared_memory import SharedRing
+
+TO_TARGET = "to_target"
+TO_REPOSITORY = "to_repository"
+ROLES = {TO_TARGET: ("source", "target"), TO_REPOSITORY: ("source", "repository")}
+"""Per direction the role of the mover that connects, and of the one that waits."""
+
+CONNECT_TIMEOUT_S = 30.0
+ACCEPT_TIMEOUT_S = 60.0
+"""How long the waiting end waits: the other one is told by the same server at the same time."""
+PARK_S = 15.0
+"""How long a connection may be ahead of the server's word to the mover it came to."""
+SKEW_S = 60
+"""How far two machines' clocks may be apart without a fresh ticket counting as expired."""
+WAITING_MAX = 256
+PARKED_MAX = 64
+
+Spec = int | dict[str, Any]
+
+
+class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the server gives both ends of a task. `replica` is the replica's identity as text,
+    `generation` that of its writer (0: none is needed), `source` and `target` the movers' names,
+    `expires_at` ISO 8601 in UTC."""
+
+    secret: str
+    task: str
+    replica: str
+    disk: str
+    generation: int
+    direction: str
+    source: str
+    target: str
+    expires_at: str
+
+
+def new_ticket(
+    task: str,
+    replica: str,
+    disk: str,
+    generation: int,
+    direction: str,
+    source: str,
+    target: str,
+    *,
+    valid_s: float = 600,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Ticket:
+    """A ticket that nobody can guess, for the server to give to both ends."""
+    expires_at = (clock.now() + timedelta(seconds=valid_s)).isoformat()
+    return Ticket(
+        new_token(16), task, replica, disk, generation, direction, source, target, expires_at
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What an end wants a connection for, as far as it knows: a ticket must be for exactly that.
+    '' and None stand for what this end does not know."""
+
+    task: str
+    direction: str
+    disk: str
+    replica: str = ""
+    generation: int | None = None
+
+
+class Connection(NamedTuple):
+    """A data link, and the shared memory beside it where both ends are on one machine."""
+
+    link: Link
+    ring: SharedRing | None
+
+
+class Connections(Protocol):
+    """Where the verbs of a mover get the data connection of a task."""
+
+    def take(self, spec: Spec, errand: Errand) -> contextlib.AbstractContextManager[Connection]:
+        """The connection, for the task alone until the block ends; an exception in the block ends
+        the connection, so that the other end does not wait for ever."""
+
+    def abandon(self, spec: Spec) -> None:
+        """The task that was to take the connection failed before: whoever waits at the other end
+        of it need not."""
+
+    def cancel(self, task: str) -> None:
+        """End the connections of `task`, also one that is only waited for."""
+
+
+class Peer(Protocol):
+    """Who is at the other end, as its certificate says (wire.tls.Peer)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def roles(self) -> Sequence[str]: ...
+
+
+# --- one machine -----------------------------------------------------------------------------
+
+
+class InheritedConnections:
+    """The connections that a child mover was started with; a spec is the number of one."""
+
+    def __init__(self, links: Sequence[Link], rings: Sequence[SharedRing | None]) -> None:
+        self._links = links
+        self._rings = rings
+        self._taken: dict[str, Link] = {}
+
+    @contextlib.contextmanager
+    def take(self, spec: Spec, errand: Errand) -> Iterator[Connection]:
+        """See Connections; the link stays open for the next task."""
+        number = self._number(spec)
+        link = self._links[number]
+        self._taken[errand.task] = link
+        try:
+            yield Connection(link, self._rings[number])
+        except BaseException:
+            link.shutdown()
+            raise
+        finally:
+            self._taken.pop(errand.task, None)
+
+    def _number(self, spec: Spec) -> int:
+        number = spec.get("number") if isinstance(spec, dict) else spec
+        if not isinstance(number, int) or not 0 <= number < len(self._links):
+            raise ProtocolError("backup server", f"there is no data connection {spec}")
+        return number
+
+    def abandon(self, spec: Spec) -> None:
+        """See Connections."""
+        with contextlib.suppress(ProtocolError):
+            self._links[self._number(spec)].shutdown()
+
+    def cancel(self, task: str) -> None:
+        """See Connections."""
+        link = self._taken.get(task)
+        if link is not None:
+            link.shutdown()
+
+
+# --- several machines ------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Waiting:
+    ticket: Ticket
+    link: Link | None = None
+    is_cancelled: bool = False
+
+
+class ServiceConnections:
+    """The data connections of a service mover; `offer` takes what its listener got.
+
+    `connect(address, name, role, timeout_s)` makes a link to the mover of exactly that name.
+    Nothing here waits without end, and nothing grows without limit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[str, str, str, float], Link],
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        accept_timeout_s: float = ACCEPT_TIMEOUT_S,
+        park_s: float = PARK_S,
+    ) -> None:
+        self.name = name
+        self._connect = connect
+        self._clock = clock
+        self._accept_timeout_s = accept_timeout_s
+        self._park_s = park_s
+        self._changed = threading.Condition()
+        self._waiting: dict[str, _Waiting] = {}
+        self._used: dict[str, datetime] = {}
+        self._links: dict[str, set[Link]] = {}
+        self._parked = 0
+        self._is_closed = False
+
+    # --- a task's end ------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def take(self, spec: Spec, errand: Errand) -> Iterator[Connection]:
+        """See Connections; the link is closed behind the task."""
+        link = self._taken(spec, errand)
+        with self._changed:
+            self._links.setdefault(errand.task, set()).add(link)
+            if self._is_closed:
+                link.shutdown()
+        try:
+            yield Connection(link, None)
+        except BaseException:
+            link.shutdown()
+            raise
+        finally:
+            with self._changed:
+                links = self._links[errand.task]
+                links.discard(link)
+                if not links:
+                    del self._links[errand.task]
+            link.close()
+
+    def _taken(self, spec: Spec, errand: Errand) -> Link:
+        if not isinstance(spec, dict):
+            raise ProtocolError("backup server", f"a service mover has no connection {spec}")
+        try:
+            if "accept" in spec:
+                return self._accepted(msgspec.convert(spec["accept"], Ticket), errand)
+            where = spec["connect"]
+            ticket = msgspec.convert(spec["ticket"], Ticket)
+            return self._connected(str(where["name"]), str(where["address"]), ticket, errand)
+        except (KeyError, TypeError, msgspec.ValidationError) as exc:
+            raise ProtocolError(
+                "backup server", f"no connection can be made of this: {exc}"
+            ) from exc
+
+    def _accepted(self, ticket: Ticket, errand: Errand) -> Link:
+        self._check(ticket, errand, self.name, ticket.source)
+        waiting = _Waiting(ticket)
+        with self._changed:
+            if ticket.secret in self._used or ticket.secret in self._waiting:
+                raise TicketRefused(ticket.source, ticket.task, "it was used before")
+            if len(self._waiting) >= WAITING_MAX:
+                raise LinkError(ticket.source, f"{WAITING_MAX} tasks wait for connections already")
+            self._waiting[ticket.secret] = waiting
+            self._changed.notify_all()
+            try:
+                self._changed.wait_for(
+                    lambda: waiting.link is not None or waiting.is_cancelled or self._is_closed,
+                    self._accept_timeout_s,
+                )
+            finally:
+                del self._waiting[ticket.secret]
+                self._use_up(ticket)
+        if waiting.link is None:
+            why = "the task was ended" if waiting.is_cancelled or self._is_closed else "it did not"
+            raise LinkError(ticket.source, f"waited for it to connect for {ticket.task}: {why}")
+        return waiting.link
+
+    def _connected(self, name: str, address: str, ticket: Ticket, errand: Errand) -> Link:
+        self._check(ticket, errand, ticket.target, self.name)
+        if name != ticket.target:
+            raise TicketRefused(name, ticket.task, f"it is one for mover {ticket.target}")
+        role = ROLES[ticket.direction][1]
+        link = self._connect(address, name, role, CONNECT_TIMEOUT_S)
+        with self._changed:
+            self._links.setdefault(errand.task, set()).add(link)
+        deadline = threading.Timer(CONNECT_TIMEOUT_S + PARK_S, link.shutdown)
+        deadline.daemon = True
+        deadline.start()
+        try:
+            link.send(Attach(errand.task, ticket_text(ticket)))
+            message, _ = link.receive()
+            if isinstance(message, Failed):
+                raise error_from_wire(message.error)
+            if not isinstance(message, Attached):
+                raise ProtocolError(name, f"expected Attached, got {type(message).__name__}")
+        except BaseException:
+            with self._changed:
+                self._links.get(errand.task, set()).discard(link)
+            link.close()
+            raise
+        finally:
+            deadline.cancel()
+        return link
+
+    def _check(self, ticket: Ticket, errand: Errand, waits: str, connects: str) -> None:
+        """Raise unless the ticket is for this errand, this mover and this hour."""
+        if (ticket.task, ticket.direction, ticket.disk) != (
+            errand.task,
+            errand.direction,
+            errand.disk,
+        ) or ticket.direction not in ROLES:
+            raise TicketRefused(
+                ticket.source,
+                errand.task,
+                f"it is one for task {ticket.task}, disk {ticket.disk}, {ticket.direction}",
+            )
+        if errand.replica and ticket.replica != errand.replica:
+            raise TicketRefused(ticket.source, errand.task, f"it is one for {ticket.replica}")
+        if errand.generation is not None and ticket.generation != errand.generation:
+            raise TicketRefused(
+                ticket.source,
+                errand.task,
+                f"it is one for generation {ticket.generation}, the writer's is "
+                f"{errand.generation}",
+            )
+        if (ticket.target, ticket.source) != (waits, connects):
+            raise TicketRefused(
+                ticket.source,
+                errand.task,
+                f"it is one from {ticket.source} to {ticket.target}, this is {self.name}",
+            )
+        if self._has_expired(ticket):
+            now = self._clock.now().isoformat(timespec="seconds")
+            raise TicketRefused(
+                ticket.source, errand.task, f"it expired at {ticket.expires_at}, it is {now} here"
+            )
+
+    def _has_expired(self, ticket: Ticket) -> bool:
+        return self._clock.now() > expiry(ticket) + timedelta(seconds=SKEW_S)
+
+    def _use_up(self, ticket: Ticket) -> None:
+        now = self._clock.now()
+        known = self._used.items()
+        self._used = {secret: end for secret, end in known if end > now}
+        self._used[ticket.secret] = expiry(ticket) + timedelta(seconds=SKEW_S)
+
+    # --- what the listener got ---------------------------------------------------------------
+
+    def offer(self, link: Link, attach: Attach, peer: Peer) -> None:
+        """Hand a connection that said `attach` to the task that waits for its ticket, at once or
+        within some seconds; else raise TicketRefused. The link is the task's then."""
+        try:
+            ticket = msgspec.json.decode(attach.ticket, type=Ticket)
+            expired = self._has_expired(ticket)
+        except (msgspec.DecodeError, ProtocolError, UnicodeEncodeError) as exc:
+            raise TicketRefused(peer.name, attach.task, "it is none") from exc
+        roles = ROLES.get(ticket.direction, ("",))
+        if ticket.source != peer.name or roles[0] not in peer.roles:
+            raise TicketRefused(peer.name, attach.task, "it was given to another mover")
+        if expired or ticket.task != attach.task:
+            raise TicketRefused(peer.name, attach.task, "it has expired or is for another task")
+        with self._changed:
+            if self._parked >= PARKED_MAX:
+                raise TicketRefused(peer.name, attach.task, "too many connections wait here")
+            self._parked += 1
+            try:
+                self._changed.wait_for(
+                    lambda: (
+                        self._is_closed
+                        or ticket.secret in self._waiting
+                        or ticket.secret in self._used
+                    ),
+                    self._park_s,
+                )
+            finally:
+                self._parked -= 1
+            waiting = self._waiting.get(ticket.secret)
+            if waiting is None or waiting.link is not None:
+                raise TicketRefused(peer.name, attach.task, "nobody waits for it here")
+            if not hmac.compare_digest(ticket_text(waiting.ticket), ticket_text(ticket)):
+                raise TicketRefused(peer.name, attach.task, "it differs from the server's")
+            link.send(Attached())
+            waiting.link = link
+            self._changed.notify_all()
+
+    # --- ending ------------------------------------------------------------------------------
+
+    def abandon(self, spec: Spec) -> None:
+        """See Connections: nobody waits for the ticket, which the other end learns by itself."""
+
+    def cancel(self, task: str) -> None:
+        """See Connections."""
+        with self._changed:
+            for waiting in self._waiting.values():
+                if waiting.ticket.task == task:
+                    waiting.is_cancelled = True
+            for link in self._links.get(task, ()):
+                link.shutdown()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End every connection, now and from now on."""
+        with self._changed:
+            self._is_closed = True
+            for links in self._links.values():
+                for link in links:
+                    link.shutdown()
+            self._changed.notify_all()
+
+
+def ticket_text(ticket: Ticket) -> str:
+    """The ticket as it travels in `Attach`."""
+    return msgspec.json.encode(ticket).decode()
+
+
+def expiry(ticket: Ticket) -> datetime:
+    """When the ticket ends; ProtocolError where it does not say so."""
+    try:
+        instant = datetime.fromisoformat(ticket.expires_at)
+    except ValueError as exc:
+        raise ProtocolError("backup server", f"a ticket expires at {ticket.expires_at!r}") from exc
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
