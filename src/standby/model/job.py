@@ -15,6 +15,8 @@ class ReplicationJob:
     `seed` maps a VM name to True where disk files put into the replica's folder are to be used;
     `map` a VM name to the folder of an existing VM at the target. `rpo_s` 0 means no alarm.
     `compression` is none, fast or high; 'auto' means none between processes of one machine.
+    `proxies` and `target_proxies` name those that may work for the job, () any. A higher `priority`
+    goes first; among jobs of one priority, tasks begin and bandwidth is shared by `weight`.
     """
 
     name: str
@@ -35,3 +37,7 @@ class ReplicationJob:
     checkpoint_max_growth: int = 0
     seed: dict[str, bool] = field(default_factory=dict)
     map: dict[str, str] = field(default_factory=dict)
+    proxies: tuple[str, ...] = ()
+    target_proxies: tuple[str, ...] = ()
+    priority: int = 0
+    weight: int = 1

@@ -31,12 +31,27 @@ HOST_KINDS = ("folder", *HYPERV_KINDS)
 
 @dataclass(frozen=True, slots=True)
 class HostConfig:
-    """A source or target host. `path` is the folder of a folder host. `kind` is 'folder'; a
-    program, not the file, may also use 'memory' (`standby.testing`)."""
+    """A source or target host. `path` is the folder of a folder host: on the machine of `mover`,
+    as written, where there is one, else on this machine. `max_tasks` disks of the host at once, 0
+    any number. `kind` is 'folder'; a program, not the file, may also use 'memory'
+    (`standby.testing`)."""
 
     name: str
     kind: str
     path: Path
+    mover: str = ""
+    max_tasks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryConfig:
+    """A repository: a folder on the machine of `mover`, as written, or on this one. `max_tasks`
+    disks at once, 0 any number."""
+
+    name: str
+    path: Path
+    mover: str = ""
+    max_tasks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +65,14 @@ class MoverConfig:
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
     """A mover's duty as a proxy. `max_tasks` disks at once; `paths` maps a host's name to
-    {folder as the host sees it: as the proxy sees it}. An empty `mover` is one on this machine."""
+    {folder as the host sees it: as the proxy sees it}. An empty `mover` is one on this machine.
+    `side` is source, target or both."""
 
     name: str
     mover: str = ""
     max_tasks: int = 2
     paths: dict[str, dict[str, str]] = field(default_factory=dict)
+    side: str = "both"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +99,8 @@ class Config:
     proxies: dict[str, ProxyConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     schedules: dict[str, dict[str, str]] = field(default_factory=dict)
-
+    stores: dict[str, RepositoryConfig] = field(default_factory=dict)
+    """The repositories with all that is said of them; `repositories` has their paths."""
     state_url: str = ""
     """Where the state is PostgreSQL: its URL, or a reference to one. `state_database` then only
     says where small files beside the state lie."""
@@ -112,10 +130,11 @@ def load_config(path: Path) -> Config:
     general.done()
     limits = _limits(root.table("limits"))
     movers = {name: _mover(name, table) for name, table in _named(root, "movers")}
-    hosts = {name: _host(name, table) for name, table in _named(root, "hosts")}
+    hosts = {name: _host(name, table, movers) for name, table in _named(root, "hosts")}
     proxies = {name: _proxy(name, table, movers, hosts) for name, table in _named(root, "proxies")}
-    repositories = {n: _repository(table, movers) for n, table in _named(root, "repositories")}
-    jobs = {n: _job(n, table, hosts, repositories) for n, table in _named(root, "jobs")}
+    stores = {n: _repository(n, table, movers) for n, table in _named(root, "repositories")}
+    repositories = {name: store.path for name, store in stores.items()}
+    jobs = {n: _job(n, table, hosts, repositories, proxies) for n, table in _named(root, "jobs")}
     schedules = {
         name: schedule
         for name, table in _named(root, "jobs")
@@ -133,6 +152,7 @@ def load_config(path: Path) -> Config:
         proxies,
         limits,
         schedules,
+        stores=stores,
         state_url=state_url,
     )
 
@@ -146,9 +166,7 @@ def _state(table: Table) -> tuple[Path, str]:
         if not re.match(r"(postgresql|postgres)(\+psycopg)?://", text):
             raise table.error("state_database", "is no PostgreSQL URL", _STATE_HINT)
         if re.search(r"://[^@/]*:[^@/]*@|[?&]password=", text):
-            raise table.error(
-                "state_database", "a secret must not stand in this file", _STATE_HINT
-            )
+            raise table.error("state_database", "a secret must not stand in this file", _STATE_HINT)
     return Path(table.file).absolute().parent / STATE_FILE_NAME, text
 
 
@@ -194,16 +212,32 @@ def _limits(table: Table) -> Limits:
     return limits
 
 
+def _place(table: Table, movers: dict[str, MoverConfig]) -> tuple[Path, str, int]:
+    """(path, mover, max_tasks). A path at a mover is its machine's business, and stays as written;
+    what is here counts from the file's folder."""
+    mover = table.text("mover", "")
+    if mover:
+        _known(table, "mover", mover, movers)
+        path = Path(table.text("path"))
+        if not table.text("path").strip():
+            raise table.error("path", "is empty", f"write the path of a folder at mover {mover}")
+    else:
+        path = table.path("path")
+    limited = table.has("max_tasks")
+    max_tasks = table.integer("max_tasks", minimum=1, maximum=1024) if limited else 0
+    return path, mover, max_tasks
+
+
 def _mover(name: str, table: Table) -> MoverConfig:
     mover = MoverConfig(name, table.text("address"))
     table.done()
     return mover
 
 
-def _host(name: str, table: Table) -> HostConfig:
+def _host(name: str, table: Table, movers: dict[str, MoverConfig]) -> HostConfig:
     kind = table.text("kind", choices=HOST_KINDS)
     if kind == "folder":
-        host = HostConfig(name, kind, table.path("path"))
+        host = HostConfig(name, kind, *_place(table, movers))
         table.done()
         return host
     if kind == "hyperv":
@@ -233,18 +267,21 @@ def _proxy(
             raise _unknown(maps, host, "host", host, hosts)
         places = maps.table(host)
         paths[host] = {place: places.text(place) for place in places.keys()}  # noqa: SIM118
-    proxy = ProxyConfig(name, mover, table.integer("max_tasks", 2, minimum=1, maximum=256), paths)
+    proxy = ProxyConfig(
+        name,
+        mover,
+        table.integer("max_tasks", 2, minimum=1, maximum=256),
+        paths,
+        table.text("side", "both", choices=("both", "source", "target")),
+    )
     table.done()
     return proxy
 
 
-def _repository(table: Table, movers: dict[str, MoverConfig]) -> Path:
-    mover = table.text("mover", "")
-    if mover:
-        _known(table, "mover", mover, movers)
-    path = table.path("path")
+def _repository(name: str, table: Table, movers: dict[str, MoverConfig]) -> RepositoryConfig:
+    repository = RepositoryConfig(name, *_place(table, movers))
     table.done()
-    return path
+    return repository
 
 
 def _schedule(table: Table) -> dict[str, str]:
@@ -252,8 +289,26 @@ def _schedule(table: Table) -> dict[str, str]:
     return {key: table.text(key) for key in ("daily", "every", "days") if table.has(key)}
 
 
+def _proxies(
+    table: Table, key: str, side: str, proxies: Mapping[str, ProxyConfig]
+) -> tuple[str, ...]:
+    """Proxies that exist and do `side`."""
+    names = table.texts(key, ())
+    for name in names:
+        if name not in proxies:
+            raise _unknown(table, key, "proxy", name, proxies)
+        if proxies[name].side not in (side, "both"):
+            problem = f"{name} is a proxy of the {proxies[name].side} side only"
+            raise table.error(key, problem, f'write side = "both" in [proxies.{name}]')
+    return names
+
+
 def _job(
-    name: str, table: Table, hosts: dict[str, HostConfig], repositories: dict[str, Path]
+    name: str,
+    table: Table,
+    hosts: dict[str, HostConfig],
+    repositories: dict[str, Path],
+    proxies: dict[str, ProxyConfig],
 ) -> ReplicationJob:
     default = ReplicationJob(name, "", "", "", ())
     job = replace(
@@ -277,6 +332,10 @@ def _job(
         checkpoint_max_growth=table.size("checkpoint_max_growth", 0),
         seed=_seed(table.table("seed")),
         map=_map(table.table("map")),
+        proxies=_proxies(table, "proxies", "source", proxies),
+        target_proxies=_proxies(table, "target_proxies", "target", proxies),
+        priority=table.integer("priority", 0, minimum=-10, maximum=10),
+        weight=table.integer("weight", 1, minimum=1, maximum=100),
     )
     schedule = table.table("schedule")
     _schedule(schedule)

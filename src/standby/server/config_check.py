@@ -84,7 +84,7 @@ def check_paths(config: Config) -> list[Finding]:
     sources = {job.source for job in config.jobs.values()}
     targets = {job.target for job in config.jobs.values()}
     for host in config.hosts.values():
-        if host.kind != "folder":
+        if host.kind != "folder" or host.mover:
             continue
         where = f"[hosts.{host.name}] path"
         if host.name in targets:
@@ -94,7 +94,7 @@ def check_paths(config: Config) -> list[Finding]:
             findings += _readable(where, host.path)
         if host.name not in sources | targets:
             findings.append(Finding(Level.WARNING, f"[hosts.{host.name}]", "no job uses this host"))
-    for name, path in config.repositories.items():
+    for name, path in _repositories(config).items():
         findings += _writable(f"[repositories.{name}] path", path)
     findings += _writable("[standby] state_database", config.state_database.parent)
     if not config.jobs:
@@ -137,8 +137,20 @@ def _target_rules(folder: Path) -> list[Finding]:
 
 
 def _resolved(config: Config) -> dict[str, Path]:
+    """The folders of this machine's hosts; what lies at a mover cannot be looked at from here."""
     return {
-        host.name: host.path.resolve() for host in config.hosts.values() if host.kind == "folder"
+        host.name: host.path.resolve()
+        for host in config.hosts.values()
+        if host.kind == "folder" and not host.mover
+    }
+
+
+def _repositories(config: Config) -> dict[str, Path]:
+    """The repositories of this machine."""
+    return {
+        name: path
+        for name, path in config.repositories.items()
+        if name not in config.stores or not config.stores[name].mover
     }
 
 
@@ -174,7 +186,7 @@ def _nested_folders(config: Config) -> list[Finding]:
                         "keep hosts' folders apart",
                     )
                 )
-    for name, path in config.repositories.items():
+    for name, path in _repositories(config).items():
         for host, parent in hosts.items():
             if parent in (path.resolve(), *path.resolve().parents):
                 findings.append(

@@ -1,0 +1,222 @@
+"""Which proxies can take a disk: who sees its files, under which path, on which side.
+
+A proxy sees a host's storage where it runs on the host's own machine (the same mover, or both
+none), or where its `paths` says how: the longest folder that holds the file counts, Windows paths
+(`C:\\…`, `\\\\server\\share\\…`) without regard to case, others with. A host that no configured
+proxy is made for is served by its own mover, as a proxy named `host:NAME`.
+
+All of it is pure; `resources` chooses among those found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from standby.model.job import ReplicationJob
+from standby.server.config import Config, HostConfig, ProxyConfig
+from standby.server.resources import Capacities, TaskRequest
+
+Side = Literal["source", "target"]
+
+_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/]|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path taken apart. `anchor` is '/', 'c:', '\\\\server\\share' or '' where it is relative;
+    `parts` are as written, compared by `folded`."""
+
+    is_windows: bool
+    anchor: str
+    parts: tuple[str, ...]
+
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """The parts as they are compared."""
+        return tuple(part.lower() for part in self.parts) if self.is_windows else self.parts
+
+
+def parsed_place(path: str) -> Place | None:
+    """The path taken apart, '.' and doubled separators gone; None where '..' makes it unclear."""
+    text = path
+    if text.startswith("\\\\?\\UNC\\"):
+        text = "\\\\" + text[8:]
+    elif text.startswith("\\\\?\\"):
+        text = text[4:]
+    if _DRIVE.match(text):
+        is_windows, anchor, rest = True, text[:2].lower(), re.split(r"[\\/]", text[2:])
+    elif text.startswith("\\\\"):
+        words = [word for word in re.split(r"[\\/]", text) if word]
+        is_windows, anchor, rest = True, "\\\\" + "\\".join(words[:2]).lower(), words[2:]
+    else:
+        is_windows, anchor, rest = False, "/" if text.startswith("/") else "", text.split("/")
+    parts = tuple(part for part in rest if part not in ("", "."))
+    return None if ".." in parts else Place(is_windows, anchor, parts)
+
+
+def mapped_path(path: str, folders: Mapping[str, str]) -> str | None:
+    """`path` of a host as a proxy sees it, by the longest of `folders` ({at the host: at the
+    proxy}) that holds it; None when none does."""
+    place = parsed_place(path)
+    if place is None:
+        return None
+    best: tuple[int, str] | None = None
+    for folder, seen_as in folders.items():
+        held = parsed_place(folder)
+        if held is None or (held.is_windows, held.anchor) != (place.is_windows, place.anchor):
+            continue
+        count = len(held.parts)
+        if held.folded == place.folded[:count] and (best is None or count > best[0]):
+            best = (count, seen_as)
+    return None if best is None else _joined(best[1], place.parts[best[0] :])
+
+
+def _joined(folder: str, parts: Sequence[str]) -> str:
+    """The path below `folder`, in the manner of that folder."""
+    place = parsed_place(folder)
+    is_windows = place is not None and place.is_windows
+    stem = folder.rstrip("\\/" if is_windows else "/")
+    if not parts:
+        return stem or folder
+    if stem.endswith(":") and not is_windows and stem == folder:
+        return stem + "/".join(parts)  # 'rootid:', which a path below a mover's root follows
+    return ("\\" if is_windows else "/").join((stem, *parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Eligible:
+    """A proxy that can take the disk, and its files' paths as it sees them."""
+
+    proxy: ProxyConfig
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Eligibility:
+    """By name: who can, and why the others cannot."""
+
+    side: Side
+    eligible: dict[str, Eligible]
+    refused: dict[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that can, for a TaskRequest."""
+        return tuple(self.eligible)
+
+    @property
+    def reasons(self) -> tuple[tuple[str, str, str], ...]:
+        """Why the others cannot, for a TaskRequest."""
+        return tuple((self.side, name, reason) for name, reason in self.refused.items())
+
+
+def own_proxy(config: Config, host: HostConfig) -> ProxyConfig:
+    """The host's own mover as a proxy: named 'host:NAME', as many tasks as the host may have, or
+    the server where the host has no limit of its own."""
+    return ProxyConfig(f"host:{host.name}", host.mover, host.max_tasks or config.limits.max_tasks)
+
+
+def all_proxies(config: Config) -> dict[str, ProxyConfig]:
+    """The configured proxies, and the hosts' own movers for hosts that have none of those, on one
+    side at least."""
+    found = dict(config.proxies)
+    for host in config.hosts.values():
+        if not (_has_proxy(config, host, "source") and _has_proxy(config, host, "target")):
+            own = own_proxy(config, host)
+            found[own.name] = own
+    return found
+
+
+def _has_proxy(config: Config, host: HostConfig, side: Side) -> bool:
+    """Whether a configured proxy is made for the host."""
+    return any(
+        proxy.side in (side, "both") and (host.name in proxy.paths or proxy.mover == host.mover)
+        for proxy in config.proxies.values()
+    )
+
+
+def eligible_proxies(
+    config: Config,
+    job: ReplicationJob,
+    side: Side,
+    files: Sequence[str],
+    *,
+    avoid: Mapping[str, str] | None = None,
+) -> Eligibility:
+    """The proxies that see all `files` (whole paths on the job's host of that side; for a chain,
+    every layer's). A list in the job restricts them; `avoid` are those that failed at this very
+    task, with the reason."""
+    host = config.hosts[job.source if side == "source" else job.target]
+    named = job.proxies if side == "source" else job.target_proxies
+    key = "proxies" if side == "source" else "target_proxies"
+    eligible: dict[str, Eligible] = {}
+    refused: dict[str, str] = {}
+    proxies = dict(config.proxies)
+    if not named and not _has_proxy(config, host, side):
+        own = own_proxy(config, host)
+        proxies[own.name] = own
+    for name, proxy in proxies.items():
+        if named and name not in named:
+            refused[name] = f"not among the job's {key}"
+        elif proxy.side not in (side, "both"):
+            refused[name] = f"a proxy of the {proxy.side} side only"
+        elif avoid and name in avoid:
+            refused[name] = avoid[name]
+        else:
+            seen = [_seen(proxy, host, file) for file in files]
+            if None in seen:
+                file = files[seen.index(None)]
+                refused[name] = f"none of its paths for host {host.name} leads to {file}"
+            else:
+                eligible[name] = Eligible(proxy, tuple(path for path in seen if path is not None))
+    return Eligibility(side, eligible, refused)
+
+
+def _seen(proxy: ProxyConfig, host: HostConfig, file: str) -> str | None:
+    """The file as the proxy sees it. What its `paths` say goes before what it sees as the host
+    does, being on the host's machine."""
+    mapped = mapped_path(file, proxy.paths.get(host.name, {}))
+    return file if mapped is None and proxy.mover == host.mover else mapped
+
+
+def capacities(config: Config) -> Capacities:
+    """What `Resources.configure` takes, from the configuration."""
+    return Capacities(
+        server=config.limits.max_tasks,
+        proxies={name: proxy.max_tasks for name, proxy in all_proxies(config).items()},
+        hosts={host.name: host.max_tasks for host in config.hosts.values() if host.max_tasks},
+        repositories={
+            item.name: item.max_tasks for item in config.stores.values() if item.max_tasks
+        },
+    )
+
+
+def task_request(
+    job: ReplicationJob,
+    session: str,
+    machine: str,
+    place: str,
+    source: Eligibility,
+    target: Eligibility,
+    size_bytes: int = 0,
+) -> TaskRequest:
+    """What to ask of the resources for one disk of the job."""
+    return TaskRequest(
+        job=job.name,
+        session=session,
+        machine=machine,
+        place=place,
+        source_host=job.source,
+        target_host=job.target,
+        repository=job.repository,
+        source_proxies=source.names,
+        target_proxies=target.names,
+        refused=(*source.reasons, *target.reasons),
+        priority=job.priority,
+        weight=job.weight,
+        job_max_tasks=job.max_tasks,
+        size_bytes=size_bytes,
+    )
