@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 
-from standby.errors import ProtocolError
+from standby.errors import ProtocolError, VersionMismatch
 from standby.units import MiB
 
 MAGIC = b"STBY"
@@ -38,17 +38,23 @@ def packed_header(message_length: int, payload_length: int) -> bytes:
     return HEADER.pack(MAGIC, VERSION, 0, message_length, payload_length)
 
 
-def parsed_header(data: bytes | bytearray | memoryview, peer: str) -> tuple[int, int]:
+def parsed_header(
+    data: bytes | bytearray | memoryview,
+    peer: str,
+    message_max: int = MESSAGE_MAX,
+    payload_max: int = PAYLOAD_MAX,
+) -> tuple[int, int]:
     """(message length, payload length); raises ProtocolError naming the field that is wrong."""
     magic, version, flags, message_length, payload_length = HEADER.unpack(data)
     if magic != MAGIC:
         raise ProtocolError(peer, f"frame begins with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
-        raise ProtocolError(peer, f"protocol version {version}, this side speaks {VERSION}")
+        problem = f"protocol version {version}, this side speaks {VERSION}"
+        raise VersionMismatch(peer, problem, version, VERSION)
     if flags != 0:
         raise ProtocolError(peer, f"frame flags {flags:#x} are not known")
-    if not 0 < message_length <= MESSAGE_MAX:
-        raise ProtocolError(peer, f"message length {message_length} is not 1..{MESSAGE_MAX}")
-    if payload_length > PAYLOAD_MAX:
-        raise ProtocolError(peer, f"payload length {payload_length} exceeds {PAYLOAD_MAX}")
+    if not 0 < message_length <= message_max:
+        raise ProtocolError(peer, f"message length {message_length} is not 1..{message_max}")
+    if payload_length > payload_max:
+        raise ProtocolError(peer, f"payload length {payload_length} exceeds {payload_max}")
     return message_length, payload_length

@@ -1,0 +1,379 @@
+"""Links between machines: TCP with TLS 1.3, both sides authenticated by the installation's CA.
+
+`connect` makes one, `Listener` takes them. Either ends in a `Link` whose `remote` says who the
+other side is, or in a typed error; the listener's errors go to `on_refusal`. After the handshake
+the connecting side says `Hello`, and the other one `Welcome`, or `Refused` with the reason:
+without that, a client whose certificate was refused would learn it by its first lost message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from standby import __version__
+from standby.clock import SYSTEM_CLOCK
+from standby.errors import (
+    CertificateRefused,
+    LinkError,
+    LinkTimeout,
+    PeerBusy,
+    ProtocolError,
+    RefusedByPeer,
+    StandbyError,
+    VersionMismatch,
+    error_from_wire,
+    error_to_wire,
+)
+from standby.units import KiB
+from standby.wire import frames
+from standby.wire.accepting import Acceptor, Door, Visit, parsed_address
+from standby.wire.identity import IdentityFolder, Peer
+from standby.wire.link import BETWEEN_MACHINES, Limits, Link, tune
+from standby.wire.messages import Hello, Refused, Welcome
+
+__all__ = ["Door", "IdentityFolder", "Listener", "Peer", "connect"]
+
+CONNECT_TIMEOUT_S = 20.0
+HELLO_MAX = 64 * KiB
+"""Bytes a first frame may have: nothing larger is taken from a peer not yet welcome."""
+
+LINGER_S = 1.0
+LINGER_MAX = 256 * KiB
+
+_FOREIGN = frozenset({2, 18, 19, 20, 21})
+_NOT_YET, _EXPIRED = 9, 10
+"""X509_V_ERR_* of OpenSSL's x509_vfy.h."""
+
+
+# --- connecting ------------------------------------------------------------------------------
+
+
+def connect(
+    address: str,
+    identity: IdentityFolder,
+    expected_name: str,
+    expected_role: str,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+    *,
+    role: str = "",
+) -> Link:
+    """A link to `expected_name` at "host:port", which welcomed us in our `role` (default: the first
+    of our certificate).
+
+    Raises LinkError (unreachable: worth another try), LinkTimeout, PeerBusy, CertificateRefused
+    (another name or role than expected, expired, foreign, revoked), RefusedByPeer (it does not
+    accept us), VersionMismatch, CertificateError (our own identity is no good).
+    """
+    identity.refresh()
+    identity.check_own()
+    role = role or identity.roles[0]
+    who = f"{expected_name} at {address}"
+    until = _Until(timeout_s)
+    connection = _connected(address, who, until)
+    try:
+        tls = _shaken(connection, identity.context(is_server=False), who, identity, until)
+        connection = tls
+        peer = identity.peer_of(tls, who)
+        if peer.name != expected_name:
+            raise CertificateRefused(
+                who,
+                f"it is {peer.name!r}, expected {expected_name!r}",
+                "Check the mover's address in standby.toml",
+            )
+        if expected_role not in peer.roles:
+            raise CertificateRefused(
+                who, f"its roles are {', '.join(peer.roles)}; {expected_role!r} is not among them"
+            )
+        link = Link(tls, expected_name, _hello_limits(until))
+        link.remote = Peer(peer.name, peer.roles, peer.installation, peer.serial, expected_role)
+    except BaseException:
+        connection.close()
+        raise
+    try:
+        _introduce(link, role, who)
+        link.limits = BETWEEN_MACHINES
+        identity.watch(link)
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def _introduce(link: Link, role: str, who: str) -> None:
+    try:
+        link.send(Hello(frames.VERSION, role, __version__))
+        answer, _ = link.receive()
+    except LinkTimeout:
+        raise LinkTimeout(who, "no answer to our hello in time") from None
+    if isinstance(answer, Refused):
+        raise _refusal(answer, who)
+    if not isinstance(answer, Welcome):
+        raise ProtocolError(who, f"answered a hello with {type(answer).__name__}")
+
+
+def _refusal(answer: Refused, who: str) -> LinkError:
+    error = error_from_wire(answer.error)
+    if isinstance(error, VersionMismatch):
+        return VersionMismatch(who, error.problem, error.ours, error.theirs)
+    if isinstance(error, PeerBusy):
+        return PeerBusy(who, error.problem)
+    problem = error.problem if isinstance(error, LinkError) else str(error)
+    return RefusedByPeer(who, problem, type(error).__name__)
+
+
+class _Until:
+    """A deadline of several steps."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._end = SYSTEM_CLOCK.monotonic() + timeout_s
+
+    def left_s(self) -> float:
+        """Seconds left, never 0: that would mean "do not block" to a socket."""
+        return max(0.001, self._end - SYSTEM_CLOCK.monotonic())
+
+
+def _hello_limits(until: _Until) -> Limits:
+    """Both the first byte and the rest within what is left: a rate that no drip can meet."""
+    left_s = until.left_s()
+    return Limits(left_s, left_s, 1 << 40, HELLO_MAX, 0)
+
+
+def _connected(address: str, who: str, until: _Until) -> socket.socket:
+    try:
+        connection = socket.create_connection(parsed_address(address), until.left_s())
+    except TimeoutError:
+        raise LinkTimeout(who, f"no connection within {until.timeout_s:g} s") from None
+    except OSError as exc:
+        raise LinkError(who, f"cannot connect: {exc.strerror or exc}") from exc
+    tune(connection)
+    return connection
+
+
+def _shaken(
+    connection: socket.socket,
+    context: ssl.SSLContext,
+    who: str,
+    identity: IdentityFolder | None,
+    until: _Until,
+    *,
+    is_server: bool = False,
+) -> ssl.SSLSocket:
+    """The connection after its handshake; our typed errors."""
+    try:
+        connection.settimeout(until.left_s())
+        tls = context.wrap_socket(connection, server_side=is_server, do_handshake_on_connect=False)
+    except OSError as exc:
+        raise LinkError(who, f"ended before the handshake: {exc.strerror or exc}") from exc
+    try:
+        tls.do_handshake()
+    except TimeoutError:
+        failure: LinkError = LinkTimeout(who, f"no TLS handshake within {until.timeout_s:g} s")
+    except ssl.SSLCertVerificationError as exc:
+        failure = _certificate_failure(who, exc)
+    except ssl.SSLError as exc:
+        failure = _handshake_failure(who, exc)
+    except OSError as exc:
+        failure = LinkError(who, f"ended in the handshake: {exc.strerror or exc}")
+    else:
+        return tls
+    with contextlib.suppress(OSError):
+        _linger(tls)
+    tls.close()
+    raise failure
+
+
+def _certificate_failure(who: str, exc: ssl.SSLCertVerificationError) -> LinkError:
+    now = f"{SYSTEM_CLOCK.now():%Y-%m-%d %H:%M:%S} UTC"
+    if exc.verify_code == _EXPIRED:
+        return CertificateRefused(
+            who,
+            f"it has expired, by this machine's clock ({now})",
+            "If this clock or the peer's jumped, set it; else enrol the peer again",
+        )
+    if exc.verify_code == _NOT_YET:
+        return CertificateRefused(
+            who,
+            f"it is not valid yet, by this machine's clock ({now})",
+            "This clock, or the authority's, has jumped: compare them",
+        )
+    if exc.verify_code in _FOREIGN:
+        return CertificateRefused(
+            who,
+            f"it is not from this installation's authority ({exc.verify_message})",
+            "Enrol both machines with the same backup server",
+        )
+    return CertificateRefused(who, exc.verify_message or str(exc))
+
+
+def _handshake_failure(who: str, exc: ssl.SSLError) -> LinkError:
+    reason = exc.reason or str(exc)
+    said = reason.lower().replace("_", " ")
+    if "PEER_DID_NOT_RETURN_A_CERTIFICATE" in reason:
+        return CertificateRefused(who, "it showed none")
+    if "ALERT" in reason:
+        return RefusedByPeer(who, f"it ended the handshake ({said})", reason)
+    if isinstance(exc, ssl.SSLEOFError):
+        return LinkError(who, "ended in the handshake")
+    return LinkError(who, f"TLS handshake failed: {said}")
+
+
+def _linger(connection: socket.socket) -> None:
+    """Let the peer read our last words: closing with bytes unread would reset the connection and
+    take them away. Bounded in time and bytes."""
+    socket.socket.shutdown(connection, socket.SHUT_WR)
+    until = _Until(LINGER_S)
+    taken = 0
+    while taken < LINGER_MAX and until.left_s() > 0.001:
+        connection.settimeout(until.left_s())
+        # The raw bytes, whatever they are: TLS is over.
+        data = socket.socket.recv(connection, 16 * KiB)
+        if not data:
+            return
+        taken += len(data)
+
+
+# --- listening -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Guest:
+    link: Link
+    peer: Peer
+
+
+class Listener:
+    """Takes links from machines of the installation.
+
+    `on_link(link, peer)` is called in a thread of the link's own, which ends when it returns; the
+    link is the callee's to close, and is closed if it raises. `on_refusal(address, error)` hears
+    of every connection that did not get that far. `roles`, if given, are the roles that may speak.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        identity: IdentityFolder,
+        on_link: Callable[[Link, Peer], None],
+        *,
+        roles: tuple[str, ...] = (),
+        on_refusal: Callable[[str, StandbyError], None] = lambda address, error: None,
+        door: Door = Door(),  # noqa: B008
+    ) -> None:
+        """Listen on "host:port" (port 0: any; `address` has it then)."""
+        identity.refresh()
+        identity.check_own()
+        self._identity = identity
+        self._on_link = on_link
+        self._on_refusal = on_refusal
+        self._roles = roles
+        self._links_lock = threading.Lock()
+        self._acceptor = Acceptor(address, self._serve, door, identity.name, self._look_round)
+        self.address = self._acceptor.address
+
+    @property
+    def half_open(self) -> int:
+        """Connections that have not shown yet who they are."""
+        return self._acceptor.half_open
+
+    @property
+    def dropped(self) -> int:
+        """Connections closed at once since the start, because too many were half open."""
+        return self._acceptor.dropped
+
+    def _look_round(self) -> None:
+        try:
+            self._identity.refresh()
+        except StandbyError as exc:
+            self._on_refusal(self.address, exc)
+
+    def _serve(self, visit: Visit) -> None:
+        try:
+            guest = self._received(visit)
+        except StandbyError as exc:
+            self._on_refusal(visit.address, exc)
+            return
+        try:
+            self._on_link(guest.link, guest.peer)
+        except StandbyError as exc:
+            guest.link.close()
+            self._on_refusal(visit.address, exc)
+        except BaseException:
+            guest.link.close()
+            raise
+
+    def _received(self, visit: Visit) -> _Guest:
+        until = _Until(self._acceptor.door.half_open_s)
+        try:
+            context = self._identity.context(is_server=True)
+            tls = _shaken(
+                visit.connection, context, visit.address, self._identity, until, is_server=True
+            )
+        except BaseException:
+            visit.connection.close()
+            raise
+        visit.connection = tls
+        link = Link(tls, visit.address, _hello_limits(until))
+        try:
+            peer = self._introduced(link, tls, visit)
+            link.send(Welcome(frames.VERSION, __version__))
+        except (StandbyError, OSError) as exc:
+            self._refuse(link, tls, exc)
+            raise
+        link.limits = BETWEEN_MACHINES
+        return _Guest(link, peer)
+
+    def _introduced(self, link: Link, tls: ssl.SSLSocket, visit: Visit) -> Peer:
+        shown = self._identity.peer_of(tls, visit.address)
+        link.peer = f"{shown.name} at {visit.address}"
+        try:
+            hello, _ = link.receive()
+        except LinkTimeout:
+            raise LinkTimeout(link.peer, "no hello in time") from None
+        if not isinstance(hello, Hello):
+            raise ProtocolError(link.peer, f"began with {type(hello).__name__}, not Hello")
+        if hello.version != frames.VERSION:
+            raise VersionMismatch(
+                link.peer,
+                f"protocol version {hello.version}, this side speaks {frames.VERSION}",
+                hello.version,
+                frames.VERSION,
+            )
+        if hello.role not in shown.roles:
+            raise CertificateRefused(
+                link.peer, f"it speaks as {hello.role!r}, its roles are {', '.join(shown.roles)}"
+            )
+        if self._roles and hello.role not in self._roles:
+            raise CertificateRefused(
+                link.peer,
+                f"role {hello.role!r} has no business here: {', '.join(self._roles)} have",
+            )
+        peer = Peer(shown.name, shown.roles, shown.installation, shown.serial, hello.role)
+        link.remote = peer
+        self._identity.watch(link)
+        if not visit.admit():
+            raise PeerBusy(link.peer, "as many links as there may be are open; try again later")
+        link.peer = peer.name
+        return peer
+
+    def _refuse(self, link: Link, tls: ssl.SSLSocket, error: Exception) -> None:
+        with contextlib.suppress(LinkError):
+            link.send(Refused(error_to_wire(error)))
+            with contextlib.suppress(OSError):
+                _linger(tls)
+        link.close()
+
+    def close(self) -> None:
+        """Take no more links; those that are there go on."""
+        self._acceptor.close()
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
