@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import databases
 import judging
 
 # A process that a test spawns finds the test's module by its name, which counts from the root;
@@ -78,3 +79,19 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _KEPT = frozenset({"STANDBY_KERNEL", "STANDBY_SAMPLES", "STANDBY_TEST_FOLDER"})
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[databases.Cluster]:
+    """A private PostgreSQL; without one the test is left out, in CI it fails."""
+    with databases.running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=databases.KINDS)
+def state_place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """An empty state database: a SQLite file, and once more in PostgreSQL."""
+    if request.param == "sqlite":
+        return tmp_path / "state.sqlite"
+    cluster: databases.Cluster = request.getfixturevalue("postgresql")
+    return cluster.new_database()

@@ -95,7 +95,7 @@ class Wakeups:
             if self._is_ready.is_set():
                 self._changed.set()  # connected again
             self._is_ready.set()
-            driver: Any = connection.connection.driver_connection
+            driver: Any = connection.connection.dbapi_connection
             driver.add_notify_handler(lambda _: self._changed.set())
             with selectors.DefaultSelector() as selector:
                 selector.register(driver.fileno(), selectors.EVENT_READ)
