@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from standby.model.extent import Extent
-from standby.model.machine import Checkpoint, Machine, PowerState
+from standby.model.machine import Checkpoint, Inventory, Machine, PowerState
 
 Buffer = Any
 """Anything of contiguous bytes: bytes, bytearray, memoryview, a uint8 array."""
@@ -69,7 +69,7 @@ class Host(Protocol):
     def name(self) -> str: ...
 
     def machines(self) -> list[Machine]:
-        """All VMs, in order of name."""
+        """All VMs, in order of name. May raise where one of them cannot be described."""
 
     def power_state(self, machine: Machine) -> PowerState: ...
 
@@ -95,3 +95,11 @@ class Host(Protocol):
     ) -> TrackedChanges: ...
 
     def forget_tracker(self, machine: Machine, tracker_ids: Sequence[str]) -> None: ...
+
+
+@runtime_checkable
+class Inventoried(Protocol):
+    """A host on which one VM that cannot be described hides no other."""
+
+    def inventory(self) -> Inventory:
+        """All VMs, and what is wrong with those that cannot be described."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from standby.disk import vhdx
-from standby.errors import ConfigurationError, DiskError, ParentRefused, UnknownName
+from standby.errors import (
+    ConfigurationError,
+    DiskError,
+    ParentRefused,
+    SourceChanged,
+    UnknownName,
+)
 from standby.host.folder import (
     Boot,
     FolderHost,
@@ -84,6 +92,77 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (root / "web01").symlink_to(tmp_path / "outside" / "web01")
     with pytest.raises(ConfigurationError, match="link"):
         FolderHost("dr", root).machines()
+
+
+GOOD = 'id = "good"\nname = "good"'
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "identity", "words"),
+    [
+        ('id = "a"\nname = "web01"\nmemroy = 1', "web01", "a", "unknown key"),
+        ('name = \'web01\'\n[[disks]]\nplace = "x"\nid = "of the disk"', "web01", "", "id"),
+        ('id = "a"\nname = "web01\n', "", "a", "is not TOML"),
+        ("\0\0\0", "", "", "is not TOML"),
+        ('id = "a"\nname = "a/b"', "", "a", "must be printable"),
+    ],
+)
+def test_a_vm_that_cannot_be_described_hides_no_other(
+    tmp_path: Path, text: str, name: str, identity: str, words: str
+) -> None:
+    write_vm(tmp_path / "folder", text)
+    write_vm(tmp_path / "other", GOOD)
+    host = FolderHost("prod", tmp_path)
+    found = host.inventory()
+    assert [machine.name for machine in found.machines] == ["good"]
+    (problem,) = found.problems
+    assert (problem.folder, problem.name, problem.id) == ("folder", name, identity)
+    assert str(tmp_path / "folder" / "vm.toml") in problem.problem
+    assert words in problem.problem
+    assert host.machine("good").id == "good"
+    with pytest.raises(ConfigurationError, match=words):
+        host.machine("folder")
+    with pytest.raises(ConfigurationError, match=words):
+        host.machines()
+
+
+def test_all_vms_that_share_an_id_or_a_name_are_problems(tmp_path: Path) -> None:
+    write_vm(tmp_path / "one", 'id = "a"\nname = "web01"')
+    write_vm(tmp_path / "two", 'id = "A"\nname = "web02"')
+    write_vm(tmp_path / "three", 'id = "b"\nname = "WEB02"')
+    write_vm(tmp_path / "other", GOOD)
+    found = FolderHost("prod", tmp_path).inventory()
+    assert [machine.name for machine in found.machines] == ["good"]
+    assert [(item.folder, item.name) for item in found.problems] == [
+        ("one", "web01"),
+        ("three", "WEB02"),
+        ("two", "web02"),
+    ]
+    assert all("too" in item.problem for item in found.problems)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+def test_a_vm_toml_that_is_no_file_is_a_problem_and_never_waited_for(tmp_path: Path) -> None:
+    write_vm(tmp_path / "other", GOOD)
+    (tmp_path / "fifo").mkdir()
+    os.mkfifo(tmp_path / "fifo" / "vm.toml")
+    (tmp_path / "folder" / "vm.toml").mkdir(parents=True)
+    found = FolderHost("prod", tmp_path).inventory()
+    assert [machine.name for machine in found.machines] == ["good"]
+    assert [item.folder for item in found.problems] == ["fifo", "folder"]
+    assert all("is not a regular file" in item.problem for item in found.problems)
+
+
+def test_a_vm_copied_under_a_checkpoint_is_named_when_it_is_confirmed(tmp_path: Path) -> None:
+    made = new_machine(tmp_path, "web01", {"scsi:0:0": 4 * MiB})
+    host = FolderHost("prod", tmp_path)
+    checkpoint = host.take_checkpoint(made, "x")
+    write_vm(tmp_path / "broken", "no toml")
+    host.confirm_checkpoint(checkpoint)
+    shutil.copytree(tmp_path / "web01", tmp_path / "copy")
+    with pytest.raises(SourceChanged, match="copied VM needs its own id"):
+        host.confirm_checkpoint(checkpoint)
+    host.release_checkpoint(checkpoint)
 
 
 def test_a_new_machine_is_listed_with_sizes_and_identities(tmp_path: Path) -> None:

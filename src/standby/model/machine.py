@@ -59,6 +59,25 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class MachineProblem:
+    """A VM that a host has and cannot describe. `folder` is relative to the host's folder, `name`
+    and `id` are '' where they cannot be read; `problem` says what is wrong, for people."""
+
+    folder: str
+    problem: str
+    name: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All VMs of a host: those it can describe, in order of name, and the others."""
+
+    machines: tuple[Machine, ...]
+    problems: tuple[MachineProblem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A fixed state of a VM's disks on the source host.
 

@@ -34,7 +34,7 @@ from standby.host.folder.making import (
 from standby.host.folder.running import OWN_FILES, Running
 from standby.host.folder.vm_toml import Boot
 from standby.model.extent import Extent
-from standby.model.machine import Checkpoint, Machine, PowerState
+from standby.model.machine import Checkpoint, Inventory, Machine, PowerState
 from standby.ports import VirtualDisk
 
 __all__ = [
@@ -94,12 +94,25 @@ class FolderHost:
         found = inventory.machine_files(self.path, self.name, replicas=replicas)
         return [inventory.described(self.path, item.machine) for item in found]
 
+    def inventory(self) -> Inventory:
+        """All VMs but replicas, and what is wrong with those that cannot be used: a vm.toml that
+        is wrong, an id or a name that two of them share."""
+        found, problems = inventory.survey(self.path, self.name)
+        return Inventory(
+            tuple(inventory.described(self.path, item.machine) for item in found),
+            tuple(item.problem for item in problems),
+        )
+
     def machine(self, name: str, *, replicas: bool = False) -> Machine:
-        """The VM of that name or id; UnknownName when there is none."""
-        found = inventory.machine_files(self.path, self.name, replicas=replicas)
+        """The VM of that name or id; UnknownName when there is none, ConfigurationError when it
+        cannot be used. Another VM that cannot be is no reason to refuse this one."""
+        found, problems = inventory.survey(self.path, self.name, replicas=replicas)
         for item in found:
             if name in (item.machine.name, item.machine.id):
                 return inventory.described(self.path, item.machine)
+        for problem in problems:
+            if name in (problem.name, problem.id, problem.folder):
+                raise problem.error
         raise UnknownName("VM", name, tuple(item.machine.name for item in found))
 
     def machine_in(self, folder: str) -> Machine:
@@ -185,9 +198,15 @@ class FolderHost:
         checkpoints.confirm(self.path, machine, checkpoint, held)
 
     def _machine_of(self, checkpoint: Checkpoint) -> Machine:
-        for item in inventory.machine_files(self.path, self.name, replicas=True):
+        found, problems = inventory.survey(self.path, self.name, replicas=True)
+        for item in found:
             if item.machine.id == checkpoint.machine_id:
                 return item.machine
+        for problem in problems:
+            if problem.id == checkpoint.machine_id:
+                raise SourceChanged(
+                    problem.name, str(self.path / problem.folder), str(problem.error)
+                )
         raise SourceChanged(checkpoint.machine_id, str(self.path), "the VM is gone from the host")
 
     def open_checkpoint(self, checkpoint: Checkpoint, place: str) -> VirtualDisk:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from standby.disk import RawDisk, detected_format, vhdx
 from standby.errors import ConfigurationError, DiskError, DiskIO, ParentRefused
 from standby.host.folder import vm_toml
 from standby.host.folder.vm_toml import MachineFile
-from standby.model.machine import Machine, MachineDisk
+from standby.model.machine import Machine, MachineDisk, MachineProblem
 
 REPLICA_RECORD = "replica.json"
 _LAYERS_MAX = 512
@@ -43,7 +44,35 @@ def machine_files(root: Path, host: str, *, replicas: bool = False) -> list[Mach
     Raises ConfigurationError for a vm.toml that is wrong, and when two VMs share an id or a name
     (ignoring case): which one a job means would be a guess.
     """
+    found, problems = survey(root, host, replicas=replicas)
+    if problems:
+        raise problems[-1].error
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A VM's folder that cannot be used: what is wrong, and what its vm.toml says all the same."""
+
+    folder: str
+    error: ConfigurationError
+    name: str = ""
+    id: str = ""
+
+    @property
+    def problem(self) -> MachineProblem:
+        """The same as a value of the model."""
+        return MachineProblem(self.folder, str(self.error), self.name, self.id)
+
+
+def survey(
+    root: Path, host: str, *, replicas: bool = False
+) -> tuple[list[MachineFile], list[Unusable]]:
+    """Every VM under `root` that can be used, in order of name, and the others, in order of
+    folder: a vm.toml that is wrong, and all VMs that share an id or a name. Raises
+    ConfigurationError only where the folder itself cannot be listed."""
     found = []
+    problems = []
     try:
         with os.scandir(root) as entries:
             names = sorted(entry.name for entry in entries)
@@ -57,9 +86,16 @@ def machine_files(root: Path, host: str, *, replicas: bool = False) -> list[Mach
             continue
         if not replicas and is_replica_folder(folder):
             continue
-        found.append(machine_file(root, name))
-    _refuse_duplicates(root, found)
-    return sorted(found, key=lambda item: (item.machine.name.lower(), item.machine.name))
+        try:
+            found.append(machine_file(root, name))
+        except ConfigurationError as exc:
+            problems.append(Unusable(name, exc, *_said_by(folder / vm_toml.FILE_NAME)))
+    duplicates = _duplicates(root, found)
+    problems += duplicates
+    shared = {item.folder for item in duplicates}
+    usable = [item for item in found if item.machine.folder not in shared]
+    usable.sort(key=lambda item: (item.machine.name.lower(), item.machine.name))
+    return usable, sorted(problems, key=lambda item: item.folder)
 
 
 def machine_file(root: Path, folder: str) -> MachineFile:
@@ -68,18 +104,42 @@ def machine_file(root: Path, folder: str) -> MachineFile:
     return vm_toml.load(path / vm_toml.FILE_NAME, folder)
 
 
-def _refuse_duplicates(root: Path, found: list[MachineFile]) -> None:
-    for key in ("id", "name"):
-        first: dict[str, Machine] = {}
+_SAID = re.compile(r"""^(id|name)\s*=\s*["']([^"'\\]*)["']""", re.MULTILINE)
+
+
+def _said_by(path: Path) -> tuple[str, str]:
+    """The name and id in a vm.toml that is refused, '' where they cannot be made out."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return "", ""
+        with path.open("rb") as file:
+            text = file.read(vm_toml.SIZE_MAX).decode("utf-8", "replace")
+    except OSError:
+        return "", ""
+    # The tables below have names and ids of their own; what stands above them is the VM's.
+    said = dict(_SAID.findall(text.partition("\n[")[0]))
+    name = said.get("name", "")
+    return "" if vm_toml.name_problem(name) else name, said.get("id", "")
+
+
+def _duplicates(root: Path, found: list[MachineFile]) -> list[Unusable]:
+    """Every VM that shares its id or name with another."""
+    problems: dict[str, Unusable] = {}
+    for key in ("name", "id"):
+        sharing: dict[str, list[Machine]] = {}
         for item in found:
-            value = str(getattr(item.machine, key))
-            other = first.setdefault(value.lower(), item.machine)
-            if other is not item.machine:
-                raise ConfigurationError(
-                    str(root / item.machine.folder / vm_toml.FILE_NAME),
-                    f"{key} {value!r} is that of the VM in folder {other.folder!r} too",
+            sharing.setdefault(str(getattr(item.machine, key)).lower(), []).append(item.machine)
+        for machines in sharing.values():
+            for machine in machines if len(machines) > 1 else ():
+                other = next(item for item in machines if item is not machine)
+                error = ConfigurationError(
+                    str(root / machine.folder / vm_toml.FILE_NAME),
+                    f"{key} {getattr(machine, key)!r} is that of the VM in folder "
+                    f"{other.folder!r} too",
                     "Give one of them another; a copied VM needs its own id and name",
                 )
+                problems[machine.folder] = Unusable(machine.folder, error, machine.name, machine.id)
+    return list(problems.values())
 
 
 def plain_path(folder: Path, relative: str) -> Path:
