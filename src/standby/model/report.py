@@ -11,7 +11,8 @@ class DiskReport:
     `changed` bytes that differ from the last point; `sent` on the link, after packing; `written`
     into the point; `zeroed` made zero. `mode` is full, incremental, resume, seed or excluded;
     `reason` says why. `busy_s` maps station (source, proxy, network, target, verify) to seconds it
-    was the one working."""
+    was the one working. `retries` counts how often it went on after a proxy or link failed, and
+    `proxy` is the one that finished it, '' on one machine."""
 
     disk_id: str
     place: str
@@ -26,6 +27,8 @@ class DiskReport:
     zeroed: int = 0
     resent_blocks: int = 0
     busy_s: dict[str, float] = field(default_factory=dict)
+    retries: int = 0
+    proxy: str = ""
 
 
 @dataclass(slots=True)

@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import tzinfo
 from pathlib import Path
 
+from standby.clock import LOCAL_ZONE
 from standby.errors import ConfigurationError, UnknownName
 from standby.model.job import ReplicationJob
 from standby.server.references import read_reference
+from standby.server.schedule import Schedule
+from standby.server.schedule_config import check_chains, parse_schedule, parse_zone
 from standby.strict_toml import Table, nearest, read_toml
 from standby.units import MiB
 
@@ -85,9 +89,23 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """The backup server's own part in an installation of several machines. `identity` is the folder
+    of the key and certificate it shows to movers, `authority` that of the installation's authority,
+    `listen` the address of the API; a dropped connection to a mover is tried again every
+    `reconnect_every_s` for `reconnect_for_s`."""
+
+    identity: Path
+    authority: Path
+    listen: str = "127.0.0.1:9443"
+    reconnect_every_s: float = 15
+    reconnect_for_s: float = 30 * 60
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
-    """A whole standby.toml. `schedules` maps a job to its schedule table, which this release keeps
-    and does not act on."""
+    """A whole standby.toml. `schedules` maps a job to its schedule, where it has one; its times are
+    those of `time_zone`."""
 
     path: Path
     installation: str
@@ -98,12 +116,15 @@ class Config:
     movers: dict[str, MoverConfig] = field(default_factory=dict)
     proxies: dict[str, ProxyConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
-    schedules: dict[str, dict[str, str]] = field(default_factory=dict)
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+    time_zone: tzinfo = LOCAL_ZONE
     stores: dict[str, RepositoryConfig] = field(default_factory=dict)
     """The repositories with all that is said of them; `repositories` has their paths."""
     state_url: str = ""
     """Where the state is PostgreSQL: its URL, or a reference to one. `state_database` then only
     says where small files beside the state lie."""
+
+    server: ServerConfig = ServerConfig(Path("identity"), Path("authority"))
 
     def state_place(self) -> Path | str:
         """The SQLite file, or the URL, of the state database: what `Store` opens."""
@@ -127,8 +148,10 @@ def load_config(path: Path) -> Config:
     general = root.table("standby")
     installation = _name(general, "installation")
     state_database, state_url = _state(general)
+    time_zone = parse_zone(general)
     general.done()
     limits = _limits(root.table("limits"))
+    server = _server(root.table("server"))
     movers = {name: _mover(name, table) for name, table in _named(root, "movers")}
     hosts = {name: _host(name, table, movers) for name, table in _named(root, "hosts")}
     proxies = {name: _proxy(name, table, movers, hosts) for name, table in _named(root, "proxies")}
@@ -138,8 +161,9 @@ def load_config(path: Path) -> Config:
     schedules = {
         name: schedule
         for name, table in _named(root, "jobs")
-        if (schedule := _schedule(table.table("schedule")))
+        if (schedule := parse_schedule(table.table("schedule"), name))
     }
+    check_chains(root.table("jobs"), schedules, tuple(jobs))
     root.done()
     return Config(
         path.absolute(),
@@ -152,8 +176,10 @@ def load_config(path: Path) -> Config:
         proxies,
         limits,
         schedules,
+        time_zone,
         stores=stores,
         state_url=state_url,
+        server=server,
     )
 
 
@@ -201,6 +227,18 @@ def _name(table: Table, key: str) -> str:
     if not NAME.fullmatch(name):
         raise table.error(key, f"{name!r} is not a usable name", _NAME_HINT)
     return name
+
+
+def _server(table: Table) -> ServerConfig:
+    server = ServerConfig(
+        identity=table.path("identity", "identity"),
+        authority=table.path("authority", "authority"),
+        listen=table.text("listen", "127.0.0.1:9443"),
+        reconnect_every_s=table.duration_s("reconnect_every", 15, minimum=1),
+        reconnect_for_s=table.duration_s("reconnect_for", 30 * 60),
+    )
+    table.done()
+    return server
 
 
 def _limits(table: Table) -> Limits:
@@ -284,11 +322,6 @@ def _repository(name: str, table: Table, movers: dict[str, MoverConfig]) -> Repo
     return repository
 
 
-def _schedule(table: Table) -> dict[str, str]:
-    """Kept as written; `daily`, `every` and `days` are the words a schedule may use."""
-    return {key: table.text(key) for key in ("daily", "every", "days") if table.has(key)}
-
-
 def _proxies(
     table: Table, key: str, side: str, proxies: Mapping[str, ProxyConfig]
 ) -> tuple[str, ...]:
@@ -337,9 +370,7 @@ def _job(
         priority=table.integer("priority", 0, minimum=-10, maximum=10),
         weight=table.integer("weight", 1, minimum=1, maximum=100),
     )
-    schedule = table.table("schedule")
-    _schedule(schedule)
-    schedule.done()
+    parse_schedule(table.table("schedule"), name)
     table.done()
     if not job.machines:
         raise table.error("machines", "names no VM", 'write for example machines = ["web*"]')

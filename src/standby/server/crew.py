@@ -66,7 +66,9 @@ class DiskTask:
 class DiskLink:
     """The two ends of one disk task. `root` is the source host's folder and `repository` the
     repository as `source` knows them; `at_source` and `at_target` are the ends' connection specs
-    (road.connections). `proxy` names who sends, '' on one machine."""
+    (road.connections). `proxy` names who sends, '' on one machine. Where the repository lies with
+    another mover, `keeper` is that one, and `at_keeper` its end of a connection from `source`.
+    """
 
     source: Handle
     root: str
@@ -74,6 +76,29 @@ class DiskLink:
     at_source: Any
     at_target: Any
     proxy: str = ""
+    keeper: Handle | None = None
+    at_keeper: Any = None
+    kept_at: str = ""
+
+    def compression(self, wanted: str) -> str:
+        """What the job's `compression` means here: between processes of one machine 'auto' is
+        none."""
+        return "none" if wanted == "auto" and not self.proxy else wanted
+
+    def serve_leaves(self, send: Mapping[str, Any], *, stages: bool = True) -> None:
+        """Have the repository's mover answer the source of the task that `send`, the arguments of
+        its `send_disk` or `scan_disk`, describes. What fails there, the source tells."""
+        if self.keeper is None:
+            return
+        names = ("task", "replica", "disk_id", "session", "point_id", "virtual_size")
+        self.keeper.start(
+            "serve_leaves",
+            connection=self.at_keeper,
+            repository=self.kept_at,
+            builds_on_repository=send["builds_on_repository"],
+            stages=stages,
+            **{name: send[name] for name in names},
+        )
 
 
 def replica_name(path: str) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 
@@ -156,7 +157,8 @@ class MachineDriver:
                 self._check_space(plans, free)
             point = self._point_id(state)
             with self._step("transfer"):
-                roots = self._transfer(checkpoint, plans, point)
+                replan = partial(self._replan, repository, checkpoint, matches)
+                roots = self._transfer(checkpoint, plans, point, state.generation, replan)
             with self._step("release"):
                 context.source.confirm_checkpoint(checkpoint)
                 trackers = self._release()
@@ -285,21 +287,8 @@ class MachineDriver:
         checkpoint: Checkpoint,
         matches: DiskMatches,
     ) -> dict[str, DiskPlan]:
-        """By controller place."""
-        plans = facts.disk_plans(
-            self.context.job,
-            self.machine,
-            checkpoint,
-            matches,
-            state,
-            repository,
-            self.key,
-            self.context.source,
-            self.crew.source_root,
-            self.crew.source,
-            self.context.store.changed_history(self._identity),
-            lost_points=self._lost_points,
-        )
+        """By controller place, with what the report has to say of them."""
+        plans = self._disk_plans(repository, state, checkpoint, matches)
         for plan in plans.values():
             disk = DiskReport(plan.disk_id, plan.place, plan.mode.value, plan.reason)
             disk.virtual_size = plan.virtual_size
@@ -317,6 +306,40 @@ class MachineDriver:
                     f"disk {removed.place} is gone from the VM; older points keep it"
                 )
         return plans
+
+    def _disk_plans(
+        self,
+        repository: RepositoryView,
+        state: TargetState,
+        checkpoint: Checkpoint,
+        matches: DiskMatches,
+    ) -> dict[str, DiskPlan]:
+        return facts.disk_plans(
+            self.context.job,
+            self.machine,
+            checkpoint,
+            matches,
+            state,
+            repository,
+            self.key,
+            self.context.source,
+            self.crew.source_root,
+            self.crew.source,
+            self.context.store.changed_history(self._identity),
+            lost_points=self._lost_points,
+        )
+
+    def _replan(
+        self,
+        repository: RepositoryView,
+        checkpoint: Checkpoint,
+        matches: DiskMatches,
+        place: str,
+    ) -> DiskPlan:
+        """How to go on with one disk whose transfer failed: from what the target holds now."""
+        held = self.crew.target.call("inspect_replica", path=self._path)
+        state = msgspec.convert(held, TargetState)
+        return self._disk_plans(repository, state, checkpoint, matches)[place]
 
     def _check_space(self, plans: dict[str, DiskPlan], free: int) -> None:
         """A first full must fit before anything is sent; later ones are stopped by the file
@@ -337,6 +360,8 @@ class MachineDriver:
         checkpoint: Checkpoint,
         plans: dict[str, DiskPlan],
         point: str,
+        generation: int,
+        replan: Callable[[str], DiskPlan],
     ) -> dict[str, str]:
         """Send every disk; the digest roots as the source computed them, hex, by disk id."""
         reports = {report.disk_id: report for report in self.report.disks}
@@ -350,6 +375,8 @@ class MachineDriver:
                 point,
                 checkpoint,
                 reports,
+                generation,
+                replan,
             ).run(plans, self._checkpoint_started)
         finally:
             for disk in reports.values():

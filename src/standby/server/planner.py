@@ -192,6 +192,8 @@ class Planner:
                 "compression": "none",
                 "virtual_size": plan.virtual_size,
             }
+            if plan.builds_on_repository and plan.baseline != "target":
+                link.serve_leaves(arguments, stages=False)
             if plan.baseline != "target":
                 found = link.source.call("scan_disk", **arguments)
             else:

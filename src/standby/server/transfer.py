@@ -1,28 +1,41 @@
 """The transfer of one VM's disks: each disk a task, several at once, none waited for without end.
 
 A task that fails leaves the others to finish: what they bring stays at the target and is not sent
-again. What ends all of them at once is the checkpoint's age limit: both movers are cut off, close
-their files, and the next session goes on.
+again. Where several machines take part (`Crew.can_retry`), a disk whose proxy died, lost its
+storage or its link goes on through another proxy, or through the same one when it is back, from
+what the target holds by then. What ends all of them at once is the checkpoint's age limit: the
+movers are cut off, close their files, and the next session goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import PurePosixPath
 from typing import Any
 
 from standby import killpoints
-from standby.clock import new_token
-from standby.errors import CheckpointLimit, LinkError, MoverDied, StandbyError, VerifyFailed
+from standby.clock import Clock, new_token
+from standby.errors import (
+    CheckpointLimit,
+    DiskError,
+    LinkError,
+    MoverDied,
+    ProtocolError,
+    StandbyError,
+    VerifyFailed,
+)
 from standby.model.machine import Checkpoint, CheckpointDisk, Machine
 from standby.model.report import DiskReport
 from standby.server.context import SessionContext
-from standby.server.crew import Crew, DiskLink, DiskTask, replica_name
+from standby.server.crew import Crew, DiskLink, DiskTask, Handle, replica_name
 from standby.server.plan import DiskPlan, Mode
 
 PROGRESS_INTERVAL_S = 0.25
+RETRY_S, RETRY_FOR_S = 15.0, 30 * 60.0
+"""A dropped link is tried again every so often, for so long."""
+GRACE_S = 20.0
 
 
 class Transfer:
@@ -38,7 +51,11 @@ class Transfer:
         point: str,
         checkpoint: Checkpoint,
         reports: Mapping[str, DiskReport],
+        generation: int = 0,
+        replan: Callable[[str], DiskPlan] | None = None,
     ) -> None:
+        """`replan` says, by controller place, how to go on with a disk after a failure, from what
+        the target holds now; without it a failed disk stays failed."""
         self._context = context
         self._machine = machine
         self._crew = crew
@@ -47,6 +64,9 @@ class Transfer:
         self._point = point
         self._checkpoint = checkpoint
         self._reports = reports
+        self._generation = generation
+        self._replan = replan
+        self._senders: dict[str, Handle] = {}
         self._files = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
 
     def run(self, plans: Mapping[str, DiskPlan], started: float) -> dict[str, str]:
@@ -64,18 +84,59 @@ class Transfer:
         return {plan.disk_id: task.result() for task, plan in tasks.items()}
 
     def _disk(self, plan: DiskPlan, disk: CheckpointDisk) -> str:
-        name = f"{self._machine.name} {plan.place} {new_token(4)}"
-        wanted = DiskTask(
-            name,
-            self._machine.name,
-            plan.place,
-            plan.disk_id,
-            self._key,
-            size_bytes=plan.send.value,
-        )
-        with self._crew.disk_link(wanted) as link:
-            self._begin(plan, disk)
-            return self._send(plan, disk, name, link)
+        """Send the disk, through as many proxies as it takes."""
+        failed: dict[str, StandbyError] = {}
+        patience = Patience(self._context.clock)
+        while True:
+            task = f"{self._machine.name} {plan.place} {new_token(4)}"
+            wanted = DiskTask(
+                task,
+                self._machine.name,
+                plan.place,
+                plan.disk_id,
+                self._key,
+                self._generation,
+                plan.send.value,
+                frozenset(failed),
+            )
+            proxy = ""
+            try:
+                with self._crew.disk_link(wanted) as link:
+                    proxy = link.proxy
+                    self._senders[task] = link.source
+                    self._begin(plan, disk)
+                    return self._send(plan, disk, task, link)
+            except StandbyError as exc:
+                plan = self._replanned(plan, exc, proxy, failed, patience)
+            finally:
+                self._senders.pop(task, None)
+
+    def _replanned(
+        self,
+        plan: DiskPlan,
+        error: StandbyError,
+        proxy: str,
+        failed: dict[str, StandbyError],
+        patience: Patience,
+    ) -> DiskPlan:
+        """How to go on after `error` of `proxy`; raises it where that makes no sense."""
+        crew = self._crew
+        if not crew.can_retry or crew.is_broken or not proxy or self._replan is None:
+            raise error
+        is_link = isinstance(error, LinkError | MoverDied) and not isinstance(error, ProtocolError)
+        if not is_link and not (isinstance(error, DiskError) and proxy not in failed):
+            raise error
+        is_again = proxy in failed
+        failed[proxy] = error
+        if is_again and not patience.wait():
+            raise error
+        if self._context.is_cancelled.is_set() or crew.is_broken:
+            raise error
+        again = self._replan(plan.place)  # fails where the target is the trouble
+        report = self._reports[plan.disk_id]
+        report.retries += 1
+        report.reason = f"{report.reason}; went on after: {error}"
+        return again
 
     def _begin(self, plan: DiskPlan, disk: CheckpointDisk) -> None:
         self._crew.target.call(
@@ -97,6 +158,25 @@ class Transfer:
 
     def _send(self, plan: DiskPlan, disk: CheckpointDisk, task: str, link: DiskLink) -> str:
         context = self._context
+        arguments: dict[str, Any] = {
+            "task": task,
+            "connection": link.at_source,
+            "disk": {"root": link.root, "files": list(disk.files)},
+            "repository": link.repository,
+            "replica": self._key,
+            "disk_id": plan.disk_id,
+            "session": context.session,
+            "point_id": self._point,
+            "checkpoint_id": self._checkpoint.id,
+            "baseline": plan.baseline,
+            "builds_on_repository": plan.builds_on_repository,
+            "candidates": None
+            if plan.candidates is None
+            else [(extent.offset, extent.length) for extent in plan.candidates],
+            "resume_mark": plan.resume_mark,
+            "compression": link.compression(context.job.compression),
+            "virtual_size": disk.virtual_size,
+        }
         receiving = self._crew.target.start(
             "receive_disk",
             path=self._path,
@@ -106,31 +186,13 @@ class Transfer:
             verify_writes=context.job.verify_writes,
         )
         try:
-            sending = link.source.start(
-                "send_disk",
-                task=task,
-                connection=link.at_source,
-                disk={"root": link.root, "files": list(disk.files)},
-                repository=link.repository,
-                replica=self._key,
-                disk_id=plan.disk_id,
-                session=context.session,
-                point_id=self._point,
-                checkpoint_id=self._checkpoint.id,
-                baseline=plan.baseline,
-                builds_on_repository=plan.builds_on_repository,
-                candidates=None
-                if plan.candidates is None
-                else [(extent.offset, extent.length) for extent in plan.candidates],
-                resume_mark=plan.resume_mark,
-                compression="none"
-                if context.job.compression == "auto"
-                else context.job.compression,
-                virtual_size=disk.virtual_size,
-            )
+            link.serve_leaves(arguments)
+            sending = link.source.start("send_disk", **arguments)
         except StandbyError:
             self._crew.cut()  # nobody sends: the receiver would wait
             raise
+        if self._crew.can_retry:
+            one_of_two_ended(sending, receiving)
         sent, received = both(sending, receiving)
         report = self._reports[plan.disk_id]
         report.read, report.changed = sent["read"], sent["changed"]
@@ -138,6 +200,7 @@ class Transfer:
         report.skipped = max(0, plan.allocated - sent["read"])
         report.written = received["written"]
         report.resent_blocks = received["resent_blocks"]
+        report.proxy = link.proxy
         report.busy_s = {**sent["busy_s"], **received["busy_s"]}
         if sent["root"] != received["root"]:
             raise VerifyFailed(replica_name(self._path), plan.disk_id, 0)
@@ -151,6 +214,7 @@ class Transfer:
         context = self._context
         limit = context.job.checkpoint_max_age_s
         asked: Future[Any] | None = None
+        turn = 0
         while pending:
             _, pending = wait(pending, timeout=PROGRESS_INTERVAL_S)
             if pending and limit and context.clock.monotonic() - started > limit:
@@ -161,7 +225,10 @@ class Transfer:
                 continue
             with contextlib.suppress(StandbyError):
                 if asked is None:
-                    asked = self._crew.source.start("progress")
+                    senders = {mover.name: mover for mover in list(self._senders.values())}
+                    turn = (turn + 1) % max(1, len(senders))
+                    for mover in list(senders.values())[turn : turn + 1]:
+                        asked = mover.start("progress")
                 elif asked.done():
                     answer, asked = asked, None
                     self._show(answer.result())
@@ -171,6 +238,34 @@ class Transfer:
         for task, (done, total) in progress.items():
             machine, place, _ = task.rsplit(" ", 2)
             self._context.progress(machine, place, done, total)
+
+
+class Patience:
+    """How long a disk whose only proxy fails is tried again."""
+
+    def __init__(self, clock: Clock, every_s: float = RETRY_S, for_s: float = RETRY_FOR_S) -> None:
+        self._clock = clock
+        self._every_s = every_s
+        self._until = clock.monotonic() + for_s
+
+    def wait(self) -> bool:
+        """Wait for the next attempt; False when it is too late for one."""
+        if self._clock.monotonic() >= self._until:
+            return False
+        self._clock.sleep(self._every_s)
+        return True
+
+
+def one_of_two_ended(sending: Future[Any], receiving: Future[Any]) -> None:
+    """Wait for both ends, but once one has failed only GRACE_S more for the other, which may be
+    where nobody hears it: raises the failure then."""
+    done, pending = wait([sending, receiving], return_when=FIRST_EXCEPTION)
+    if not pending:
+        return
+    _, pending = wait(pending, timeout=GRACE_S)
+    if pending:
+        failures = [error for end in done if (error := end.exception()) is not None]
+        raise most_telling(failures)
 
 
 def both(sending: Future[Any], receiving: Future[Any]) -> tuple[dict[str, Any], dict[str, Any]]:

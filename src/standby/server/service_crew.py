@@ -1,0 +1,229 @@
+"""A VM's session on movers of other machines: which, how they know the places, their tickets.
+
+The replica's one writer is chosen when the session of the VM begins, among the target's proxies
+the least busy one that answers; who reads a disk is chosen per disk, when its turn has come
+(`resources`), so that a proxy that dies costs a disk another one, not the VM its session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from standby.clock import SYSTEM_CLOCK, Clock
+from standby.errors import RepositoryError
+from standby.model.job import ReplicationJob
+from standby.model.machine import Machine
+from standby.repository import DiskState, StagedDisk
+from standby.road.connections import TO_REPOSITORY, TO_TARGET, new_ticket
+from standby.server.config import Config
+from standby.server.crew import DiskLink, DiskTask, Handle, RepositoryView
+from standby.server.fleet import Fleet, Station
+from standby.server.resources import Resources, TaskRequest
+from standby.server.service_mover import CrewHandle
+
+
+class RemoteRepository:
+    """The repository with a mover, as a session asks it."""
+
+    def __init__(self, mover: Handle, folder: str, create: bool) -> None:
+        self._mover = mover
+        self._folder = folder
+        self._create = create
+
+    def _call(self, verb: str, **arguments: Any) -> Any:
+        return self._mover.call(f"repository_{verb}", repository=self._folder, **arguments)
+
+    def states(self, replica: str) -> dict[str, DiskState]:
+        """See Repository."""
+        found = self._call("states", replica=replica, create=self._create)
+        return {
+            disk: DiskState(
+                state["point_id"],
+                bytes.fromhex(state["root"]),
+                state["virtual_size"],
+                state["sequence"],
+            )
+            for disk, state in found.items()
+        }
+
+    def points(self, replica: str) -> list[str]:
+        """See Repository."""
+        return list(self._call("points", replica=replica))
+
+    def staged(self, replica: str) -> list[StagedDisk]:
+        """See Repository."""
+        return msgspec.convert(self._call("staged", replica=replica), list[StagedDisk])
+
+    def commit(self, replica: str, point_id: str, disks: Mapping[str, bytes]) -> None:
+        """See Repository."""
+        roots = {disk: root.hex() for disk, root in disks.items()}
+        self._call("commit", replica=replica, point_id=point_id, disks=roots)
+
+    def discard(self, replica: str, disk: str | None = None) -> None:
+        """See Repository."""
+        self._call("discard", replica=replica, disk=disk)
+
+    def drop_points(self, replica: str, keep: Collection[str]) -> None:
+        """See Repository."""
+        self._call("drop_points", replica=replica, keep=sorted(keep))
+
+    def forget(self, replica: str) -> None:
+        """See Repository."""
+        self._call("forget", replica=replica)
+
+    def close(self) -> None:
+        """Nothing: each call opens and closes it at the mover."""
+
+
+class ServiceCrew:
+    """The movers of one VM's session, on whatever machines (`crew.Crew`)."""
+
+    can_retry = True
+
+    def __init__(
+        self,
+        config: Config,
+        fleet: Fleet,
+        resources: Resources,
+        job: ReplicationJob,
+        session: str,
+        machine: str,
+        *,
+        avoid: Collection[str] = (),
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Choose the writer; NoProxy where none of the target's proxies answers."""
+        self.is_broken = False
+        self._config = config
+        self._fleet = fleet
+        self._resources = resources
+        self._job = job
+        self._session = session
+        self._machine = machine
+        self._clock = clock
+        self._handles: dict[str, CrewHandle] = {}
+        self._is_cut = False
+        targets = fleet.stations(job, "target")
+        self.target_proxy = fleet.least_busy(targets, avoid)
+        self._sources = fleet.stations(job, "source")
+        station = targets[self.target_proxy]
+        self.target: Handle = self._handle(station.mover)
+        self.target_root = fleet.place(station)
+        first = self._sources[fleet.least_busy(self._sources)]
+        self.source: Handle = self._handle(first.mover)
+        self.source_root = fleet.place(first)
+
+    def _handle(self, mover: str) -> CrewHandle:
+        """The mover as this session uses it."""
+        handle = self._handles.get(mover)
+        if handle is None:
+            handle = CrewHandle(self._fleet.mover(mover), self._session)
+            self._handles[mover] = handle
+            if self._is_cut:
+                handle.cut()
+        return handle
+
+    def _keeper(self) -> Station:
+        store = self._config.stores[self._job.repository]
+        return Station(store.mover, str(store.path))
+
+    def open_repository(self, create: bool = True) -> RepositoryView:
+        """See Crew."""
+        keeper = self._keeper()
+        return RemoteRepository(self._handle(keeper.mover), self._fleet.place(keeper), create)
+
+    def heal_repository(self, key: str, error: RepositoryError) -> str:
+        """See Crew."""
+        keeper = self._keeper()
+        return str(
+            self._handle(keeper.mover).call(
+                "repository_heal",
+                repository=self._fleet.place(keeper),
+                replica=key,
+                problem=error.problem,
+            )
+        )
+
+    def _request(self, task: DiskTask) -> TaskRequest:
+        job = self._job
+        sources = tuple(sorted(set(self._sources) - task.avoid)) or tuple(sorted(self._sources))
+        return TaskRequest(
+            job.name,
+            self._session,
+            task.machine,
+            task.place,
+            job.source,
+            job.target,
+            job.repository,
+            sources,
+            (self.target_proxy,),
+            priority=job.priority,
+            weight=job.weight,
+            job_max_tasks=job.max_tasks,
+            size_bytes=task.size_bytes,
+        )
+
+    @contextlib.contextmanager
+    def disk_link(self, task: DiskTask) -> Iterator[DiskLink]:
+        """See Crew; both ends get one ticket, and so do source and repository."""
+        with self._resources.taken(self._request(task)) as grant:
+            station = self._sources[grant.source_proxy]
+            keeper = self._keeper()
+            at_target, at_source = self._tickets(task, station.mover, self.target.name, TO_TARGET)
+            source = self._handle(station.mover)
+            root, kept_at = self._fleet.place(station), self._fleet.place(keeper)
+            if keeper.mover == station.mover:
+                yield DiskLink(source, root, kept_at, at_source, at_target, grant.source_proxy)
+                return
+            at_keeper, to_keeper = self._tickets(task, station.mover, keeper.mover, TO_REPOSITORY)
+            yield DiskLink(
+                source,
+                root,
+                to_keeper,
+                at_source,
+                at_target,
+                grant.source_proxy,
+                self._handle(keeper.mover),
+                at_keeper,
+                kept_at,
+            )
+
+    def _tickets(
+        self, task: DiskTask, source: str, target: str, direction: str
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The specs of the end that waits, and of the one that connects."""
+        ticket = msgspec.to_builtins(
+            new_ticket(
+                task.task,
+                task.replica,
+                task.disk_id,
+                task.generation,
+                direction,
+                source,
+                target,
+                clock=self._clock,
+            )
+        )
+        where = {"name": target, "address": self._config.movers[target].address}
+        return {"accept": ticket}, {"connect": where, "ticket": ticket}
+
+    def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
+        """See Crew; the target host's own mover does it."""
+        if ready:
+            self.target.call(
+                "keep_replica_machine",
+                path=path,
+                machine=msgspec.to_builtins(machine),
+                ready=ready,
+            )
+
+    def cut(self) -> None:
+        """See Crew."""
+        self.is_broken = self._is_cut = True
+        for handle in list(self._handles.values()):
+            handle.cut()
+        self._resources.cancel_session(self._session)
