@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 
 
 class Clock:
@@ -30,6 +30,33 @@ class Clock:
 
 
 SYSTEM_CLOCK = Clock()
+
+
+class _LocalZone(tzinfo):
+    """The zone that this machine is set to, asked from the system each time."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta | None:
+        return _local(when).utcoffset()
+
+    def dst(self, when: datetime | None) -> timedelta | None:
+        return None
+
+    def tzname(self, when: datetime | None) -> str | None:
+        return _local(when).tzname()
+
+    def fromutc(self, when: datetime) -> datetime:
+        local = when.replace(tzinfo=UTC).astimezone()
+        first = local.replace(tzinfo=self, fold=0)
+        return first if first.utcoffset() == local.utcoffset() else first.replace(fold=1)
+
+
+def _local(when: datetime | None) -> datetime:
+    wall = when if when is not None else SYSTEM_CLOCK.now()
+    return wall.replace(tzinfo=None).astimezone()
+
+
+LOCAL_ZONE = _LocalZone()
+"""The machine's own time zone, with daylight saving as the system knows it."""
 
 
 def new_uuid() -> uuid.UUID:

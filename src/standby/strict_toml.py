@@ -17,12 +17,16 @@ from typing import Any
 from standby.errors import ConfigurationError
 from standby.units import parse_size
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_DURATION = re.compile(
+    r"(?:(\d+)d(?:ays?)?)?(?:(\d+)h(?:ours?)?)?(?:(\d+)m(?:in(?:utes?)?)?)?"
+    r"(?:(\d+)s(?:ec(?:onds?)?)?)?"
+)
 _UNITS_S = (86400, 3600, 60, 1)
 
 
 def parse_duration(text: str) -> int:
-    """Seconds meant by '12h', '30m', '90s', '1d12h', '7d'; ValueError naming the text if none."""
+    """Seconds meant by '12h', '30m', '30 min', '90s', '1d12h', '7 days'; ValueError naming the text
+    if none."""
     match = _DURATION.fullmatch(text.strip().lower().replace(" ", ""))
     if match is None or not any(match.groups()):
         raise ValueError(f"{text!r} is not a duration; write for example 30m, 12h or 7d")
@@ -120,6 +124,11 @@ class Table:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self._mistyped(key, value, "a list of texts in quotes")
         return tuple(value)
+
+    def text_or_texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings; one string is a list of one."""
+        value = self._value(key, None, "a text in quotes, or a list of them")
+        return (value,) if isinstance(value, str) else self.texts(key)
 
     def boolean(self, key: str, default: bool | None = None) -> bool:
         """true or false."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from datetime import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from standby.errors import ConfigurationError, UnknownName
 from standby.model.job import ReplicationJob
 from standby.server.config import Config, Limits, MoverConfig, ProxyConfig, load_config
+from standby.server.schedule import Calendar, CalendarTime, Schedule
 from standby.server.template import config_template
 from standby.strict_toml import format_duration, parse_duration
 from standby.units import GiB, MiB
@@ -103,7 +105,7 @@ schedule = { daily = "22:00" }
         seed={"web01": True, "web02": False},
         map={"db01": "old-db"},
     )
-    assert config.schedules == {"nightly": {"daily": "22:00"}}
+    assert config.schedules == {"nightly": Schedule(Calendar((CalendarTime(time(22)),)))}
 
 
 def test_movers_proxies_and_limits_are_read(tmp_path: Path) -> None:
@@ -247,8 +249,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30m", 1800), ("12h", 43200), ("7d", 604800), ("1d 12h", 129600), ("90S", 90), ("0s", 0)],
-)
+    [("30m", 1800), ("12h", 43200), ("7d", 604800), ("1d 12h", 129600), ("90S", 90), ("0s", 0),
+     ("10 min", 600), ("2 days 3 hours", 183600)],
+)  # fmt: skip
 def test_durations_have_units(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
     assert parse_duration(format_duration(seconds)) == seconds

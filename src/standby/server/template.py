@@ -14,6 +14,7 @@ _TEMPLATE = """\
 installation = {installation}
 # Sessions, alarms, caches. Losing it loses history, never a replica.
 # state_database = "standby-state.sqlite"
+# time_zone = "Europe/Berlin"           # of the times in this file; without it the machine's own
 
 # --- hosts: where VMs run and where replicas are kept ---------------------------------------
 # A folder host has one folder per VM, with a vm.toml and the VM's VHDX files.
@@ -52,6 +53,18 @@ rpo = "24h"                           # alarm when the newest point is older
 # checkpoint_max_age = "12h"          # the longest a checkpoint is kept on the source
 # checkpoint_max_growth = "64 GiB"    # and the most it may grow; without it: no limit
 # repository = "main"                 # needed when there are several
+
+# [jobs.nightly.schedule]             # acted on by `standby server`; without it: by hand
+# daily = "22:00"                     # or ["12:00", "22:00"]; instead of daily, one of
+#                                       every="4h" (from midnight, with offset="30 min"),
+#                                       weekly="sat 03:00", monthly="last sun 02:00" or "15 02:00",
+#                                       continuous=true (with pause="1m"), after="other-job"
+# days = ["mon-fri"]
+# window = "mon-fri 20:00-06:00"      # sessions begin only then
+# stop_at_window_end = true           # and end with it; the next one goes on from there
+# missed = "run"                      # after downtime: "run" once, or "skip"
+# retries = 3                         # VMs that failed are tried again,
+# retry_wait = "10 min"               # so long after
 
 # [jobs.nightly.seed]                 # disk files already put into the replica's folder
 # web01 = true
