@@ -23,8 +23,8 @@ from standby.errors import StandbyError
 
 if TYPE_CHECKING:
     from standby.road.repairing import RepairReport
+    from standby.road.verb_plans import VerbPlan
     from standby.road.verifying import PointVerdict
-    from standby.server.verb_plans import VerbPlan
 
 WARNINGS_EXIT = 3
 DAMAGED_EXIT = 13
@@ -234,7 +234,7 @@ def failover(
     Example: standby replica failover web01_replica --point 20261122T220000Z-9c1d --yes
     """
     with opened_replicas(config, target) as replicas:
-        from standby.server.verb_plans import plan_failover
+        from standby.road.verb_plans import plan_failover
 
         plan = plan_failover(
             replicas,
@@ -298,7 +298,7 @@ def undo_failover(
     Example: standby replica undo-failover web01_replica --yes
     """
     with opened_replicas(config, target) as replicas:
-        from standby.server.verb_plans import plan_undo_failover
+        from standby.road.verb_plans import plan_undo_failover
 
         plan = plan_undo_failover(replicas, name, drop_writes=drop_writes)
         question = f"Drop everything {plan.replica} wrote since its failover?"
@@ -327,7 +327,7 @@ def permanent_failover(
     Example: standby replica permanent-failover web01_replica --yes
     """
     with opened_replicas(config, target) as replicas:
-        from standby.server.verb_plans import plan_permanent_failover
+        from standby.road.verb_plans import plan_permanent_failover
 
         plan = plan_permanent_failover(replicas, name)
         question = f"Make {plan.replica} a VM of its own? It will not be replicated to any more."

@@ -1,8 +1,8 @@
-"""The verbs of replicas: list, show, failover, undo, permanent failover, verify, power.
+"""The verbs of replicas, as the backup server and the command line have them.
 
-Everything works on the target folders alone: `Replicas.of_folder` needs no configuration, no
-database and no repository. With a configuration the source VM is looked at too (a failover while
-it runs has to be meant), and a repair can take pieces from it.
+Everything works on the target folders alone (`road.replica_work`): `Replicas.of_folder` needs no
+configuration, no database and no repository. With a configuration the source VM is looked at too
+(a failover while it runs has to be meant), and a repair can take pieces from it.
 """
 
 from __future__ import annotations
@@ -14,42 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import ConfigurationError, MachineRunning, StandbyError, UnknownName
-from standby.host.folder import FolderHost, update_replica_machine
+from standby.errors import ConfigurationError, StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
-from standby.model.point import RestorePoint
-from standby.model.replica import (
-    Action,
-    ReplicaRecord,
-    ReplicaState,
-    legal_actions,
-)
-from standby.ports import Host, Progress
-from standby.road.failing_over import (
-    FailoverResult,
-    check_startable,
-    failover,
-    mark_damaged,
-    permanent_failover,
-    undo_failover,
-)
-from standby.road.lease import WriterLease
-from standby.road.naming import READY
-from standby.road.points import chosen_point, parsed_time, replicated_disks
-from standby.road.repairing import RepairReport
+from standby.model.replica import ReplicaRecord
+from standby.ports import Host
+from standby.road.points import parsed_time
+from standby.road.repair_sources import source_disks
 from standby.road.replica import ReplicaFolder
-from standby.road.surveying import ReplicaStatus, status
-from standby.road.target_rules import load_target_rules
-from standby.road.verifying import PointVerdict, verify_point, verify_replica
-from standby.server.repair_sources import Disks, point_disks, repaired, source_disks
+from standby.road.replica_work import ReplicaWork, Source
 
 if TYPE_CHECKING:  # failing over with only the target alive must not wait for a database's import
     from standby.server.config import Config
     from standby.server.store import Store
 
 
-class Replicas:
+class Replicas(ReplicaWork):
     """The replicas below some target folders."""
 
     def __init__(
@@ -63,13 +43,12 @@ class Replicas:
         self._config = config
         self._store = store
         self._host = host
-        self._clock = clock
         if roots is None and config is not None:
             targets = {job.target for job in config.jobs.values()}
             roots = {
                 name: config.hosts[name].path for name in sorted(targets) if name in config.hosts
             }
-        self._roots = roots or {}
+        super().__init__(roots or {}, clock)
 
     @classmethod
     def of_folder(cls, target: Path, clock: Clock = SYSTEM_CLOCK) -> Replicas:
@@ -77,63 +56,6 @@ class Replicas:
         if not target.is_dir():
             raise ConfigurationError(str(target), "is not a folder", "Name the target's folder")
         return cls(None, None, None, clock, {"target": target})
-
-    # --- which ---------------------------------------------------------------------------------
-
-    def folders(self) -> list[ReplicaFolder]:
-        """Every replica's folder, in order of name."""
-        found = []
-        for root in self._roots.values():
-            if not root.is_dir():
-                continue
-            for path in sorted(root.iterdir()):
-                folder = ReplicaFolder(path, self._clock)
-                if path.is_dir() and folder.exists():
-                    found.append(folder)
-        return sorted(found, key=lambda folder: folder.name)
-
-    def folder(self, name: str) -> ReplicaFolder:
-        """The replica of that name (or folder), or of the VM of that name where that is
-        unambiguous."""
-        folders = self.folders()
-        named = [folder for folder in folders if name in (folder.name, str(folder.path))]
-        if not named:
-            named = [folder for folder in folders if _machine_name(folder) == name]
-        if len(named) == 1:
-            return named[0]
-        if len(named) > 1:
-            places = ", ".join(str(folder.path) for folder in named)
-            raise ConfigurationError(name, f"means several replicas: {places}", "Use --target")
-        raise UnknownName("replica", name, tuple(folder.name for folder in folders))
-
-    def all(self) -> list[ReplicaStatus]:
-        """The state of every replica, those that are permanent left out."""
-        found = []
-        for folder in self.folders():
-            with contextlib.suppress(StandbyError):
-                state = status(folder)
-                if state.state is not ReplicaState.PERMANENT:
-                    found.append(state)
-        return found
-
-    def unreadable(self) -> dict[str, str]:
-        """Folder and problem of all that `all` cannot show: replicas whose records are damaged,
-        target folders that are not there."""
-        found = {
-            str(root): "no such folder: nothing was replicated to it yet, or it is not mounted"
-            for root in self._roots.values()
-            if not root.is_dir()
-        }
-        for folder in self.folders():
-            try:
-                status(folder)
-            except StandbyError as exc:
-                found[str(folder.path)] = str(exc)
-        return found
-
-    def show(self, name: str) -> ReplicaStatus:
-        """Everything about one replica."""
-        return status(self.folder(name))
 
     def newest_age_s(self, job: ReplicationJob, machine_id: str) -> float | None:
         """Seconds since the checkpoint of the newest point of the VM's replica; None without."""
@@ -146,88 +68,6 @@ class Replicas:
                     return (self._clock.now() - taken).total_seconds() if taken else None
         return None
 
-    # --- failover ------------------------------------------------------------------------------
-
-    def failover(
-        self,
-        name: str,
-        *,
-        point: str | None = None,
-        adopt: bool = False,
-        source_may_run: bool = False,
-        power_on: bool = False,
-    ) -> FailoverResult:
-        """Fail over to `point` (newest; an id; an ISO time), and start the VM if asked."""
-        folder = self.folder(name)
-        result = failover(
-            folder,
-            point=point,
-            adopt=adopt,
-            source_running=self.source_is_running(folder.record()),
-            source_may_run=source_may_run,
-            is_running=self.is_running(folder),
-        )
-        describe_machine(folder, result.point)
-        if power_on:
-            self.power(name, on=True)
-        return result
-
-    def undo_failover(self, name: str, *, drop_writes: bool = False) -> ReplicaRecord:
-        """Drop what the replica VM wrote; the replica is ready again at its newest point."""
-        folder = self.folder(name)
-        record = undo_failover(folder, drop_writes, is_running=partial(self.check_off, folder))
-        describe_machine(folder, folder.newest())
-        return record
-
-    def permanent_failover(self, name: str) -> ReplicaRecord:
-        """The replica VM becomes a VM of its own, unless the target's own rules forbid it."""
-        folder = self.folder(name)
-        return permanent_failover(folder, load_target_rules(folder.path.parent))
-
-    def power(self, name: str, *, on: bool, force: bool = False) -> PowerState:
-        """Start or stop the VM of a replica that failed over; what it is then."""
-        folder = self.folder(name)
-        host = FolderHost("target", folder.path.parent, None, self._clock)
-        if on:
-            point = check_startable(folder).failover_point
-            describe_machine(folder, folder.point(point))
-            machine = host.machine_in(folder.name)
-            host.start(machine)
-            pid, started = host.disk_server(machine)
-            with WriterLease.acquire(folder, "power", action=Action.VERIFY) as lease:
-                lease.update(serve_pid=pid, serve_started=started)
-        else:
-            machine = host.machine_in(folder.name)
-            host.stop(machine, force=force)
-        return host.power_state(machine)
-
-    def is_running(self, folder: ReplicaFolder) -> Callable[[], bool]:
-        """A function that says whether the replica's VM runs now."""
-
-        def is_running() -> bool:
-            if not (folder.path / "vm.toml").exists():
-                return False
-            host = FolderHost("target", folder.path.parent, None, self._clock)
-            return host.power_state(host.machine_in(folder.name)) is not PowerState.OFF
-
-        return is_running
-
-    def check_off(self, folder: ReplicaFolder) -> bool:
-        """False where the replica's VM is off, else MachineRunning with what is known of it and
-        how to stop it."""
-        if not (folder.path / "vm.toml").exists():
-            return False
-        host = FolderHost(self._root_name(folder), folder.path.parent, None, self._clock)
-        reason, is_ours = host.reason_to_be_running(host.machine_in(folder.name))
-        if not reason:
-            return False
-        hint = f"`standby replica power off {folder.name}` stops it" if is_ours else ""
-        raise MachineRunning(host.name, folder.name, reason, hint)
-
-    def _root_name(self, folder: ReplicaFolder) -> str:
-        """The name of the target host that the replica is on."""
-        return next(name for name, root in self._roots.items() if root == folder.path.parent)
-
     def source_is_running(self, record: ReplicaRecord) -> bool:
         """Whether the source VM is known to run; an unreachable source is why failovers exist."""
         if self._host is None:
@@ -239,114 +79,14 @@ class Replicas:
                     return host.power_state(machine) in (PowerState.RUNNING, PowerState.PAUSED)
         return False
 
-    # --- verify --------------------------------------------------------------------------------
-
-    def verify(
-        self,
-        name: str,
-        *,
-        point: str | None = None,
-        progress: Progress | None = None,
-        threads: int = 2,
-    ) -> list[PointVerdict]:
-        """Read every byte of a point (None: of all, what they share once) against its digests. A
-        damaged piece marks the replica damaged; a replica whose points all verify is no longer
-        damaged."""
-        folder = self.folder(name)
-        if point is None:
-            verdicts = verify_replica(folder, device=True, threads=threads, progress=progress)
-        else:
-            chosen = chosen_point(folder.name, folder.points(), point)
-            verdicts = [
-                verify_point(folder, chosen.id, device=True, threads=threads, progress=progress)
-            ]
-        for verdict in verdicts:
-            _add_touched(verdict, folder, folder.point(verdict.point_id))
-        self._record_verdicts(folder, verdicts, is_whole=point is None)
-        return verdicts
-
-    def _record_verdicts(
-        self, folder: ReplicaFolder, verdicts: list[PointVerdict], *, is_whole: bool
-    ) -> None:
-        bad = [item.point_id for item in verdicts if not item.is_ok]
-        state = folder.record().state
-        if bad and Action.MARK_DAMAGED in legal_actions(state):
-            with WriterLease.acquire(folder, "verify", action=Action.MARK_DAMAGED) as lease:
-                mark_damaged(folder, lease, f"verify found damage in {', '.join(bad)}")
-        elif not bad and is_whole and state is ReplicaState.DAMAGED:
-            with WriterLease.acquire(folder, "verify", action=Action.VERIFY) as lease:
-                lease.update(state=ReplicaState.READY, damage="")
-
-    def repair(self, name: str, verdicts: list[PointVerdict]) -> list[RepairReport]:
-        """Write damaged pieces anew where the source, or another replica of the VM, still has
-        exactly the recorded content; what could not be had is in the reports."""
-        folder = self.folder(name)
-        sources = self._repair_sources(folder)
-        with WriterLease.acquire(folder, "repair", action=Action.REPAIR) as lease:
-            return [
-                repaired(folder, lease, verdict, sources)
-                for verdict in verdicts
-                if not verdict.is_ok
-            ]
-
-    def _repair_sources(
-        self, folder: ReplicaFolder
-    ) -> list[Callable[[], contextlib.AbstractContextManager[Disks]]]:
+    def _repair_sources(self, folder: ReplicaFolder) -> list[Source]:
         """The source VM, where it can be asked, then every point of its other replicas, newest
         first."""
-        identity = folder.record().identity
-        found: list[Callable[[], contextlib.AbstractContextManager[Disks]]] = []
+        found: list[Source] = []
         if self._host is not None and self._config is not None:
+            source = folder.record().identity.source_host
             with contextlib.suppress(StandbyError, KeyError):
-                host = self._host(identity.source_host)
-                root = self._config.hosts[identity.source_host].path
+                host = self._host(source)
+                root = self._config.hosts[source].path
                 found.append(partial(source_disks, folder, host, root))
-        for other in self.folders():
-            with contextlib.suppress(StandbyError):
-                its = other.record().identity
-                if other.path == folder.path or (its.source_host, its.machine_id) != (
-                    identity.source_host,
-                    identity.machine_id,
-                ):
-                    continue
-                for point in reversed(other.points()):
-                    found.append(partial(point_disks, folder, other, point.id))
-        return found
-
-    # --- points -----------------------------------------------------------------------
-
-    def chosen(self, name: str, point: str | None) -> RestorePoint:
-        """The point that `point` means: None the newest, an id, or a time."""
-        folder = self.folder(name)
-        return chosen_point(folder.name, folder.points(), point)
-
-    def point_chain(self, name: str, point: str | None, disk_id: str) -> tuple[Path, ...]:
-        """The files of one disk at a point, newest layer first."""
-        return self.folder(name).chain_paths(self.chosen(name, point), disk_id)
-
-
-def _machine_name(folder: ReplicaFolder) -> str:
-    with contextlib.suppress(StandbyError):
-        newest = folder.newest()
-        return newest.machine.name if newest is not None else ""
-    return ""
-
-
-def describe_machine(folder: ReplicaFolder, point: RestorePoint | None) -> None:
-    """Make the replica VM's vm.toml that of `point`: its hardware as it was then, attached to the
-    ready layers of exactly the disks the point has. Repeated whenever the VM is about to start,
-    so a kill between a failover and this leaves nothing wrong."""
-    if point is None:
-        return
-    ready = {disk.place: f"{disk.disk_id}/{READY}" for disk in replicated_disks(point)}
-    if ready:
-        update_replica_machine(folder.path, point.machine, ready)
-
-
-def _add_touched(verdict: PointVerdict, folder: ReplicaFolder, point: RestorePoint) -> None:
-    """Files that are not the ones that were committed, whatever their content: a failover would
-    refuse them, so a verdict has to say it."""
-    for layer, evidence in folder.touched_layers([point]):
-        for disk in verdict.disks:
-            if layer.file.startswith(f"{disk.disk_id}/") and not disk.problem:
-                disk.problem = f"{layer.file}: {evidence}"
+        return [*found, *super()._repair_sources(folder)]

@@ -22,8 +22,7 @@ from standby.road.lease import check_legal, holder_of, is_processing
 from standby.road.points import chosen_point, replicated_disks
 from standby.road.records import inner_path
 from standby.road.replica import ReplicaFolder
-from standby.road.target_rules import load_target_rules
-from standby.server.replicas import Replicas
+from standby.road.replica_work import ReplicaWork
 from standby.units import format_bytes
 
 
@@ -44,7 +43,7 @@ class VerbPlan:
 
 
 def plan_failover(
-    replicas: Replicas,
+    replicas: ReplicaWork,
     name: str,
     *,
     point: str | None = None,
@@ -52,7 +51,7 @@ def plan_failover(
     source_may_run: bool = False,
     power_on: bool = False,
 ) -> VerbPlan:
-    """What `Replicas.failover` would do."""
+    """What `ReplicaWork.failover` would do."""
     folder = replicas.folder(name)
     record = folder.record()
     check_legal(record, folder.name, Action.FAILOVER)
@@ -86,8 +85,8 @@ def plan_failover(
     return _plan(folder, record, Action.FAILOVER, chosen, effects, warnings)
 
 
-def plan_undo_failover(replicas: Replicas, name: str, *, drop_writes: bool = False) -> VerbPlan:
-    """What `Replicas.undo_failover` would do."""
+def plan_undo_failover(replicas: ReplicaWork, name: str, *, drop_writes: bool = False) -> VerbPlan:
+    """What `ReplicaWork.undo_failover` would do."""
     folder = replicas.folder(name)
     record = folder.record()
     is_unasked = record.state in (ReplicaState.READY, ReplicaState.DAMAGED)
@@ -115,12 +114,12 @@ def plan_undo_failover(replicas: Replicas, name: str, *, drop_writes: bool = Fal
     )
 
 
-def plan_permanent_failover(replicas: Replicas, name: str) -> VerbPlan:
-    """What `Replicas.permanent_failover` would do."""
+def plan_permanent_failover(replicas: ReplicaWork, name: str) -> VerbPlan:
+    """What `ReplicaWork.permanent_failover` would do."""
     folder = replicas.folder(name)
     record = folder.record()
     check_legal(record, folder.name, Action.PERMANENT_FAILOVER)
-    check_given_up(folder, load_target_rules(folder.path.parent))
+    check_given_up(folder, replicas.rules(folder))
     points = folder.points()
     chosen = chosen_point(folder.name, points, record.failover_point or None)
     effects = [
