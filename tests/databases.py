@@ -42,11 +42,11 @@ def _user() -> dict[str, Any]:
         return {}
     import pwd
 
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    judging.missing("a user other than root for PostgreSQL")
+    known = {entry.pw_name: entry for entry in pwd.getpwall()}
+    entry = known.get("postgres") or known.get("nobody")
+    if entry is None:
+        judging.missing("a user other than root for PostgreSQL")
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
 class Cluster:

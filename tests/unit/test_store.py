@@ -235,7 +235,7 @@ def test_sqlite_writes_ahead_and_waits(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_nothing_behind(store: Store) -> None:
     bad = session(1, machine(1))
     bad.machines.append(machine(1, replica=None))  # type: ignore[arg-type]
-    with pytest.raises(StateDatabaseError, match="(?i)not.null constraint"):
+    with pytest.raises(StateDatabaseError, match=r"(?i)not.null constraint"):
         store.save_session(bad)
     assert store.sessions() == []
 

@@ -34,10 +34,11 @@ def revisions() -> list[str]:
 
 
 def upgrade(connection: sa.Connection, version: int, to: str = "head") -> None:
-    """Apply what is newer than schema `version`, within the connection's transaction. A database
-    of release 0.1.0, which has no table of alembic, is adopted as what it is."""
+    """Apply what is newer than schema `version` (0: an empty database), within the connection's
+    transaction. A database of release 0.1.0, which has no table of alembic, is adopted as what it
+    is."""
     config = _config()
     config.attributes["connection"] = connection
-    if "alembic_version" not in sa.inspect(connection).get_table_names():
+    if version and "alembic_version" not in sa.inspect(connection).get_table_names():
         command.stamp(config, f"{version:04}")
     command.upgrade(config, to)
