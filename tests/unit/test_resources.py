@@ -414,6 +414,32 @@ def test_nothing_is_left_of_jobs_that_ended() -> None:
     assert max([*entries, len(resources._ready.parked._entries)]) < 200
 
 
+def test_usage_tells_who_uses_what_and_who_waits() -> None:
+    clock = HeldClock()
+    resources = Resources(clock)
+    resources.configure(Capacities(server=2, proxies={"px1": 1, "px2": 1}, hosts={"dr": 9}))
+    resources.proxy_paused("px2", "connecting")
+    wanted = {"source_proxies": ("px1", "px2"), "target_host": "dr", "size_bytes": 7}
+    given(resources, task("a", "0", **wanted), task("a", "1", **wanted))
+    clock.sleep(5)
+    given(resources, task("b", priority=1, weight=2, **wanted))
+    usage = resources.usage()
+    assert [(use.kind, use.name, use.used, use.limit, use.waiting) for use in usage.slots] == [
+        ("host", "dr", 1, 9, 2),
+        ("proxy", "px1", 1, 1, 2),
+        ("proxy", "px2", 0, 1, 2),
+        ("server", "", 1, 2, 2),
+    ]
+    assert [use.problem for use in usage.slots] == ["", "", "connecting", ""]
+    assert usage.slots[1].bytes_in_flight == 7
+    assert [(job.name, job.running, job.waiting) for job in usage.jobs] == [
+        ("a", 1, 1),
+        ("b", 0, 1),
+    ]
+    assert [job.longest_wait_s for job in usage.jobs] == [5, 0]
+    assert (usage.running, usage.waiting, usage.granted, usage.waited_s) == (1, 2, 1, 0)
+
+
 # --- cost and threads ------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import NoProxy, SessionStopped, StandbyError
 from standby.server.tickets import Capacities, Grant, TaskRequest, Ticket
+from standby.server.usage import Usage, job_uses, slot_uses
 from standby.server.waiting import Flow, JobTurns, Lane, LaneKey, Slots
 
 __all__ = ["Capacities", "Grant", "Resources", "TaskRequest", "Ticket"]
@@ -62,6 +63,7 @@ class Resources:
         self.waiting = 0
         self.running = 0
         self.granted = 0
+        self.waited_s = 0.0
         self.attempts = 0
         """How often a lane was looked at: what the order costs, for tests and metrics."""
 
@@ -127,6 +129,24 @@ class Resources:
         slots.limit = limit
         self._freed(slots)
         self._keep_for(self._elder)
+
+    def usage(self) -> Usage:
+        """What is used, and what waits for it, now. Costs as much as there are jobs and things."""
+        with self._lock:
+            things = (
+                self._server,
+                *self._hosts.values(),
+                *self._repositories.values(),
+                *self._proxies.values(),
+            )
+            return Usage(
+                slot_uses(things, self._lanes.values()),
+                job_uses(self._jobs.values(), self._clock.monotonic()),
+                self.running,
+                self.waiting,
+                self.granted,
+                self.waited_s,
+            )
 
     # --- asking ------------------------------------------------------------------------------
 
@@ -285,10 +305,10 @@ class Resources:
         session = self._sessions.setdefault(names, Slots("session", request.session, None))
         job.slots.limit = request.job_max_tasks or None
         session.limit = request.session_max_tasks or None
-        if job.rank(request.priority, request.weight):
-            for flow in job.flows:
-                if flow.stamp >= 0:
-                    self._consider(flow)
+        is_better = job.rank(request.priority, request.weight)
+        for flow in job.flows:  # a few: lanes and sessions of one job
+            if flow.may_go and (is_better or flow.stamp < 0):
+                self._consider(flow)
         if not job.flows:
             job.begins_waiting(now)
         lane = self._lane(request)
@@ -388,7 +408,9 @@ class Resources:
             slots.used += 1
             slots.bytes += request.size_bytes
         now = self._clock.monotonic()
-        grant = Grant(self, request, held, source, target, now - ticket.asked_at)
+        waited_s = now - ticket.asked_at
+        grant = Grant(self, request, held, source, target, waited_s)
+        self.waited_s += waited_s
         ticket.grant = grant
         self._grants.setdefault(request.session, {})[grant] = None
         self.running += 1
