@@ -55,6 +55,7 @@ class HostVerbs:
             "host_machines": lambda root, host, replicas=False: self._host(root, host).machines(
                 replicas=replicas
             ),
+            "host_inventory": lambda root, host: self._host(root, host).inventory(),
             "host_power_state": lambda root, host, machine: self._host(root, host).power_state(
                 _machine(machine)
             ),

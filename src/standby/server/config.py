@@ -132,6 +132,11 @@ class Config:
             return self.state_url or self.state_database
         return read_reference(self.state_url, "[standby] state_database", self.path.parent)
 
+    def host_path(self, name: str) -> Path:
+        """The folder of the host, '/' for one that a program gave without configuring it."""
+        found = self.hosts.get(name)
+        return found.path if found is not None else Path("/")
+
     def job(self, name: str) -> ReplicationJob:
         """The job of that name, or UnknownName with those there are."""
         if name not in self.jobs:

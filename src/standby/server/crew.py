@@ -117,6 +117,7 @@ class Crew(Protocol):
     target: Handle
     source_root: str
     target_root: str
+    target_proxy: str
     is_broken: bool
     can_retry: bool
     """Whether a broken link is worth another try within the session."""
@@ -142,6 +143,7 @@ class LocalCrew:
     """Both movers are children of this process."""
 
     can_retry = False
+    target_proxy = ""
 
     def __init__(
         self,

@@ -62,6 +62,8 @@ class MachineDriver:
         self.crew = crew
         self.report = MachineReport(machine.name, machine.id)
         self.is_broken = False
+        self.is_link_trouble = False
+        """Whether it was a mover, or the way to it, that ended the session."""
         self.repository_error: RepositoryError | None = None
         """The damage of the repository that the session met, if that is why it failed."""
         self._identity = ReplicaIdentity(
@@ -85,6 +87,7 @@ class MachineDriver:
         except (Fenced, CheckpointLimit, MoverDied, LinkError) as exc:
             report.outcome, report.error = "interrupted", str(exc)
             self.is_broken = True
+            self.is_link_trouble = isinstance(exc, MoverDied | LinkError)
             if self.context.is_cancelled.is_set():  # that is why the movers were cut off
                 report.error = str(SessionStopped(self.context.job.name, self.machine.name))
         except StandbyError as exc:

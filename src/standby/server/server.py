@@ -10,29 +10,42 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import JobError, SessionStopped, StandbyError, UnknownName
+from standby.errors import StandbyError, UnknownName
 from standby.files import make_folder_durably
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
-from standby.model.machine import Machine
+from standby.model.machine import Inventory, Machine
 from standby.model.report import MachineReport, SessionReport
-from standby.ports import Host
+from standby.ports import Host, inventory_of
 from standby.server.alive import Alive
 from standby.server.config import Config, load_config
-from standby.server.config_check import Finding, Level, check_paths, replica_conflicts, selects
-from standby.server.context import ProgressCallback, SessionContext, TaskSlots
-from standby.server.crew import Crew, LocalCrew
-from standby.server.driver import MachineDriver
+from standby.server.config_check import (
+    Finding,
+    Level,
+    check_paths,
+    replica_conflicts,
+    selects,
+    unusable_machines,
+)
+from standby.server.context import ProgressCallback, SessionContext
+from standby.server.crew import Crew
+from standby.server.crews import Crews
+from standby.server.fleet import Station
+from standby.server.inventory import failed_report, name_of, taken_by, wanted_of
 from standby.server.movers import MoverPair, child_movers
-from standby.server.plan import JobPlan
+from standby.server.plan import JobPlan, MachinePlan
 from standby.server.planner import Planner
+from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
+from standby.server.replicating import replicate
 from standby.server.stopping import StopWatcher, stop_sessions
 from standby.server.store import Store
 
@@ -56,10 +69,8 @@ class BackupServer:
         `make_movers` replace configured hosts and child processes, for tests."""
         self.config = config if isinstance(config, Config) else load_config(Path(config))
         self.clock = clock
-        self._make_movers = make_movers
+        self.crews = Crews(self.config, make_movers, clock)
         self._hosts = dict(hosts or {})
-        self._movers: list[MoverPair] = []
-        self._task_slots = threading.Semaphore(self.config.limits.max_tasks)
         make_folder_durably(self.config.state_database.parent)
         self.store = Store(self.config.state_place(), clock)
         self._alive = Alive(self.store, clock)
@@ -67,9 +78,7 @@ class BackupServer:
 
     def close(self) -> None:
         """End idle movers and close the state database."""
-        for pair in self._movers:
-            pair.close()
-        self._movers.clear()
+        self.crews.close()
         self.store.close()
 
     def __enter__(self) -> BackupServer:
@@ -90,12 +99,12 @@ class BackupServer:
         if name not in self._hosts:
             found = self.config.hosts[name]
             state = self.config.state_database.parent
-            self._hosts[name] = FolderHost(name, found.path, state, self.clock)
+            self._hosts[name] = (
+                RemoteHost(name, self.crews.fleet, Station(found.mover, str(found.path)))
+                if found.mover
+                else FolderHost(name, found.path, state, self.clock)
+            )
         return self._hosts[name]
-
-    def _root(self, host: str) -> Path:
-        found = self.config.hosts.get(host)
-        return found.path if found is not None else Path("/")
 
     def jobs(self) -> list[ReplicationJob]:
         """All jobs of the configuration."""
@@ -103,7 +112,7 @@ class BackupServer:
 
     def machines(self, job: ReplicationJob) -> list[Machine]:
         """The VMs the job takes now."""
-        return [item for item in self.host(job.source).machines() if selects(job, item.name)]
+        return list(taken_by(job, inventory_of(self.host(job.source))).machines)
 
     def check(self) -> list[Finding]:
         """Everything wrong with the configuration, its paths, and VMs that two jobs claim."""
@@ -112,18 +121,20 @@ class BackupServer:
         refused = {item.where for item in findings if item.level is Level.ERROR}
         for name in sorted({job.source for job in self.jobs()}):
             try:
-                inventory[name] = self.host(name).machines()
+                found = inventory_of(self.host(name))
+                inventory[name] = found.machines
+                findings += unusable_machines(name, found.problems, self.jobs())
             except StandbyError as exc:
                 if f"[hosts.{name}] path" not in refused:
                     findings.append(Finding(Level.ERROR, f"[hosts.{name}]", str(exc)))
         for job in self.jobs():
-            found = inventory.get(job.source)
-            if found is not None and not any(selects(job, item.name) for item in found):
+            known = inventory.get(job.source)
+            if known is not None and not any(selects(job, item.name) for item in known):
                 findings.append(
                     Finding(
                         Level.WARNING,
                         f"[jobs.{job.name}] machines",
-                        f"{', '.join(job.machines)} matches none of the {len(found)} VMs of host "
+                        f"{', '.join(job.machines)} matches none of the {len(known)} VMs of host "
                         f"{job.source}",
                         "a VM is a folder with a vm.toml in the host's folder",
                     )
@@ -157,28 +168,7 @@ class BackupServer:
 
     def start_movers(self, pairs: int = 1) -> None:
         """Have movers running before a session asks for them."""
-        while len(self._movers) < pairs:
-            pair = self._make_movers(self.config.limits.max_tasks)
-            pair.source.call("ping")
-            pair.target.call("ping")
-            self._movers.append(pair)
-
-    @contextlib.contextmanager
-    def _lent_movers(self) -> Iterator[MoverPair]:
-        """A running pair for one VM; a pair that met an error is not used again."""
-        try:
-            pair = self._movers.pop()
-        except IndexError:
-            pair = self._make_movers(self.config.limits.max_tasks)
-        is_sound = False
-        try:
-            yield pair
-            is_sound = not pair.is_broken
-        finally:
-            if is_sound:
-                self._movers.append(pair)
-            else:
-                pair.close()
+        self.crews.start_movers(pairs)
 
     # --- sessions ----------------------------------------------------------------------------
 
@@ -206,8 +196,10 @@ class BackupServer:
             context = self._context(report.id, wanted, take_over, accept_loss, progress)
             try:
                 released = self._released(wanted) if is_alone else []
-                found = self._wanted_machines(wanted, machines)
-                report.machines = self._replicated(context, found)
+                found = wanted_of(wanted, inventory_of(context.source), machines)
+                report.machines = self._begun(wanted, found)
+                self.store.save_session(report)
+                self._replicate_all(context, found.machines, report)
             except BaseException as exc:
                 self._end_early(wanted, report, exc)
                 raise
@@ -223,30 +215,33 @@ class BackupServer:
             self.store.save_session(report)
             return report
 
-    def _wanted_machines(
-        self, job: ReplicationJob, machines: Sequence[str] | None
-    ) -> list[Machine]:
-        found = self.machines(job)
-        if machines is not None:
-            for name in machines:
-                if name not in {item.name for item in found}:
-                    raise UnknownName(
-                        f"VM in job {job.name}", name, tuple(item.name for item in found)
-                    )
-            found = [item for item in found if item.name in machines]
-        if not found:
-            raise JobError(
-                job.name,
-                f"no VM on host {job.source} matches {', '.join(job.machines)}",
-                "See `standby job plan` and the job's `machines`",
-            )
-        return found
+    def _begun(self, job: ReplicationJob, found: Inventory) -> list[MachineReport]:
+        """The report's VMs when the session begins: without an outcome yet, and failed already
+        where their host cannot describe them."""
+        known = {
+            item.name: item.identity.machine_id for item in self.store.known_replicas(job.name)
+        }
+        return [
+            *(MachineReport(item.name, item.id) for item in found.machines),
+            *(
+                failed_report(item, known.get(name_of(item) + job.suffix, ""))
+                for item in found.problems
+            ),
+        ]
 
-    def _replicated(
-        self, context: SessionContext, machines: Sequence[Machine]
-    ) -> list[MachineReport]:
-        """Every VM's report, in the machines' order. An interrupt, or `stop` from anywhere, cuts
-        the movers off, so that no thread is left that waits for one."""
+    def _replicate_all(
+        self, context: SessionContext, machines: Sequence[Machine], report: SessionReport
+    ) -> None:
+        """Put every VM's report in the place of the one it began with, and on record as soon as it
+        is there. An interrupt, or `stop` from anywhere, cuts the movers off, so that no thread is
+        left that waits for one."""
+        recording = threading.Lock()
+
+        def run(place: int, machine: Machine) -> None:
+            done = self._replicate(context, machine)
+            with recording:
+                report.machines[place] = done
+                self.store.save_session(report)
 
         def cut() -> None:
             context.is_cancelled.set()
@@ -257,13 +252,14 @@ class BackupServer:
             StopWatcher(self.store, context.session, cut),
             ThreadPoolExecutor(context.job.max_machines, thread_name_prefix="machine") as pool,
         ):
-            tasks = [pool.submit(self._replicate, context, item) for item in machines]
+            tasks = [pool.submit(run, place, item) for place, item in enumerate(machines)]
             try:
                 # A wait without end would not see Ctrl-C on every system.
                 while (now := wait(tasks, INTERRUPT_POLL_S, FIRST_EXCEPTION)).not_done:
                     if any(task.exception() for task in now.done):
                         break
-                return [task.result() for task in tasks]
+                for task in tasks:
+                    task.result()
             except BaseException:
                 cut()
                 raise
@@ -281,11 +277,15 @@ class BackupServer:
         is_failure = isinstance(exc, StandbyError)
         report.outcome = "failed" if is_failure else "interrupted"
         report.ended_at = self.clock.now().isoformat()
+        for item in report.machines:
+            item.outcome = item.outcome or "interrupted"
         with contextlib.suppress(StandbyError):
             self.store.save_session(report)
             if is_failure and not isinstance(exc, UnknownName):
-                for text, machine in self._overdue(job, None):
-                    self.store.raise_alarm(RPO, job.name, machine, text)
+                for known in self.store.known_replicas(job.name):
+                    machine_id = known.identity.machine_id
+                    if text := self._overdue(job, known.name, machine_id):
+                        self.store.raise_alarm(RPO, job.name, machine_id, text)
 
     def _released(self, job: ReplicationJob) -> list[str]:
         """Release what dead sessions left on the hosts; what, by name."""
@@ -294,48 +294,11 @@ class BackupServer:
         return [*released, *self.host(job.source).release_leftovers()]
 
     def _replicate(self, context: SessionContext, machine: Machine) -> MachineReport:
-        """One VM. Damage in the repository costs a comparison with the target's digests: what is
-        damaged goes, and the VM begins again."""
-        if context.is_cancelled.is_set():
-            text = str(SessionStopped(context.job.name, machine.name))
-            return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
-        driver = self._driven(context, machine)
-        error = driver.repository_error
-        if error is None or driver.report.outcome != "failed":
-            return driver.report
-        try:
-            done = driver.crew.heal_repository(driver.key, error)
-        except StandbyError:
-            return driver.report
-        text = f"{error}; {done}"
-        again = self._driven(context, machine)
-        again.report.alarms.append(text)
-        self.store.raise_alarm("repository", context.job.name, machine.name, text)
-        return again.report
+        def lend(machine: Machine, avoid: tuple[str, ...]) -> AbstractContextManager[Crew]:
+            slots, session = context.slots, context.session
+            return self.crews.lent(context.job, session, machine.name, slots, avoid)
 
-    def _driven(self, context: SessionContext, machine: Machine) -> MachineDriver:
-        with self._lent_crew(context.job, context.slots) as crew:
-            context.crews.append(crew)
-            if context.is_cancelled.is_set():
-                crew.cut()
-            try:
-                driver = MachineDriver(context, machine, crew)
-                driver.run()
-                return driver
-            finally:
-                context.crews.remove(crew)
-
-    @contextlib.contextmanager
-    def _lent_crew(self, job: ReplicationJob, slots: TaskSlots | None) -> Iterator[Crew]:
-        """The movers of one VM."""
-        with self._lent_movers() as pair:
-            yield LocalCrew(
-                pair,
-                self._root(job.source),
-                self._root(job.target),
-                self.config.repositories[job.repository],
-                slots,
-            )
+        return replicate(context, machine, lend)
 
     def _context(
         self,
@@ -351,7 +314,7 @@ class BackupServer:
             job=job,
             source=self.host(job.source),
             store=self.store,
-            slots=TaskSlots(job.max_tasks, self._task_slots),
+            slots=self.crews.session_slots(job),
             take_over=take_over,
             accept_loss=accept_loss,
             progress=progress,
@@ -361,37 +324,23 @@ class BackupServer:
     def _check_rpo(self, job: ReplicationJob, report: SessionReport) -> None:
         """A replica whose newest point is older than the job allows is an alarm, whatever the
         reason."""
-        machines = {item.machine_id: item for item in report.machines if item.outcome != "done"}
-        for text, machine_id in self._overdue(job, machines):
-            machines[machine_id].alarms.append(text)
-            self.store.raise_alarm(RPO, job.name, machines[machine_id].machine, text)
+        for item in report.machines:
+            if item.outcome == "done":
+                continue
+            if text := self._overdue(job, item.machine, item.machine_id):
+                item.alarms.append(text)
+                self.store.raise_alarm(RPO, job.name, item.machine, text)
 
-    def _overdue(
-        self, job: ReplicationJob, machines: Mapping[str, MachineReport] | None
-    ) -> list[tuple[str, str]]:
-        """(text, VM id) for each of `machines` whose replica breaks the job's rpo; without
-        `machines`, when the source cannot be asked, of every replica known."""
+    def _overdue(self, job: ReplicationJob, name: str, machine_id: str) -> str:
+        """How the replica of the VM breaks the job's rpo, '' where it does not."""
         if not job.rpo_s:
-            return []
-        if machines is not None:
-            names = {machine_id: item.machine for machine_id, item in machines.items()}
-        else:
-            known = self.store.known_replicas(job.name)
-            names = {item.identity.machine_id: item.name for item in known}
-        found = []
-        for machine_id, name in names.items():
-            age = self.replicas.newest_age_s(job, machine_id)
-            if age is None:
-                found.append((f"{name} has no restore point; rpo is {job.rpo_s} s", machine_id))
-            elif age > job.rpo_s:
-                found.append(
-                    (
-                        f"the newest restore point of {name} is {age:.0f} s old; "
-                        f"rpo is {job.rpo_s} s",
-                        machine_id,
-                    )
-                )
-        return found
+            return ""
+        age = self.replicas.newest_age_s(job, machine_id)
+        if age is None:
+            return f"{name} has no restore point; rpo is {job.rpo_s} s"
+        if age > job.rpo_s:
+            return f"the newest restore point of {name} is {age:.0f} s old; rpo is {job.rpo_s} s"
+        return ""
 
     # --- plans -------------------------------------------------------------------------------
 
@@ -404,9 +353,15 @@ class BackupServer:
             self.config.installation,
             self.host(wanted.source),
             self.store,
-            lambda machine: self._lent_crew(wanted, None),
+            lambda machine: self.crews.lent(wanted, f"plan-{new_token(4)}", machine.name),
         )
-        return planner.plan(self.machines(wanted), scan=scan)
+        found = taken_by(wanted, inventory_of(self.host(wanted.source)))
+        made = planner.plan(found.machines, scan=scan)
+        unusable = (
+            MachinePlan(item.folder, item.id, "", "conflict", item.problem)
+            for item in found.problems
+        )
+        return replace(made, machines=(*made.machines, *unusable))
 
 
 def _outcome(machines: Sequence[MachineReport]) -> str:

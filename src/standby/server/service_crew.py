@@ -20,7 +20,7 @@ from standby.model.machine import Machine
 from standby.repository import DiskState, StagedDisk
 from standby.road.connections import TO_REPOSITORY, TO_TARGET, new_ticket
 from standby.server.config import Config
-from standby.server.crew import DiskLink, DiskTask, Handle, RepositoryView
+from standby.server.crew import DiskLink, DiskTask, Handle, RepositoryView, replica_name
 from standby.server.fleet import Fleet, Station
 from standby.server.resources import Resources, TaskRequest
 from standby.server.service_mover import CrewHandle
@@ -213,13 +213,16 @@ class ServiceCrew:
 
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
         """See Crew; the target host's own mover does it."""
-        if ready:
-            self.target.call(
-                "keep_replica_machine",
-                path=path,
-                machine=msgspec.to_builtins(machine),
-                ready=ready,
-            )
+        host = self._config.hosts[self._job.target]
+        if not ready or not host.mover:
+            return
+        root = self._fleet.place(Station(host.mover, str(host.path)))
+        self._handle(host.mover).call(
+            "keep_replica_machine",
+            path=f"{root}{'' if root.endswith(':') else '/'}{replica_name(path)}",
+            machine=msgspec.to_builtins(machine),
+            ready=ready,
+        )
 
     def cut(self) -> None:
         """See Crew."""

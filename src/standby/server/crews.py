@@ -1,0 +1,122 @@
+"""Lends the crew of one VM's session: child movers of this machine, or service movers of others."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator
+
+from standby.clock import SYSTEM_CLOCK, Clock
+from standby.errors import ConfigurationError
+from standby.model.job import ReplicationJob
+from standby.server.config import Config
+from standby.server.context import TaskSlots
+from standby.server.crew import Crew, LocalCrew
+from standby.server.fleet import Fleet
+from standby.server.movers import MoverPair
+from standby.server.proxies import capacities
+from standby.server.resources import Resources
+from standby.server.service_crew import ServiceCrew
+
+
+def uses_services(config: Config, job: ReplicationJob) -> bool:
+    """Whether the job runs over service movers: its hosts and its repository name movers. Raises
+    ConfigurationError where only some of them do."""
+    movers = {
+        f"[hosts.{job.source}]": config.hosts[job.source].mover,
+        f"[hosts.{job.target}]": config.hosts[job.target].mover,
+        f"[repositories.{job.repository}]": config.stores[job.repository].mover,
+    }
+    missing = [table for table, mover in movers.items() if not mover]
+    if len(missing) in (0, len(movers)):
+        return not missing
+    raise ConfigurationError(
+        f"[jobs.{job.name}]",
+        f"{', '.join(missing)} names no mover, the job's other hosts or its repository do",
+        "Run `standby mover run` on this machine too and name it there",
+    )
+
+
+class Crews:
+    """The movers of one backup server. Thread-safe."""
+
+    def __init__(
+        self,
+        config: Config,
+        make_movers: Callable[[int], MoverPair],
+        clock: Clock = SYSTEM_CLOCK,
+        fleet: Fleet | None = None,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._make_movers = make_movers
+        self._idle: list[MoverPair] = []
+        self._server_slots = threading.Semaphore(config.limits.max_tasks)
+        self.fleet = fleet or Fleet(config, clock)
+        self.resources = Resources(clock)
+        self.resources.configure(capacities(config))
+
+    def session_slots(self, job: ReplicationJob) -> TaskSlots:
+        """The slots of one session, for disks between child movers."""
+        return TaskSlots(job.max_tasks, self._server_slots)
+
+    def start_movers(self, pairs: int = 1) -> None:
+        """Have child movers running before a session asks for them."""
+        while len(self._idle) < pairs:
+            pair = self._make_movers(self._config.limits.max_tasks)
+            pair.source.call("ping")
+            pair.target.call("ping")
+            self._idle.append(pair)
+
+    @contextlib.contextmanager
+    def lent(
+        self,
+        job: ReplicationJob,
+        session: str,
+        machine: str,
+        slots: TaskSlots | None = None,
+        avoid: Collection[str] = (),
+    ) -> Iterator[Crew]:
+        """The crew of one VM. `avoid` are target proxies to choose only where there is no other."""
+        config = self._config
+        if job.source in config.hosts and uses_services(config, job):
+            crew = ServiceCrew(
+                config,
+                self.fleet,
+                self.resources,
+                job,
+                session,
+                machine,
+                avoid=avoid,
+                clock=self._clock,
+            )
+            with self.fleet.writer(crew.target_proxy):
+                yield crew
+            return
+        with self._lent_pair() as pair:
+            roots = [config.host_path(name) for name in (job.source, job.target)]
+            yield LocalCrew(pair, roots[0], roots[1], config.repositories[job.repository], slots)
+
+    @contextlib.contextmanager
+    def _lent_pair(self) -> Iterator[MoverPair]:
+        """A running pair; one that met an error is not used again."""
+        try:
+            pair = self._idle.pop()
+        except IndexError:
+            pair = self._make_movers(self._config.limits.max_tasks)
+        is_sound = False
+        try:
+            yield pair
+            is_sound = not pair.is_broken
+        finally:
+            if is_sound:
+                self._idle.append(pair)
+            else:
+                pair.close()
+
+    def close(self) -> None:
+        """End idle child movers, and the connections to service movers."""
+        for pair in self._idle:
+            pair.close()
+        self._idle.clear()
+        self.fleet.close()

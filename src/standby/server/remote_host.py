@@ -1,0 +1,102 @@
+"""A host on another machine, driven through the mover beside it (verbs of road.host_verbs)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from standby.model.extent import Extent
+from standby.model.machine import Checkpoint, Inventory, Machine, PowerState
+from standby.server.crew import Handle
+from standby.server.fleet import Fleet, Station
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the host's tracker says (ports.TrackedChanges)."""
+
+    ranges: Sequence[Extent] | None
+    reason: str
+
+
+class RemoteHost:
+    """Implements `ports.Host` and `ports.Inventoried`; a mover that is away raises MoverDied or
+    LinkError."""
+
+    def __init__(self, name: str, fleet: Fleet, station: Station) -> None:
+        self.name = name
+        self._fleet = fleet
+        self._station = station
+
+    def _call(self, verb: str, **arguments: Any) -> Any:
+        mover: Handle = self._fleet.mover(self._station.mover)
+        root = self._fleet.place(self._station)
+        return mover.call(f"host_{verb}", root=root, host=self.name, **arguments)
+
+    def machines(self) -> list[Machine]:
+        """See ports.Host."""
+        return msgspec.convert(self._call("machines"), list[Machine])
+
+    def inventory(self) -> Inventory:
+        """See ports.Inventoried."""
+        return msgspec.convert(self._call("inventory"), Inventory)
+
+    def power_state(self, machine: Machine) -> PowerState:
+        """See ports.Host."""
+        return PowerState(self._call("power_state", machine=_plain(machine)))
+
+    def start(self, machine: Machine) -> None:
+        """Start the VM."""
+        self._call("start", machine=_plain(machine))
+
+    def stop(self, machine: Machine, *, force: bool = False, timeout_s: float = 60) -> None:
+        """Shut the VM down, or end it with `force`."""
+        self._call("stop", machine=_plain(machine), force=force, timeout_s=timeout_s)
+
+    def take_checkpoint(self, machine: Machine, intent_id: str) -> Checkpoint:
+        """See ports.Host."""
+        taken = self._call("take_checkpoint", machine=_plain(machine), intent_id=intent_id)
+        return msgspec.convert(taken, Checkpoint)
+
+    def confirm_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """See ports.Host."""
+        self._call("confirm_checkpoint", checkpoint=_plain(checkpoint))
+
+    def release_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """See ports.Host."""
+        return dict(self._call("release_checkpoint", checkpoint=_plain(checkpoint)))
+
+    def release_leftovers(self) -> list[str]:
+        """See ports.Host."""
+        return list(self._call("release_leftovers"))
+
+    def state_files(self, machine: Machine) -> dict[str, str]:
+        """See ports.Host."""
+        return dict(self._call("state_files", machine=_plain(machine)))
+
+    def changes_since(
+        self, machine: Machine, place: str, tracker_id: str, checkpoint: Checkpoint
+    ) -> _Answer:
+        """See ports.Host."""
+        answer = self._call(
+            "changes_since",
+            machine=_plain(machine),
+            place=place,
+            tracker_id=tracker_id,
+            checkpoint=_plain(checkpoint),
+        )
+        ranges = answer["ranges"]
+        if ranges is not None:
+            ranges = [Extent(offset, length) for offset, length in ranges]
+        return _Answer(ranges, answer["reason"])
+
+    def forget_tracker(self, machine: Machine, tracker_ids: Sequence[str]) -> None:
+        """See ports.Host."""
+        self._call("forget_tracker", machine=_plain(machine), tracker_ids=list(tracker_ids))
+
+
+def _plain(value: Machine | Checkpoint) -> Any:
+    return msgspec.to_builtins(value)

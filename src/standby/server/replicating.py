@@ -1,0 +1,92 @@
+"""One VM's part in a session, with what is made good within it: a damaged repository, and movers
+that died or could not be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from standby.errors import SessionStopped, StandbyError
+from standby.model.machine import Machine
+from standby.model.report import MachineReport
+from standby.server.context import SessionContext
+from standby.server.crew import Crew
+from standby.server.driver import MachineDriver
+from standby.server.transfer import Patience
+
+Lend = Callable[[Machine, tuple[str, ...]], AbstractContextManager[Crew]]
+"""Lends a crew for the VM, with target proxies to avoid."""
+
+
+def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineReport:
+    """The VM's report; never raises but for what ends the process."""
+    if context.is_cancelled.is_set():
+        text = str(SessionStopped(context.job.name, machine.name))
+        return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
+    driver, proxy = _driven(context, machine, lend, ())
+    if driver is None:
+        return MachineReport(machine.name, machine.id, outcome="failed", error=proxy)
+    patience = Patience(context.clock)
+    went_on: list[str] = []
+    while _is_worth_another_try(context, driver):
+        went_on.append(f"went on after: {driver.report.error}")
+        if len(went_on) > 1 and not patience.wait():
+            break
+        # The writer that was lost may hang with the replica open: the next one fences it.
+        again, proxy = _driven(replace(context, take_over=True), machine, lend, (proxy,))
+        if again is None:
+            break
+        driver = again
+    report = _healed(context, machine, lend, driver)
+    report.warnings.extend(went_on)
+    return report
+
+
+def _driven(
+    context: SessionContext, machine: Machine, lend: Lend, avoid: tuple[str, ...]
+) -> tuple[MachineDriver | None, str]:
+    """The driver, run to its end, and its target proxy; or None, and why no crew could be had."""
+    try:
+        with lend(machine, avoid) as crew:
+            context.crews.append(crew)
+            if context.is_cancelled.is_set():
+                crew.cut()
+            try:
+                driver = MachineDriver(context, machine, crew)
+                driver.run()
+                return driver, crew.target_proxy
+            finally:
+                context.crews.remove(crew)
+    except StandbyError as exc:
+        return None, str(exc)
+
+
+def _is_worth_another_try(context: SessionContext, driver: MachineDriver) -> bool:
+    return (
+        driver.report.outcome == "interrupted"
+        and driver.is_link_trouble
+        and driver.crew.can_retry
+        and not context.is_cancelled.is_set()
+    )
+
+
+def _healed(
+    context: SessionContext, machine: Machine, lend: Lend, driver: MachineDriver
+) -> MachineReport:
+    """Damage in the repository costs a comparison with the target's digests: what is damaged goes,
+    and the VM begins again."""
+    error = driver.repository_error
+    if error is None or driver.report.outcome != "failed":
+        return driver.report
+    try:
+        done = driver.crew.heal_repository(driver.key, error)
+    except StandbyError:
+        return driver.report
+    text = f"{error}; {done}"
+    again, _ = _driven(context, machine, lend, ())
+    if again is None:
+        return driver.report
+    again.report.alarms.append(text)
+    context.store.raise_alarm("repository", context.job.name, machine.name, text)
+    return again.report
