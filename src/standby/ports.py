@@ -103,3 +103,11 @@ class Inventoried(Protocol):
 
     def inventory(self) -> Inventory:
         """All VMs, and what is wrong with those that cannot be described."""
+
+
+def inventory_of(host: Host) -> Inventory:
+    """All VMs of the host; one that cannot be described hides no other where the host can help
+    it."""
+    if isinstance(host, Inventoried):
+        return host.inventory()
+    return Inventory(tuple(host.machines()))

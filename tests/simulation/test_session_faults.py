@@ -621,6 +621,28 @@ def test_an_interrupt_ends_the_session_and_everything_it_started(site, cut):
     site.check_nothing_leaked()
 
 
+def test_a_killed_session_shows_the_vms_it_was_about_and_what_became_of_them(tmp_path):
+    site = Site(tmp_path / "site", more="max_machines = 1\n")
+    for name in ("vm1", "vm2"):
+        site.add_machine(name, (4 * MiB,))
+    killed = site.start(STANDBY_KILL_POINT="checkpoint made:2", STANDBY_KILL_PROCESS="server")
+    assert killed.returncode == -signal.SIGKILL
+    with site.server() as server:
+        (session,) = server.sessions()
+    assert (session.outcome, session.ended_at) == ("", "")
+    assert [(item.machine, item.outcome) for item in session.machines] == [
+        ("vm1", "done"),
+        ("vm2", ""),
+    ]
+    assert site.run().outcome in ("done", "warnings")
+    with site.server() as server:
+        session = server.report(session.id)
+    assert session.outcome == "interrupted"
+    assert [item.outcome for item in session.machines] == ["done", "interrupted"]
+    shown = site.command("job", "report", session.id).stdout
+    assert "vm2: interrupted" in shown
+
+
 def test_a_failover_ends_a_running_session_at_its_next_commit(site):
     site.run()
     site.change()

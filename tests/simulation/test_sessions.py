@@ -131,6 +131,54 @@ def test_one_vm_that_fails_does_not_stop_the_others(site):
     assert report.outcome == "failed"
 
 
+def vm_file(site, folder, text):
+    path = site.folder / "source" / folder / "vm.toml"
+    path.parent.mkdir()
+    path.write_text(text)
+
+
+def test_a_vm_toml_that_cannot_be_read_fails_that_vm_alone(tmp_path):
+    site = Site(tmp_path / "site", more='rpo = "1h"\n')
+    site.add_machine()
+    site.add_machine("vm2", (4 * MiB,))
+    assert site.run().outcome == "done"
+    toml = site.folder / "source" / "vm2" / "vm.toml"
+    toml.write_text("no toml at all")
+    site.clock.wait(hours=2)
+    vm_file(site, "other", 'name = "vm9"')
+    edit(site.config, ('machines = ["*"]', 'machines = ["vm*"]\nexclude_machines = ["VM9"]'))
+    plan = site.plan()
+    assert [(item.machine, item.action) for item in plan.machines] == [
+        ("vm1", "replicate"),
+        ("vm2", "conflict"),
+    ]
+    assert "is not TOML" in plan.machines[1].reason
+    report = site.run()
+    assert report.outcome == "failed"
+    first, second = report.machines
+    assert (first.machine, first.outcome) == ("vm1", "done")
+    assert (second.machine, second.outcome) == ("vm2", "failed")
+    assert f"{toml}: is not TOML" in second.error
+    assert "the newest restore point of vm2 is 7" in second.alarms[0]
+    with site.server() as server:
+        assert server.report(report.id) == report
+        assert [alarm.machine for alarm in server.store.alarms()] == ["vm2"]
+    assert [item.outcome for item in site.run(machines=["vm1"]).machines] == ["done"]
+    assert [item.outcome for item in site.run(machines=["vm2"]).machines] == ["failed"]
+
+
+def test_two_vms_of_one_name_are_both_failed_and_no_other(site):
+    site.add_machine("vm2", (4 * MiB,))
+    shutil.copytree(site.folder / "source" / "vm2", site.folder / "source" / "vm2-copy")
+    report = site.run()
+    assert [(item.machine, item.outcome) for item in report.machines] == [
+        ("vm1", "done"),
+        ("vm2", "failed"),
+        ("vm2-copy", "failed"),
+    ]
+    assert "'vm2-copy' too" in report.machines[1].error
+
+
 def test_only_the_vms_named_are_taken(site):
     site.add_machine("vm2", (4 * MiB,))
     report = site.run(machines=["vm2"])

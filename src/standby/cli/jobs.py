@@ -312,7 +312,7 @@ def show_report(found: SessionReport) -> None:
 
 def _show_machine(machine: MachineReport) -> None:
     point = f", restore point {machine.point}" if machine.point else ""
-    click.echo(f"\n{machine.machine}: {machine.outcome}{point}")
+    click.echo(f"\n{machine.machine}: {machine.outcome or 'unfinished'}{point}")
     rows = [
         (
             disk.place,

@@ -52,6 +52,8 @@ class Alive:
             with self._if_idle(report.job, ours) as is_idle:
                 if is_idle:
                     report.outcome = "interrupted"
+                    for machine in report.machines:
+                        machine.outcome = machine.outcome or "interrupted"
                     report.ended_at = self._clock.now().isoformat()
                     self._store.save_session(report)
 

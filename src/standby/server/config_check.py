@@ -11,7 +11,7 @@ from pathlib import Path
 
 from standby.errors import ConfigurationError
 from standby.model.job import ReplicationJob
-from standby.model.machine import Machine
+from standby.model.machine import Machine, MachineProblem
 from standby.road.target_rules import load_target_rules
 from standby.server.config import Config
 
@@ -76,6 +76,25 @@ def replica_conflicts(
         for key, claimants in claims.items()
         if len(claimants) > 1
     ]
+
+
+def unusable_machines(
+    host: str, problems: Iterable[MachineProblem], jobs: Iterable[ReplicationJob]
+) -> list[Finding]:
+    """VMs that the host cannot describe: an error for the jobs that would take them."""
+    findings = []
+    for item in problems:
+        name = item.name or item.folder
+        takers = [job.name for job in jobs if job.source == host and selects(job, name)]
+        findings.append(
+            Finding(
+                Level.ERROR if takers else Level.WARNING,
+                f"[hosts.{host}]",
+                item.problem,
+                f"until then job {' and '.join(takers)} cannot replicate it" if takers else "",
+            )
+        )
+    return findings
 
 
 def check_paths(config: Config) -> list[Finding]:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import StandbyError, UnknownName
+from standby.errors import SessionStopped, StandbyError, UnknownName
 from standby.files import make_folder_durably
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
@@ -35,17 +34,14 @@ from standby.server.config_check import (
     selects,
     unusable_machines,
 )
-from standby.server.context import ProgressCallback, SessionContext
-from standby.server.crew import Crew
-from standby.server.crews import Crews
-from standby.server.fleet import Station
+from standby.server.context import ProgressCallback, SessionContext, TaskSlots
+from standby.server.crew import Crew, LocalCrew
+from standby.server.driver import MachineDriver
 from standby.server.inventory import failed_report, name_of, taken_by, wanted_of
 from standby.server.movers import MoverPair, child_movers
 from standby.server.plan import JobPlan, MachinePlan
 from standby.server.planner import Planner
-from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
-from standby.server.replicating import replicate
 from standby.server.stopping import StopWatcher, stop_sessions
 from standby.server.store import Store
 
@@ -69,8 +65,10 @@ class BackupServer:
         `make_movers` replace configured hosts and child processes, for tests."""
         self.config = config if isinstance(config, Config) else load_config(Path(config))
         self.clock = clock
-        self.crews = Crews(self.config, make_movers, clock)
+        self._make_movers = make_movers
         self._hosts = dict(hosts or {})
+        self._movers: list[MoverPair] = []
+        self._task_slots = threading.Semaphore(self.config.limits.max_tasks)
         make_folder_durably(self.config.state_database.parent)
         self.store = Store(self.config.state_place(), clock)
         self._alive = Alive(self.store, clock)
@@ -78,7 +76,9 @@ class BackupServer:
 
     def close(self) -> None:
         """End idle movers and close the state database."""
-        self.crews.close()
+        for pair in self._movers:
+            pair.close()
+        self._movers.clear()
         self.store.close()
 
     def __enter__(self) -> BackupServer:
@@ -99,12 +99,12 @@ class BackupServer:
         if name not in self._hosts:
             found = self.config.hosts[name]
             state = self.config.state_database.parent
-            self._hosts[name] = (
-                RemoteHost(name, self.crews.fleet, Station(found.mover, str(found.path)))
-                if found.mover
-                else FolderHost(name, found.path, state, self.clock)
-            )
+            self._hosts[name] = FolderHost(name, found.path, state, self.clock)
         return self._hosts[name]
+
+    def _root(self, host: str) -> Path:
+        found = self.config.hosts.get(host)
+        return found.path if found is not None else Path("/")
 
     def jobs(self) -> list[ReplicationJob]:
         """All jobs of the configuration."""
@@ -168,7 +168,28 @@ class BackupServer:
 
     def start_movers(self, pairs: int = 1) -> None:
         """Have movers running before a session asks for them."""
-        self.crews.start_movers(pairs)
+        while len(self._movers) < pairs:
+            pair = self._make_movers(self.config.limits.max_tasks)
+            pair.source.call("ping")
+            pair.target.call("ping")
+            self._movers.append(pair)
+
+    @contextlib.contextmanager
+    def _lent_movers(self) -> Iterator[MoverPair]:
+        """A running pair for one VM; a pair that met an error is not used again."""
+        try:
+            pair = self._movers.pop()
+        except IndexError:
+            pair = self._make_movers(self.config.limits.max_tasks)
+        is_sound = False
+        try:
+            yield pair
+            is_sound = not pair.is_broken
+        finally:
+            if is_sound:
+                self._movers.append(pair)
+            else:
+                pair.close()
 
     # --- sessions ----------------------------------------------------------------------------
 
@@ -294,11 +315,48 @@ class BackupServer:
         return [*released, *self.host(job.source).release_leftovers()]
 
     def _replicate(self, context: SessionContext, machine: Machine) -> MachineReport:
-        def lend(machine: Machine, avoid: tuple[str, ...]) -> AbstractContextManager[Crew]:
-            slots, session = context.slots, context.session
-            return self.crews.lent(context.job, session, machine.name, slots, avoid)
+        """One VM. Damage in the repository costs a comparison with the target's digests: what is
+        damaged goes, and the VM begins again."""
+        if context.is_cancelled.is_set():
+            text = str(SessionStopped(context.job.name, machine.name))
+            return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
+        driver = self._driven(context, machine)
+        error = driver.repository_error
+        if error is None or driver.report.outcome != "failed":
+            return driver.report
+        try:
+            done = driver.crew.heal_repository(driver.key, error)
+        except StandbyError:
+            return driver.report
+        text = f"{error}; {done}"
+        again = self._driven(context, machine)
+        again.report.alarms.append(text)
+        self.store.raise_alarm("repository", context.job.name, machine.name, text)
+        return again.report
 
-        return replicate(context, machine, lend)
+    def _driven(self, context: SessionContext, machine: Machine) -> MachineDriver:
+        with self._lent_crew(context.job, context.slots) as crew:
+            context.crews.append(crew)
+            if context.is_cancelled.is_set():
+                crew.cut()
+            try:
+                driver = MachineDriver(context, machine, crew)
+                driver.run()
+                return driver
+            finally:
+                context.crews.remove(crew)
+
+    @contextlib.contextmanager
+    def _lent_crew(self, job: ReplicationJob, slots: TaskSlots | None) -> Iterator[Crew]:
+        """The movers of one VM."""
+        with self._lent_movers() as pair:
+            yield LocalCrew(
+                pair,
+                self._root(job.source),
+                self._root(job.target),
+                self.config.repositories[job.repository],
+                slots,
+            )
 
     def _context(
         self,
@@ -314,7 +372,7 @@ class BackupServer:
             job=job,
             source=self.host(job.source),
             store=self.store,
-            slots=self.crews.session_slots(job),
+            slots=TaskSlots(job.max_tasks, self._task_slots),
             take_over=take_over,
             accept_loss=accept_loss,
             progress=progress,
@@ -353,7 +411,7 @@ class BackupServer:
             self.config.installation,
             self.host(wanted.source),
             self.store,
-            lambda machine: self.crews.lent(wanted, f"plan-{new_token(4)}", machine.name),
+            lambda machine: self._lent_crew(wanted, None),
         )
         found = taken_by(wanted, inventory_of(self.host(wanted.source)))
         made = planner.plan(found.machines, scan=scan)

@@ -118,8 +118,11 @@ def _said_by(path: Path) -> tuple[str, str]:
         return "", ""
     # The tables below have names and ids of their own; what stands above them is the VM's.
     said = dict(_SAID.findall(text.partition("\n[")[0]))
-    name = said.get("name", "")
-    return "" if vm_toml.name_problem(name) else name, said.get("id", "")
+    name, identity = said.get("name", ""), said.get("id", "")
+    return (
+        "" if vm_toml.name_problem(name) else name,
+        identity if vm_toml.is_identity(identity) else "",
+    )
 
 
 def _duplicates(root: Path, found: list[MachineFile]) -> list[Unusable]:

@@ -124,9 +124,14 @@ def parse(text: str, where: str, folder: str) -> MachineFile:
     return MachineFile(machine, boot)
 
 
+def is_identity(text: str) -> bool:
+    """Whether `text` can be the id of a VM or a disk."""
+    return _ID.fullmatch(text) is not None
+
+
 def _identity(table: Table, default: str | None = None) -> str:
     text = table.text("id", default)
-    if text != default and not _ID.fullmatch(text):
+    if text != default and not is_identity(text):
         raise table.error("id", f"is {text!r}", "use 1 to 128 of A-Z a-z 0-9 . _ -")
     return text
 

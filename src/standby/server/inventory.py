@@ -1,0 +1,54 @@
+"""Which VMs a job takes: those that its source describes, and those that it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from standby.errors import JobError, UnknownName
+from standby.model.job import ReplicationJob
+from standby.model.machine import Inventory, MachineProblem
+from standby.model.report import MachineReport
+from standby.server.config_check import selects
+
+
+def name_of(problem: MachineProblem) -> str:
+    """What a job's patterns are compared with: the VM's name, its folder where that is unknown."""
+    return problem.name or problem.folder
+
+
+def taken_by(job: ReplicationJob, inventory: Inventory) -> Inventory:
+    """What of the host's VMs the job takes, or would."""
+    return Inventory(
+        tuple(item for item in inventory.machines if selects(job, item.name)),
+        tuple(item for item in inventory.problems if selects(job, name_of(item))),
+    )
+
+
+def wanted_of(job: ReplicationJob, inventory: Inventory, names: Sequence[str] | None) -> Inventory:
+    """`taken_by` the job, only those of `names` (of VMs; folders of such as cannot be described)
+    where given. Raises UnknownName for a name that is not among them, JobError for none at all."""
+    found = taken_by(job, inventory)
+    if names is not None:
+        known = [item.name for item in found.machines]
+        known += [name for item in found.problems for name in (item.name, item.folder) if name]
+        for name in names:
+            if name not in known:
+                raise UnknownName(f"VM in job {job.name}", name, tuple(dict.fromkeys(known)))
+        found = Inventory(
+            tuple(item for item in found.machines if item.name in names),
+            tuple(item for item in found.problems if {item.name, item.folder} & set(names)),
+        )
+    if not found.machines and not found.problems:
+        raise JobError(
+            job.name,
+            f"no VM on host {job.source} matches {', '.join(job.machines)}",
+            "See `standby job plan` and the job's `machines`",
+        )
+    return found
+
+
+def failed_report(problem: MachineProblem, machine_id: str = "") -> MachineReport:
+    """What a session says of a VM that it could not begin with, named by its folder."""
+    return MachineReport(
+        problem.folder, problem.id or machine_id, outcome="failed", error=problem.problem
+    )
