@@ -163,6 +163,18 @@ def test_failover_to_an_older_point(replica, target: Path, points: list[str], ho
     assert done.json["renewed"] is True
 
 
+def test_a_source_that_runs_is_seen_beside_a_vm_that_cannot_be_read(run, replicated) -> None:
+    broken = replicated.folder / "source" / "broken" / "vm.toml"
+    broken.parent.mkdir()
+    broken.write_text("no toml")
+    held = open_disk(replicated.disk(), writable=True)  # as QEMU would
+    try:
+        arguments = ("replica", "failover", "vm1", "--yes", "--config", replicated.config)
+        assert "the source VM is running" in run(*arguments, expect=13).err
+    finally:
+        held.close()
+
+
 def test_an_unknown_point_is_refused_with_the_known_ones(replica, points: list[str]) -> None:
     refused = replica("failover", "vm1_replica", "--point", "2001-01-01", "--yes", expect=13)
     for point in points:

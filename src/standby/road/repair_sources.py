@@ -12,7 +12,7 @@ from standby.disk import open_disk
 from standby.errors import StandbyError
 from standby.model.machine import MachineDisk
 from standby.model.replica import ReplicaDisk
-from standby.ports import Host, VirtualDisk
+from standby.ports import Host, VirtualDisk, inventory_of
 from standby.road.lease import WriterLease
 from standby.road.points import replicated_disks
 from standby.road.repairing import RepairReport, repair
@@ -30,7 +30,7 @@ def source_disks(folder: ReplicaFolder, host: Host, root: Path) -> Iterator[Disk
     with contextlib.ExitStack() as stack:
         found: Disks = {}
         with contextlib.suppress(StandbyError):
-            for machine in host.machines():
+            for machine in inventory_of(host).machines:
                 if machine.id != record.identity.machine_id:
                     continue
                 for item in machine.disks:

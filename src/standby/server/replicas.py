@@ -18,7 +18,7 @@ from standby.errors import ConfigurationError, StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
 from standby.model.replica import ReplicaRecord
-from standby.ports import Host
+from standby.ports import Host, inventory_of
 from standby.road.points import parsed_time
 from standby.road.repair_sources import source_disks
 from standby.road.replica import ReplicaFolder
@@ -74,7 +74,7 @@ class Replicas(ReplicaWork):
             return False
         with contextlib.suppress(StandbyError, KeyError):
             host = self._host(record.identity.source_host)
-            for machine in host.machines():
+            for machine in inventory_of(host).machines:
                 if machine.id == record.identity.machine_id:
                     return host.power_state(machine) in (PowerState.RUNNING, PowerState.PAUSED)
         return False
