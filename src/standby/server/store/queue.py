@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-import sqlalchemy.exc
 
 from standby.clock import Clock, new_token
 from standby.errors import UnknownName
@@ -27,7 +26,7 @@ from standby.model.session import (
     TaskState,
 )
 from standby.server.store import tables
-from standby.server.store.database import Database
+from standby.server.store.database import Database, insert
 from standby.server.store.runs import encoded, request_of, session_of, task_of
 
 _RUNS = tables.session_runs.c
@@ -81,12 +80,12 @@ class SessionQueue:
         values = {column.name: getattr(run, column.name) for column in _RUNS}
         values |= {"machines": encoded(run.machines), "options": encoded(run.options)}
         with self._database.writing(wakes=True) as connection:
-            try:
-                with connection.begin_nested():
-                    connection.execute(tables.session_runs.insert().values(values))
-            except sqlalchemy.exc.IntegrityError:
-                if not slot:
-                    raise
+            statement = insert(connection, tables.session_runs).values(values)
+            if slot:
+                statement = statement.on_conflict_do_nothing(
+                    index_elements=["job", "slot"], index_where=tables.HAS_SLOT
+                )
+            if connection.execute(statement.returning(_RUNS.id)).first() is None:
                 return None
         return run
 

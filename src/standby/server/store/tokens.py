@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-import sqlalchemy.exc
-
 from standby.clock import Clock
 from standby.errors import ConfigurationError, UnknownName
 from standby.server.store import tables
-from standby.server.store.database import Database
+from standby.server.store.database import Database, insert
 from standby.server.store.runs import token_of
 from standby.server.store.tables import ApiToken
 
@@ -46,14 +44,13 @@ class Tokens:
             "",
         )
         values = {column.name: getattr(token, column.name) for column in _TOKENS}
-        try:
-            with self._database.writing() as connection:
-                with connection.begin_nested():
-                    connection.execute(tables.tokens.insert().values(values))
-        except sqlalchemy.exc.IntegrityError:
+        with self._database.writing() as connection:
+            statement = insert(connection, tables.tokens).values(values).on_conflict_do_nothing()
+            made = connection.execute(statement.returning(_TOKENS.name)).first()
+        if made is None:
             raise ConfigurationError(
                 f"token {name}", "a token of that name exists", "Names are used once"
-            ) from None
+            )
         return token
 
     def find(self, hash: str) -> ApiToken | None:
