@@ -234,10 +234,8 @@ def failover(
     Example: standby replica failover web01_replica --point 20261122T220000Z-9c1d --yes
     """
     with opened_replicas(config, target) as replicas:
-        from standby.road.verb_plans import plan_failover
-
-        plan = plan_failover(
-            replicas,
+        plan = replicas.plan(
+            "failover",
             name,
             point=point,
             adopt=adopt,
@@ -298,9 +296,7 @@ def undo_failover(
     Example: standby replica undo-failover web01_replica --yes
     """
     with opened_replicas(config, target) as replicas:
-        from standby.road.verb_plans import plan_undo_failover
-
-        plan = plan_undo_failover(replicas, name, drop_writes=drop_writes)
+        plan = replicas.plan("undo-failover", name, drop_writes=drop_writes)
         question = f"Drop everything {plan.replica} wrote since its failover?"
         if not _agreed(plan, question, yes=yes, dry_run=dry_run, as_json=as_json):
             return
@@ -327,9 +323,7 @@ def permanent_failover(
     Example: standby replica permanent-failover web01_replica --yes
     """
     with opened_replicas(config, target) as replicas:
-        from standby.road.verb_plans import plan_permanent_failover
-
-        plan = plan_permanent_failover(replicas, name)
+        plan = replicas.plan("permanent-failover", name)
         question = f"Make {plan.replica} a VM of its own? It will not be replicated to any more."
         if not _agreed(plan, question, yes=yes, dry_run=dry_run, as_json=as_json):
             return

@@ -13,6 +13,7 @@ from standby.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from standby.server import BackupServer
+    from standby.server.all_replicas import AllReplicas
     from standby.server.replicas import Replicas
 
 config_option = click.option(
@@ -41,7 +42,7 @@ def opened_server(config: Path) -> Iterator[BackupServer]:
 
 
 @contextlib.contextmanager
-def opened_replicas(config: Path, target: Path | None) -> Iterator[Replicas]:
+def opened_replicas(config: Path, target: Path | None) -> Iterator[Replicas | AllReplicas]:
     """The replicas of a configuration, or of a target folder alone."""
     if target is not None:
         from standby.server.replicas import Replicas

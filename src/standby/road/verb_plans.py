@@ -6,9 +6,11 @@ replica's writer; it changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from standby.errors import PointDamaged, ReplicaConflict
+from standby.errors import PointDamaged, ReplicaConflict, UnknownName
 from standby.model.point import RestorePoint
 from standby.model.replica import Action, ReplicaRecord, ReplicaState, next_state
 from standby.road import ready
@@ -128,6 +130,21 @@ def plan_permanent_failover(replicas: ReplicaWork, name: str) -> VerbPlan:
         "its job replicates to it no more; this cannot be undone",
     ]
     return _plan(folder, record, Action.PERMANENT_FAILOVER, chosen, effects, [])
+
+
+PLANS: dict[str, Callable[..., VerbPlan]] = {
+    "failover": plan_failover,
+    "undo-failover": plan_undo_failover,
+    "permanent-failover": plan_permanent_failover,
+}
+"""What each verb would do: called with (replicas, name) and the verb's options."""
+
+
+def plan_verb(replicas: ReplicaWork, action: str, name: str, **options: Any) -> VerbPlan:
+    """What `action` would do to the replica; UnknownName for one that has no plan."""
+    if action not in PLANS:
+        raise UnknownName("action", action, tuple(PLANS))
+    return PLANS[action](replicas, name, **options)
 
 
 def _plan(

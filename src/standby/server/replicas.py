@@ -11,13 +11,13 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ConfigurationError, StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
-from standby.model.replica import ReplicaRecord
+from standby.model.replica import ReplicaIdentity, ReplicaRecord
 from standby.ports import Host, inventory_of
 from standby.road.points import parsed_time
 from standby.road.repair_sources import source_disks
@@ -25,6 +25,7 @@ from standby.road.replica import ReplicaFolder
 from standby.road.replica_work import ReplicaWork, Source
 
 if TYPE_CHECKING:  # failing over with only the target alive must not wait for a database's import
+    from standby.road.verb_plans import VerbPlan
     from standby.server.config import Config
     from standby.server.store import Store
 
@@ -44,10 +45,9 @@ class Replicas(ReplicaWork):
         self._store = store
         self._host = host
         if roots is None and config is not None:
-            targets = {job.target for job in config.jobs.values()}
-            roots = {
-                name: config.hosts[name].path for name in sorted(targets) if name in config.hosts
-            }
+            targets = sorted({job.target for job in config.jobs.values()} & set(config.hosts))
+            hosts = [config.hosts[name] for name in targets]
+            roots = {host.name: host.path for host in hosts if not host.mover}
         super().__init__(roots or {}, clock)
 
     @classmethod
@@ -68,14 +68,24 @@ class Replicas(ReplicaWork):
                     return (self._clock.now() - taken).total_seconds() if taken else None
         return None
 
+    def plan(self, action: str, name: str, **options: Any) -> VerbPlan:
+        """What `action` (failover, undo-failover, permanent-failover) would do."""
+        from standby.road.verb_plans import plan_verb
+
+        return plan_verb(self, action, name, **options)
+
     def source_is_running(self, record: ReplicaRecord) -> bool:
         """Whether the source VM is known to run; an unreachable source is why failovers exist."""
+        return self.is_source_running(record.identity)
+
+    def is_source_running(self, identity: ReplicaIdentity) -> bool:
+        """As `source_is_running`, by the replica's identity."""
         if self._host is None:
             return False
         with contextlib.suppress(StandbyError, KeyError):
-            host = self._host(record.identity.source_host)
+            host = self._host(identity.source_host)
             for machine in inventory_of(host).machines:
-                if machine.id == record.identity.machine_id:
+                if machine.id == identity.machine_id:
                     return host.power_state(machine) in (PowerState.RUNNING, PowerState.PAUSED)
         return False
 

@@ -12,12 +12,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import SessionStopped, StandbyError, UnknownName
+from standby.errors import StandbyError, UnknownName
 from standby.files import make_folder_durably
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
@@ -25,6 +26,7 @@ from standby.model.machine import Inventory, Machine
 from standby.model.report import MachineReport, SessionReport
 from standby.ports import Host, inventory_of
 from standby.server.alive import Alive
+from standby.server.all_replicas import AllReplicas
 from standby.server.config import Config, load_config
 from standby.server.config_check import (
     Finding,
@@ -34,14 +36,17 @@ from standby.server.config_check import (
     selects,
     unusable_machines,
 )
-from standby.server.context import ProgressCallback, SessionContext, TaskSlots
-from standby.server.crew import Crew, LocalCrew
-from standby.server.driver import MachineDriver
+from standby.server.context import ProgressCallback, SessionContext
+from standby.server.crew import Crew
+from standby.server.crews import Crews
+from standby.server.fleet import Station
 from standby.server.inventory import failed_report, name_of, taken_by, wanted_of
 from standby.server.movers import MoverPair, child_movers
 from standby.server.plan import JobPlan, MachinePlan
 from standby.server.planner import Planner
+from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
+from standby.server.replicating import replicate
 from standby.server.stopping import StopWatcher, stop_sessions
 from standby.server.store import Store
 
@@ -65,20 +70,23 @@ class BackupServer:
         `make_movers` replace configured hosts and child processes, for tests."""
         self.config = config if isinstance(config, Config) else load_config(Path(config))
         self.clock = clock
-        self._make_movers = make_movers
+        self.crews = Crews(self.config, make_movers, clock)
+        self._at_work: dict[str, SessionContext] = {}
         self._hosts = dict(hosts or {})
-        self._movers: list[MoverPair] = []
-        self._task_slots = threading.Semaphore(self.config.limits.max_tasks)
         make_folder_durably(self.config.state_database.parent)
         self.store = Store(self.config.state_place(), clock)
         self._alive = Alive(self.store, clock)
-        self.replicas = Replicas(self.config, self.store, self.host, clock)
+        local = Replicas(self.config, self.store, self.host, clock)
+        self.replicas = AllReplicas(
+            self.config,
+            local,
+            self.crews.fleet,
+            lambda status: local.is_source_running(status.identity),
+        )
 
     def close(self) -> None:
         """End idle movers and close the state database."""
-        for pair in self._movers:
-            pair.close()
-        self._movers.clear()
+        self.crews.close()
         self.store.close()
 
     def __enter__(self) -> BackupServer:
@@ -99,12 +107,12 @@ class BackupServer:
         if name not in self._hosts:
             found = self.config.hosts[name]
             state = self.config.state_database.parent
-            self._hosts[name] = FolderHost(name, found.path, state, self.clock)
+            self._hosts[name] = (
+                RemoteHost(name, self.crews.fleet, Station(found.mover, str(found.path)))
+                if found.mover
+                else FolderHost(name, found.path, state, self.clock)
+            )
         return self._hosts[name]
-
-    def _root(self, host: str) -> Path:
-        found = self.config.hosts.get(host)
-        return found.path if found is not None else Path("/")
 
     def jobs(self) -> list[ReplicationJob]:
         """All jobs of the configuration."""
@@ -168,28 +176,7 @@ class BackupServer:
 
     def start_movers(self, pairs: int = 1) -> None:
         """Have movers running before a session asks for them."""
-        while len(self._movers) < pairs:
-            pair = self._make_movers(self.config.limits.max_tasks)
-            pair.source.call("ping")
-            pair.target.call("ping")
-            self._movers.append(pair)
-
-    @contextlib.contextmanager
-    def _lent_movers(self) -> Iterator[MoverPair]:
-        """A running pair for one VM; a pair that met an error is not used again."""
-        try:
-            pair = self._movers.pop()
-        except IndexError:
-            pair = self._make_movers(self.config.limits.max_tasks)
-        is_sound = False
-        try:
-            yield pair
-            is_sound = not pair.is_broken
-        finally:
-            if is_sound:
-                self._movers.append(pair)
-            else:
-                pair.close()
+        self.crews.start_movers(pairs)
 
     # --- sessions ----------------------------------------------------------------------------
 
@@ -198,16 +185,18 @@ class BackupServer:
         job: str,
         *,
         machines: Sequence[str] | None = None,
+        session: str = "",
         take_over: bool = False,
         accept_loss: bool = False,
         progress: ProgressCallback | None = None,
     ) -> SessionReport:
         """Run a session of the job: a new restore point of every VM (of `machines` only, if
-        given). Raises only for what stops the whole job; per VM the report tells."""
+        given). Raises only for what stops the whole job; per VM the report tells. `session` is its
+        id, where the caller has one."""
         wanted = self.config.job(job)
         with self._alive.one_session(wanted.name, take_over) as is_alone:
             report = SessionReport(
-                f"{self.clock.now():%Y%m%dT%H%M%SZ}-{new_token(2)}",
+                session or f"{self.clock.now():%Y%m%dT%H%M%SZ}-{new_token(2)}",
                 wanted.name,
                 self.clock.now().isoformat(),
             )
@@ -270,6 +259,7 @@ class BackupServer:
                 crew.cut()
 
         with (
+            self._listed(context),
             StopWatcher(self.store, context.session, cut),
             ThreadPoolExecutor(context.job.max_machines, thread_name_prefix="machine") as pool,
         ):
@@ -284,6 +274,26 @@ class BackupServer:
             except BaseException:
                 cut()
                 raise
+
+    @contextlib.contextmanager
+    def _listed(self, context: SessionContext) -> Iterator[None]:
+        self._at_work[context.session] = context
+        try:
+            yield
+        finally:
+            del self._at_work[context.session]
+
+    def stop_machine(self, session: str, machine: str) -> bool:
+        """End the work on one VM of a session of this process, as `stop` does for all: False when
+        the session is not at work. Does not wait."""
+        context = self._at_work.get(session)
+        if context is None:
+            return False
+        context.stopped.add(machine)
+        crew = context.at_work.get(machine)
+        if crew is not None:
+            crew.cut()
+        return True
 
     def stop(self, job: str, *, timeout_s: float = 120) -> list[SessionReport]:
         """End the sessions of the job that run, in whatever process, and wait until they have:
@@ -315,48 +325,11 @@ class BackupServer:
         return [*released, *self.host(job.source).release_leftovers()]
 
     def _replicate(self, context: SessionContext, machine: Machine) -> MachineReport:
-        """One VM. Damage in the repository costs a comparison with the target's digests: what is
-        damaged goes, and the VM begins again."""
-        if context.is_cancelled.is_set():
-            text = str(SessionStopped(context.job.name, machine.name))
-            return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
-        driver = self._driven(context, machine)
-        error = driver.repository_error
-        if error is None or driver.report.outcome != "failed":
-            return driver.report
-        try:
-            done = driver.crew.heal_repository(driver.key, error)
-        except StandbyError:
-            return driver.report
-        text = f"{error}; {done}"
-        again = self._driven(context, machine)
-        again.report.alarms.append(text)
-        self.store.raise_alarm("repository", context.job.name, machine.name, text)
-        return again.report
+        def lend(machine: Machine, avoid: tuple[str, ...]) -> AbstractContextManager[Crew]:
+            slots, session = context.slots, context.session
+            return self.crews.lent(context.job, session, machine.name, slots, avoid)
 
-    def _driven(self, context: SessionContext, machine: Machine) -> MachineDriver:
-        with self._lent_crew(context.job, context.slots) as crew:
-            context.crews.append(crew)
-            if context.is_cancelled.is_set():
-                crew.cut()
-            try:
-                driver = MachineDriver(context, machine, crew)
-                driver.run()
-                return driver
-            finally:
-                context.crews.remove(crew)
-
-    @contextlib.contextmanager
-    def _lent_crew(self, job: ReplicationJob, slots: TaskSlots | None) -> Iterator[Crew]:
-        """The movers of one VM."""
-        with self._lent_movers() as pair:
-            yield LocalCrew(
-                pair,
-                self._root(job.source),
-                self._root(job.target),
-                self.config.repositories[job.repository],
-                slots,
-            )
+        return replicate(context, machine, lend)
 
     def _context(
         self,
@@ -372,7 +345,7 @@ class BackupServer:
             job=job,
             source=self.host(job.source),
             store=self.store,
-            slots=TaskSlots(job.max_tasks, self._task_slots),
+            slots=self.crews.session_slots(job),
             take_over=take_over,
             accept_loss=accept_loss,
             progress=progress,
@@ -411,7 +384,7 @@ class BackupServer:
             self.config.installation,
             self.host(wanted.source),
             self.store,
-            lambda machine: self._lent_crew(wanted, None),
+            lambda machine: self.crews.lent(wanted, f"plan-{new_token(4)}", machine.name),
         )
         found = taken_by(wanted, inventory_of(self.host(wanted.source)))
         made = planner.plan(found.machines, scan=scan)

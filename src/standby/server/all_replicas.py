@@ -1,0 +1,267 @@
+"""The replicas of an installation, on this machine's targets and at those of movers, as one.
+
+Every verb goes to whoever has the replica: `Replicas` for folders of this machine, the mover beside
+the target host for the others. A target that is away hides only its own replicas: `unreadable`
+names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, wait
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from standby.clock import new_token
+from standby.errors import ConfigurationError, StandbyError, UnknownName
+from standby.model.job import ReplicationJob
+from standby.model.machine import PowerState
+from standby.model.point import RestorePoint
+from standby.model.replica import ReplicaRecord, ReplicaState
+from standby.ports import Progress
+from standby.road.failing_over import FailoverResult
+from standby.road.repairing import RepairReport
+from standby.road.replica import ReplicaFolder
+from standby.road.surveying import ReplicaStatus
+from standby.road.verb_plans import VerbPlan
+from standby.road.verifying import PointVerdict
+from standby.server.config import Config
+from standby.server.fleet import Fleet, Station
+from standby.server.replicas import Replicas
+
+PROGRESS_S = 0.25
+
+
+class RemoteShelf:
+    """The replicas of one target host with a mover."""
+
+    def __init__(self, host: str, station: Station, fleet: Fleet) -> None:
+        self.host = host
+        self.path = station.path
+        self._station = station
+        self._fleet = fleet
+
+    def call(self, verb: str, **arguments: Any) -> Any:
+        """Ask the mover for `replica_<verb>` below the host's folder."""
+        mover = self._fleet.mover(self._station.mover)
+        return mover.call(f"replica_{verb}", root=self._fleet.place(self._station), **arguments)
+
+    def listed(self) -> tuple[list[ReplicaStatus], dict[str, str]]:
+        """(replicas, {folder: problem})."""
+        found = self.call("list")
+        return msgspec.convert(found["replicas"], list[ReplicaStatus]), found["unreadable"]
+
+    def long_call(self, verb: str, progress: Progress | None, **arguments: Any) -> Any:
+        """A verb that reads for long, as a task that outlives a dropped connection."""
+        mover = self._fleet.mover(self._station.mover)
+        task = f"{verb} {new_token(8)}"
+        root = self._fleet.place(self._station)
+        future = mover.start(f"replica_{verb}", task=task, root=root, **arguments)
+        while progress is not None:
+            done, _ = wait([future], PROGRESS_S, FIRST_COMPLETED)
+            if done:
+                break
+            with contextlib.suppress(StandbyError):
+                position = mover.call("progress").get(task)
+                if position:
+                    progress(int(position[0]), int(position[1]))
+        return future.result()
+
+
+class AllReplicas:
+    """Every replica of the configuration. The verbs are those of `Replicas`."""
+
+    def __init__(
+        self,
+        config: Config,
+        local: Replicas,
+        fleet: Fleet,
+        source_is_running: Callable[[ReplicaStatus], bool],
+    ) -> None:
+        self._local = local
+        self._source_is_running = source_is_running
+        targets = sorted({job.target for job in config.jobs.values()} & set(config.hosts))
+        hosts = [config.hosts[name] for name in targets]
+        self._shelves = [
+            RemoteShelf(host.name, Station(host.mover, str(host.path)), fleet)
+            for host in hosts
+            if host.mover
+        ]
+
+    # --- looking -----------------------------------------------------------------------------
+
+    def all(self) -> list[ReplicaStatus]:
+        """The state of every replica, those that are permanent left out."""
+        found = list(self._local.all())
+        for shelf in self._shelves:
+            with contextlib.suppress(StandbyError):
+                found += shelf.listed()[0]
+        return sorted(
+            (item for item in found if item.state is not ReplicaState.PERMANENT),
+            key=lambda item: item.name,
+        )
+
+    def unreadable(self) -> dict[str, str]:
+        """Folder and problem of all that `all` cannot show, targets that are away among them."""
+        found = dict(self._local.unreadable())
+        for shelf in self._shelves:
+            try:
+                found |= shelf.listed()[1]
+            except StandbyError as exc:
+                found[f"{shelf.host}: {shelf.path}"] = str(exc)
+        return found
+
+    def show(self, name: str) -> ReplicaStatus:
+        """Everything about one replica."""
+        shelf = self._shelf(name)
+        if shelf is None:
+            return self._local.show(name)
+        return msgspec.convert(shelf.call("show", name=name), ReplicaStatus)
+
+    def newest_age_s(self, job: ReplicationJob, machine_id: str) -> float | None:
+        """Seconds since the checkpoint of the newest point of the VM's replica; None without."""
+        shelf = next((item for item in self._shelves if item.host == job.target), None)
+        if shelf is None:
+            return self._local.newest_age_s(job, machine_id)
+        with contextlib.suppress(StandbyError):
+            for item in shelf.listed()[0]:
+                if (item.identity.machine_id, item.identity.job) == (machine_id, job.name):
+                    return item.newest_age_s
+        return None
+
+    def _shelf(self, name: str) -> RemoteShelf | None:
+        """Where the replica is: a mover's shelf, or None for this machine. UnknownName, with the
+        replicas there are and the targets that are away, when it is nowhere."""
+        if not self._shelves:
+            return None
+        local = [item.name for item in self._local.all()]
+        found: list[RemoteShelf | None] = []
+        known = list(local)
+        with contextlib.suppress(UnknownName):
+            self._local.folder(name)
+            found.append(None)
+        away = []
+        for shelf in self._shelves:
+            try:
+                listed = shelf.listed()[0]
+            except StandbyError as exc:
+                away.append(str(exc))
+                continue
+            known += [item.name for item in listed]
+            if any(name in (item.name, item.machine, item.folder) for item in listed):
+                found.append(shelf)
+        if len(found) > 1:
+            raise ConfigurationError(name, "is the name of replicas at several targets", "")
+        if found:
+            return found[0]
+        if away:
+            raise ConfigurationError(name, f"is not found; not every target answers: {away[0]}", "")
+        raise UnknownName("replica", name, tuple(sorted(known)))
+
+    # --- acting ------------------------------------------------------------------------------
+
+    def plan(self, action: str, name: str, **options: Any) -> VerbPlan:
+        """What `action` (failover, undo-failover, permanent-failover) would do."""
+        shelf = self._shelf(name)
+        if shelf is None:
+            return self._local.plan(action, name, **options)
+        told = shelf.call(
+            "plan",
+            name=name,
+            action=action,
+            source_running=action == "failover" and self._source_is_running(self.show(name)),
+            options=options,
+        )
+        return msgspec.convert(told, VerbPlan)
+
+    def failover(
+        self,
+        name: str,
+        *,
+        point: str | None = None,
+        adopt: bool = False,
+        source_may_run: bool = False,
+        power_on: bool = False,
+    ) -> FailoverResult:
+        """Work from the replica from now on."""
+        shelf = self._shelf(name)
+        if shelf is None:
+            return self._local.failover(
+                name, point=point, adopt=adopt, source_may_run=source_may_run, power_on=power_on
+            )
+        told = shelf.call(
+            "failover",
+            name=name,
+            point=point,
+            adopt=adopt,
+            source_running=self._source_is_running(self.show(name)),
+            source_may_run=source_may_run,
+            power_on=power_on,
+        )
+        return msgspec.convert(told, FailoverResult)
+
+    def undo_failover(self, name: str, *, drop_writes: bool = False) -> ReplicaRecord:
+        """Drop what the replica wrote since its failover."""
+        shelf = self._shelf(name)
+        if shelf is None:
+            return self._local.undo_failover(name, drop_writes=drop_writes)
+        told = shelf.call("undo_failover", name=name, drop_writes=drop_writes, host=shelf.host)
+        return msgspec.convert(told, ReplicaRecord)
+
+    def permanent_failover(self, name: str) -> ReplicaRecord:
+        """Make the failed-over replica a VM of its own."""
+        shelf = self._shelf(name)
+        if shelf is None:
+            return self._local.permanent_failover(name)
+        return msgspec.convert(shelf.call("permanent_failover", name=name), ReplicaRecord)
+
+    def power(self, name: str, *, on: bool, force: bool = False) -> PowerState:
+        """Start or stop the replica's VM."""
+        shelf = self._shelf(name)
+        if shelf is None:
+            return self._local.power(name, on=on, force=force)
+        return PowerState(shelf.call("power", name=name, on=on, force=force))
+
+    def verify(
+        self,
+        name: str,
+        *,
+        point: str | None = None,
+        threads: int = 2,
+        progress: Progress | None = None,
+    ) -> list[PointVerdict]:
+        """Read points back from their files and compare them with their digests."""
+        shelf = self._shelf(name)
+        if shelf is None:
+            return self._local.verify(name, point=point, threads=threads, progress=progress)
+        told = shelf.long_call("verify", progress, name=name, point=point, threads=threads)
+        return msgspec.convert(told, list[PointVerdict])
+
+    def repair(self, name: str, verdicts: list[PointVerdict]) -> list[RepairReport]:
+        """Write damaged pieces anew where they can be had."""
+        shelf = self._shelf(name)
+        if shelf is None:
+            return self._local.repair(name, verdicts)
+        told = shelf.long_call("repair", None, name=name, verdicts=msgspec.to_builtins(verdicts))
+        return msgspec.convert(told, list[RepairReport])
+
+    # --- files of this machine ---------------------------------------------------------------
+
+    def folder(self, name: str) -> ReplicaFolder:
+        """The folder of a replica on this machine."""
+        return self._local.folder(name)
+
+    def folders(self) -> list[ReplicaFolder]:
+        """The folders of this machine's replicas."""
+        return self._local.folders()
+
+    def chosen(self, name: str, point: str | None) -> RestorePoint:
+        """The point that `point` means, of a replica on this machine."""
+        return self._local.chosen(name, point)
+
+    def point_chain(self, name: str, point: str | None, disk_id: str) -> tuple[Path, ...]:
+        """The files of one disk at a point, of a replica on this machine, newest layer first."""
+        return self._local.point_chain(name, point, disk_id)
