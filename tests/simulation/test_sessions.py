@@ -10,6 +10,7 @@ from simulation.site import Site, add_disk
 from standby.disk import vhdx
 from standby.host.folder import new_machine
 from standby.model.replica import ReplicaState
+from standby.road import target_host
 from standby.server.plan import Mode
 from standby.units import MiB
 
@@ -459,6 +460,30 @@ def test_a_scanned_plan_is_exact_and_changes_nothing(site, how):
         expected = planned(plan)[place]
         assert expected.send.value == disk.changed - disk.zeroed == disk.written, place
         assert expected.send.basis == "exact"
+
+
+def test_a_plan_says_when_the_target_has_too_little_space(site, monkeypatch):
+    plan = site.plan()
+    # Whole blocks of 1 MiB: 0 to 4, 9 to 12 and 23; 0 to 2.
+    assert planned(plan)["scsi:0:0"].space.value == 10 * MiB
+    assert planned(plan)["scsi:0:1"].space.value == 3 * MiB
+    assert (plan.warnings, plan.machines[0].warnings) == ((), ())
+    with monkeypatch.context() as patched:
+        patched.setattr(target_host, "free_bytes", lambda path: 12 * MiB)
+        plan = site.plan()
+        assert plan.free_bytes == 12 * MiB
+        (warning,) = plan.warnings
+        assert warning.startswith("up to 13.0 MiB are needed at the target, 12.0 MiB are free")
+        assert "the session would refuse" in plan.machines[0].warnings[0]
+        assert "no space left" in site.run().machines[0].error
+    site.run()
+    for _ in range(3):
+        site.write(0, 8192)
+        site.run()
+    monkeypatch.setattr(target_host, "free_bytes", lambda path: MiB // 2)
+    (warning,) = site.plan().warnings
+    assert warning.startswith("about 1.0 MiB are needed at the target, 512.0 KiB are free")
+    assert site.plan().machines[0].warnings == ()
 
 
 def test_a_plan_says_why_a_vm_is_left_alone(site):

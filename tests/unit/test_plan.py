@@ -10,6 +10,7 @@ from standby.model.extent import Extent
 from standby.server.plan import (
     Basis,
     DiskFacts,
+    Figure,
     Mode,
     PartialFacts,
     TargetDiskFacts,
@@ -81,6 +82,33 @@ def test_another_shape_starts_a_new_chain_from_what_the_target_holds(change, sai
     plan = plan_disk(replace(LATER, **change))
     assert (plan.mode, plan.baseline, plan.has_parent) == (Mode.NEW_CHAIN, "target", False)
     assert said in plan.reason
+
+
+def test_space_counts_whole_blocks_not_bytes():
+    # 40 pieces of 4 KiB in 40 blocks; two blocks in a row.
+    scattered = replace(FIRST, allocated=40 * 4096, stored_blocks=40)
+    assert plan_disk(scattered).space == Figure(40 * MiB, Basis.UPPER_BOUND)
+    assert plan_disk(replace(FIRST, allocated=2 * MiB, stored_blocks=2)).space.value == 2 * MiB
+    full = replace(FIRST, virtual_size=3 * MiB + 512, allocated=3 * MiB + 512, stored_blocks=4)
+    assert plan_disk(full).space.value == 4 * MiB
+
+
+def test_a_trackers_ranges_take_the_blocks_they_touch():
+    tracked = (Extent(MiB - 4096, 8192), Extent(2 * MiB - 4096, 4096), Extent(9 * MiB, MiB))
+    plan = plan_disk(replace(LATER, tracked=tracked))
+    assert plan.space == Figure(3 * MiB, Basis.UPPER_BOUND)
+
+
+def test_an_estimate_of_space_is_whole_blocks_with_its_range():
+    plan = plan_disk(replace(LATER, stored_blocks=2048, history=(4096, 3 * MiB + 4096, 8192)))
+    assert plan.space == Figure(MiB, Basis.ESTIMATED, MiB, 769 * MiB)
+    unchanged = plan_disk(replace(LATER, stored_blocks=2048, history=(0, 0, 0)))
+    assert unchanged.space == Figure(0, Basis.ESTIMATED, 0, 0)
+
+
+def test_a_new_chain_takes_what_is_copied_too():
+    plan = plan_disk(replace(LATER, virtual_size=5 * GiB, stored_blocks=10))
+    assert plan.space == Figure(4 * GiB + 10 * MiB, Basis.UPPER_BOUND)
 
 
 def test_a_seed_is_compared_not_overwritten():

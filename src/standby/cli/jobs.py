@@ -65,7 +65,7 @@ def list_jobs(config: Path, as_json: bool) -> None:
 @json_option
 def plan(name: str, scan: bool, config: Path, as_json: bool) -> int:
     """What a session of the job NAME would do, per disk. Exit code 3: not every VM would be
-    replicated.
+    replicated, or the target's space may not do.
 
     \b
     Example: standby job plan nightly --scan
@@ -80,7 +80,8 @@ def _planned(made: JobPlan, as_json: bool) -> int:
         print_json(made)
     else:
         show_plan(made)
-    return WARNINGS_EXIT if any(item.action != "replicate" for item in made.machines) else 0
+    is_whole = all(item.action == "replicate" for item in made.machines)
+    return 0 if is_whole and not made.warnings else WARNINGS_EXIT
 
 
 @job.command()

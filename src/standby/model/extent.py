@@ -32,6 +32,18 @@ class Extent:
         return self.offset + self.length
 
 
+def blocks_touched(extents: Iterable[Extent], block_size: int) -> int:
+    """How many blocks the ranges, which must be in order, have a part of."""
+    count, done = 0, 0
+    for extent in extents:
+        first = max(extent.offset // block_size, done)
+        last = -(-extent.stop // block_size)
+        if extent.length and last > first:
+            count += last - first
+            done = last
+    return count
+
+
 def coalesced(extents: Iterable[Extent]) -> Iterator[Extent]:
     """The same ranges with neighbours of equal kind joined; the input must be in order."""
     held: Extent | None = None

@@ -8,16 +8,16 @@ below the host's folder, never by what a locator says.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from standby import killpoints
-from standby.disk import open_disk
+from standby.disk import open_disk, vhdx
 from standby.errors import ProtocolError, SourceChanged
-from standby.model.extent import Extent, Kind
+from standby.model.extent import Extent, Kind, blocks_touched
 from standby.ports import VirtualDisk
 from standby.repository import Staging
 from standby.road.connections import (
@@ -28,6 +28,7 @@ from standby.road.connections import (
     Errand,
     Spec,
 )
+from standby.road.packing import LEVELS
 from standby.road.places import LOCAL_PLACES, Places
 from standby.road.remote_repository import RemoteRepository, RemoteStaging
 from standby.road.repository_verbs import RepositoryLeaves, opened_repository
@@ -123,11 +124,22 @@ class SourceVerbs:
         """Nothing outlives a task."""
 
     def measure_disk(self, wanted: SourceDisk) -> dict[str, int]:
-        """Sizes of a disk, and the bytes it stores, by its allocation tables."""
+        """Sizes of a disk, the bytes it stores, by its allocation tables, and in how many blocks
+        of the size that a point's layers have."""
         disk = self._opener(wanted)
         try:
-            allocated = sum(item.length for item in disk.extents() if item.kind == Kind.DATA)
-            return {"virtual_size": disk.virtual_size, "allocated": allocated}
+            block_size = vhdx.default_block_size(disk.virtual_size)
+            allocated = 0
+
+            def stored() -> Iterator[Extent]:
+                nonlocal allocated
+                for item in disk.extents():
+                    if item.kind == Kind.DATA:
+                        allocated += item.length
+                        yield item
+
+            blocks = blocks_touched(stored(), block_size)
+            return {"virtual_size": disk.virtual_size, "allocated": allocated, "blocks": blocks}
         finally:
             disk.close()
 
@@ -135,6 +147,8 @@ class SourceVerbs:
         """Send what changed of one disk and stage its leaves."""
         errand = Errand(wanted.task, TO_TARGET, wanted.disk_id, wanted.replica)
         with self._connections.take(wanted.connection, errand) as connection:
+            if wanted.compression not in ("none", *LEVELS):
+                raise ProtocolError("backup server", f"no compression {wanted.compression!r}")
             try:
                 return self._send_disk(wanted, connection)
             finally:

@@ -103,12 +103,14 @@ def disk_plans(
             source, machine, disk, held.tracker_id if held else "", checkpoint
         )
         is_excluded = excludes_disk(job, machine.name, disk.place)
+        allocated, blocks = (0, 0) if is_excluded else measured(mover, source_root, disk)
         facts = DiskFacts(
             place=disk.place,
             disk_id=disk_id,
             virtual_size=disk.virtual_size,
             logical_sector_size=disk.logical_sector_size,
-            allocated=0 if is_excluded else allocated_bytes(mover, source_root, disk),
+            allocated=allocated,
+            stored_blocks=blocks,
             checkpoint_id=checkpoint.id,
             block_size=default_block_size(disk.virtual_size),
             target=None
@@ -152,7 +154,8 @@ def _tracked(
     return tuple(answer.ranges), ""
 
 
-def allocated_bytes(mover: Handle, source_root: str, disk: CheckpointDisk) -> int:
-    """Bytes the source disk stores, by its allocation tables: nothing is read."""
-    measured = mover.call("measure_disk", disk={"root": source_root, "files": list(disk.files)})
-    return int(measured["allocated"])
+def measured(mover: Handle, source_root: str, disk: CheckpointDisk) -> tuple[int, int]:
+    """Bytes the source disk stores, and blocks with any of them, by its allocation tables: nothing
+    is read."""
+    found = mover.call("measure_disk", disk={"root": source_root, "files": list(disk.files)})
+    return int(found["allocated"]), int(found["blocks"])

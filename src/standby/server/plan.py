@@ -12,7 +12,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from standby.model.extent import Extent
+from standby.model.extent import Extent, blocks_touched
+from standby.units import KiB
+
+PIECE = 4 * KiB
+"""What a change is at least."""
 
 
 class Mode(enum.StrEnum):
@@ -67,11 +71,12 @@ class PartialFacts:
 
 @dataclass(frozen=True, slots=True)
 class DiskFacts:
-    """Everything `plan_disk` needs. `allocated` is what the source stores, 0 when not measured;
-    `tracked` are the tracker's ranges, None where it cannot say (`tracker_reason`); `has_seed`: a
-    disk file was put there for the first point; `mapped_from`: the folder of the VM at the target
-    whose disk becomes the first point; `lost`: why an incremental, which was to be expected, cannot
-    be; `history` the changed bytes of the last incremental sessions, newest last."""
+    """Everything `plan_disk` needs. `allocated` is what the source stores, 0 when not measured,
+    `stored_blocks` how many blocks of `block_size` have a part of that; `tracked` are the tracker's
+    ranges, None where it cannot say (`tracker_reason`); `has_seed`: a disk file was put there for
+    the first point; `mapped_from`: the folder of the VM at the target whose disk becomes the first
+    point; `lost`: why an incremental, which was to be expected, cannot be; `history` the changed
+    bytes of the last incremental sessions, newest last."""
 
     place: str
     disk_id: str
@@ -90,6 +95,7 @@ class DiskFacts:
     mapped_from: str = ""
     lost: str = ""
     history: tuple[int, ...] = ()
+    stored_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,15 +252,23 @@ def _forecasts(
         if facts.partial is not None and facts.partial.checkpoint_id == facts.checkpoint_id:
             left = max(0, read.value - facts.partial.logged_bytes)
             send = Figure(left, Basis.ESTIMATED, left, read.value)
-    return read, send, _space(facts, send, mode)
+    return read, send, _space(facts, send, mode, candidates)
 
 
-def _space(facts: DiskFacts, send: Figure, mode: Mode) -> Figure:
-    """Blocks are whole (RULES 13): scattered changes can each take a block, but never more than
-    the disk has."""
-    whole = -(-facts.virtual_size // facts.block_size) * facts.block_size
-    copied = facts.target.virtual_size if mode is Mode.NEW_CHAIN and facts.target else 0
-    if send.basis is Basis.ESTIMATED:
-        return Figure(min(send.value, whole), Basis.ESTIMATED, send.low, min(whole, send.high * 4))
-    blocks = -(-send.value // facts.block_size) + 1 if send.value else 0
-    return Figure(min(blocks * facts.block_size + min(copied, whole), whole), Basis.UPPER_BOUND)
+def _space(
+    facts: DiskFacts, send: Figure, mode: Mode, candidates: Sequence[Extent] | None
+) -> Figure:
+    """Blocks count whole (RULES 13), those with a part of what may change: never more than the
+    source stores in. An estimate lies between changes side by side and each in its own block."""
+    size, all_blocks = facts.block_size, -(-facts.virtual_size // facts.block_size)
+    if candidates is not None:
+        blocks = blocks_touched(candidates, size)
+    else:
+        blocks = min(facts.stored_blocks, all_blocks)
+    if mode is Mode.INCREMENTAL and send.basis is Basis.ESTIMATED:
+        least, middle = (min(-(-changed // size), blocks) for changed in (send.low, send.value))
+        most = min(-(-send.high // PIECE), blocks)
+        return Figure(middle * size, Basis.ESTIMATED, least * size, most * size)
+    if facts.target is not None and mode is Mode.NEW_CHAIN:
+        blocks += -(-facts.target.virtual_size // size)
+    return Figure(min(blocks, all_blocks) * size, Basis.UPPER_BOUND)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from standby.clock import new_token
+from standby.disk.vhdx import default_block_size
 from standby.errors import StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import CheckpointDisk, Machine
@@ -24,9 +25,10 @@ from standby.ports import Host
 from standby.road.points import TargetState, match_disks
 from standby.server import facts
 from standby.server.crew import Crew, DiskTask, RepositoryView, replica_name
-from standby.server.plan import Basis, DiskPlan, Figure, JobPlan, MachinePlan, Mode
+from standby.server.plan import PIECE, Basis, DiskPlan, Figure, JobPlan, MachinePlan, Mode
 from standby.server.store import Store
 from standby.server.transfer import both
+from standby.units import format_bytes
 
 
 class Planner:
@@ -50,7 +52,7 @@ class Planner:
         """What a session would do with each of `machines`."""
         self._free = 0
         plans = tuple(self._machine(machine, scan) for machine in machines)
-        return JobPlan(self._job.name, plans, self._free, scan)
+        return JobPlan(self._job.name, plans, self._free, scan, _shortage(plans, self._free))
 
     def _machine(self, machine: Machine, scan: bool) -> MachinePlan:
         with self._lend(machine) as crew, contextlib.ExitStack() as stack:
@@ -88,8 +90,16 @@ class Planner:
         alarms = tuple(
             f"disk {disk.place}: full: {disk.reason}" for disk in disks if disk.is_unforeseen
         )
+        first = sum(disk.space.value for disk in disks if disk.mode is Mode.FULL)
+        warnings = () if first <= self._free else (_refused(first, self._free),)
         return MachinePlan(
-            machine.name, machine.id, replica, "replicate", disks=disks, alarms=alarms
+            machine.name,
+            machine.id,
+            replica,
+            "replicate",
+            disks=disks,
+            warnings=warnings,
+            alarms=alarms,
         )
 
     def _refusal(
@@ -211,5 +221,36 @@ class Planner:
                 found, _ = both(link.source.start("scan_disk", **arguments), telling)
         sent = found["changed"] - found["zeroed"]
         return replace(
-            plan, read=Figure(found["read"], Basis.EXACT), send=Figure(sent, Basis.EXACT)
+            plan,
+            read=Figure(found["read"], Basis.EXACT),
+            send=Figure(sent, Basis.EXACT),
+            space=_space_of(plan, found["changed"]),
         )
+
+
+def _space_of(plan: DiskPlan, changed: int) -> Figure:
+    """What the target may have to store when exactly so much has changed: each piece of it can
+    take a block."""
+    most = -(-changed // PIECE) * default_block_size(plan.virtual_size)
+    forecast = plan.space.high if plan.space.basis is Basis.ESTIMATED else plan.space.value
+    return Figure(min(most, forecast), Basis.UPPER_BOUND)
+
+
+def _shortage(plans: Sequence[MachinePlan], free: int) -> tuple[str, ...]:
+    """What the plan has to say of the target's space: nothing while the forecast fits."""
+    figures = [disk.space for item in plans if item.action == "replicate" for disk in item.disks]
+    needed = sum(figure.value for figure in figures)
+    if needed <= free:
+        return ()
+    is_bound = any(figure.basis is Basis.UPPER_BOUND and figure.value for figure in figures)
+    return (
+        f"{'up to' if is_bound else 'about'} {format_bytes(needed)} are needed at the target, "
+        f"{format_bytes(free)} are free; make room, or the session stops where the space ends",
+    )
+
+
+def _refused(needed: int, free: int) -> str:
+    return (
+        f"its first full takes up to {format_bytes(needed)} and {format_bytes(free)} are free: "
+        "the session would refuse it"
+    )
