@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from standby.clock import SYSTEM_CLOCK, Clock
+from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import RepositoryError
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
@@ -103,7 +103,7 @@ class ServiceCrew:
         self._resources = resources
         self._job = job
         self._session = session
-        self._machine = machine
+        self._name = f"{session}/{machine}/{new_token(4)}"
         self._clock = clock
         self._handles: dict[str, CrewHandle] = {}
         self._is_cut = False
@@ -121,7 +121,7 @@ class ServiceCrew:
         """The mover as this session uses it."""
         handle = self._handles.get(mover)
         if handle is None:
-            handle = CrewHandle(self._fleet.mover(mover), self._session)
+            handle = CrewHandle(self._fleet.mover(mover), self._name)
             self._handles[mover] = handle
             if self._is_cut:
                 handle.cut()

@@ -215,12 +215,12 @@ class ServiceMover:
 
 
 class CrewHandle:
-    """A service mover as one VM's session uses it: `cut` ends this session's calls only."""
+    """A service mover as one VM's session uses it: `cut` ends the calls of this `crew` only."""
 
-    def __init__(self, mover: ServiceMover, session: str) -> None:
+    def __init__(self, mover: ServiceMover, crew: str) -> None:
         self.name = mover.name
         self.mover = mover
-        self._session = session
+        self._crew = crew
         self._lock = threading.Lock()
         self._waiting: set[Future[Any]] = set()
         self._is_cut = False
@@ -233,7 +233,7 @@ class CrewHandle:
                 raise MoverDied(self.name, "the session was cut off")
             self._waiting.add(ours)
         try:
-            theirs = self.mover.start(verb, **arguments)
+            theirs = self.mover.start(verb, crew=self._crew, **arguments)
         except BaseException:
             with self._lock:
                 self._waiting.discard(ours)
@@ -257,8 +257,8 @@ class CrewHandle:
             ours.set_result(theirs.result())
 
     def cut(self) -> None:
-        """End every call of this session, now and from now on, whatever the mover hangs in; it is
-        told to end the session's tasks."""
+        """End every call of this crew, now and from now on, whatever the mover hangs in; it is told
+        to end the crew's tasks."""
         with self._lock:
             if self._is_cut:
                 return
@@ -269,7 +269,7 @@ class CrewHandle:
             future.set_exception(MoverDied(self.name, "the session was cut off"))
         if self.mover.is_connected:
             with contextlib.suppress(StandbyError):
-                self.mover.start("end_session", session=self._session)
+                self.mover.start("end_session", session=self._crew)
 
     def close(self) -> None:
         """Nothing: the mover serves other sessions."""
