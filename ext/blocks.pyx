@@ -1,7 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 """Loops over a disk's 4 KiB pieces. Owners: standby.digesting and standby.comparing."""
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.string cimport memset
 
 cdef extern from "blocks.h" nogil:
     const size_t PIECE "BLOCKS_PIECE"
@@ -25,7 +26,50 @@ cdef extern from "blocks.h" nogil:
     int c_runs_valid "blocks_runs_valid"(const int64_t *, size_t, size_t) noexcept
     size_t c_compact "blocks_compact"(uint8_t *, size_t, const int64_t *, size_t) noexcept
 
+cdef extern from "file_scan.h" nogil:
+    const bint AVAILABLE "FILE_SCAN_AVAILABLE"
+    const int64_t CHUNK "FILE_SCAN_CHUNK"
+    const int DONE "FILE_SCAN_DONE"
+    const int FULL "FILE_SCAN_FULL"
+    const int FAILED "FILE_SCAN_FAILED"
+    enum:
+        WINDOW "FILE_SCAN_WINDOW"
+        OFFSET "FILE_SCAN_OFFSET"
+        FILLED "FILE_SCAN_FILLED"
+        ROWS "FILE_SCAN_ROWS"
+        KEPT "FILE_SCAN_KEPT"
+        READ "FILE_SCAN_READ"
+        READ_NS "FILE_SCAN_READ_NS"
+        BAD_FILE "FILE_SCAN_BAD_FILE"
+        BAD_OFFSET "FILE_SCAN_BAD_OFFSET"
+        BAD_LENGTH "FILE_SCAN_BAD_LENGTH"
+        BAD_DONE "FILE_SCAN_BAD_DONE"
+        BAD_ERRNO "FILE_SCAN_BAD_ERRNO"
+        FIELDS "FILE_SCAN_FIELDS"
+    ctypedef struct file_scan_t "file_scan":
+        const int64_t *windows
+        size_t window_count
+        const int64_t *segments
+        size_t segment_count
+        const int32_t *files
+        size_t file_count
+        const uint64_t *stored
+        uint64_t *leaves
+        size_t leaf_count
+        uint8_t *slot
+        size_t slot_size
+        int keeps
+        int64_t *rows
+        size_t row_count
+        uint64_t *kept
+        int64_t *state
+    int file_scan_valid(const file_scan_t *) noexcept
+    int file_scan_run(const file_scan_t *, const variant_t *) noexcept
+
 ZERO_LEAF = ZERO
+READS_FILES = bool(AVAILABLE)
+READ_CHUNK = CHUNK
+ALL_DONE, READ_FAILED = DONE, FAILED
 cdef const variant_t *active = &table[max([i for i in range(VARIANTS) if supported(i)])]
 
 
@@ -153,3 +197,77 @@ def compact(uint8_t[::1] data not None, const int64_t[:, ::1] runs not None):
     with nogil:
         kept = c_compact(&data[0], length, &runs[0, 0], count)
     return kept
+
+
+cdef class FileScan:
+    """Stored ranges of files, read and scanned in as few calls as there is room for."""
+
+    cdef const int64_t[:, ::1] windows
+    cdef const int64_t[:, ::1] segments
+    cdef const int32_t[::1] files
+    cdef const uint64_t[::1] stored
+    cdef uint64_t[::1] leaves
+    cdef int64_t state[FIELDS]
+
+    def __init__(self, const int64_t[:, ::1] windows not None,
+                 const int64_t[:, ::1] segments not None, const int32_t[::1] files not None,
+                 const uint64_t[::1] stored not None, uint64_t[::1] leaves not None):
+        require(windows.shape[1] == 3 and segments.shape[1] == 4,
+                "windows must be (n, 3), segments (n, 4)")
+        require(stored.shape[0] == leaves.shape[0], "stored and leaves differ in length")
+        require(apart(&stored[0], 8 * <size_t>stored.shape[0],
+                      &leaves[0], 8 * <size_t>leaves.shape[0]), "buffers overlap")
+        self.windows, self.segments, self.files = windows, segments, files
+        self.stored, self.leaves = stored, leaves
+        memset(self.state, 0, sizeof(self.state))
+
+    def run(self, uint8_t[::1] slot not None, bint keeps, int64_t[:, ::1] rows not None,
+            uint64_t[::1] kept not None):
+        cdef file_scan_t scan
+        cdef int answer
+        cdef size_t row_bytes = 24 * <size_t>rows.shape[0], kept_bytes = 8 * <size_t>kept.shape[0]
+        cdef size_t slot_size = slot.shape[0], leaf_bytes = 8 * <size_t>self.stored.shape[0]
+        require(rows.shape[1] == 3, "rows must be (n, 3)")
+        require(<size_t>kept.shape[0] > slot_size // PIECE, "kept is too short for the slot")
+        require(apart(&slot[0], slot_size, &rows[0, 0], row_bytes)
+                and apart(&slot[0], slot_size, &kept[0], kept_bytes)
+                and apart(&slot[0], slot_size, &self.leaves[0], leaf_bytes)
+                and apart(&slot[0], slot_size, &self.stored[0], leaf_bytes)
+                and apart(&rows[0, 0], row_bytes, &kept[0], kept_bytes)
+                and apart(&rows[0, 0], row_bytes, &self.leaves[0], leaf_bytes)
+                and apart(&rows[0, 0], row_bytes, &self.stored[0], leaf_bytes)
+                and apart(&kept[0], kept_bytes, &self.leaves[0], leaf_bytes)
+                and apart(&kept[0], kept_bytes, &self.stored[0], leaf_bytes), "buffers overlap")
+        scan.windows, scan.window_count = &self.windows[0, 0], self.windows.shape[0]
+        scan.segments, scan.segment_count = &self.segments[0, 0], self.segments.shape[0]
+        scan.files, scan.file_count = &self.files[0], self.files.shape[0]
+        scan.stored, scan.leaves = &self.stored[0], &self.leaves[0]
+        scan.leaf_count = self.stored.shape[0]
+        scan.slot, scan.slot_size, scan.keeps = &slot[0], slot_size, keeps
+        scan.rows, scan.row_count, scan.kept = &rows[0, 0], rows.shape[0], &kept[0]
+        scan.state = &self.state[0]
+        self.state[FILLED] = self.state[ROWS] = self.state[KEPT] = 0
+        self.state[READ] = self.state[READ_NS] = 0
+        with nogil:
+            answer = -1
+            if file_scan_valid(&scan):
+                answer = file_scan_run(&scan, active)
+        require(answer >= 0, "windows and segments must ascend and lie within their arrays")
+        return answer
+
+    @property
+    def place(self):
+        return self.state[WINDOW], self.state[OFFSET]
+
+    @property
+    def made(self):
+        return self.state[FILLED], self.state[ROWS], self.state[KEPT]
+
+    @property
+    def read(self):
+        return self.state[READ], self.state[READ_NS]
+
+    @property
+    def failure(self):
+        return (self.state[BAD_FILE], self.state[BAD_OFFSET], self.state[BAD_LENGTH],
+                self.state[BAD_DONE], self.state[BAD_ERRNO])

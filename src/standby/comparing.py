@@ -7,6 +7,7 @@ start of the buffer; runs are half-open and maximal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,19 @@ from numpy.typing import NDArray
 from standby._kernels import blocks
 from standby._kernels.buffers import flat
 from standby.digesting import PIECE
+from standby.files import File
 
 Buffer = Any
 Runs = NDArray[np.int64]
 
 ZERO = 0
 DATA = 1
+
+CAN_READ_FILES: bool = blocks.READS_FILES
+"""Whether `FileScan` works here; where it does not (Windows), read and call `scan`."""
+
+READ_CHUNK: int = blocks.READ_CHUNK
+"""Bytes that `FileScan` reads and hashes at a time, and the room it needs to go on."""
 
 
 def scan(
@@ -35,6 +43,63 @@ def scan(
     and overlapping buffers. Thread-safe.
     """
     return blocks.scan(flat(data), stored, leaves_out, runs_out)
+
+
+class FileScan:
+    """`scan` over what files store of a disk, read on the way: one call goes on until everything
+    is scanned or there is no room, without the GIL. Another thread does another scan.
+
+    `windows` (n, 3) int64 are the parts to look at, ascending: (disk offset on a piece's border,
+    stop, index of the first piece in the arrays of leaves). `segments` (m, 4) int64 say where their
+    content is, ascending: (disk offset, length, file offset, index in `files`); what is in none of
+    them is zeros. `stored` and `leaves` are (k,) uint64; `leaves` is changed for the pieces in
+    windows only. ValueError for numbers that do not ascend, lie outside, or overlap.
+    """
+
+    def __init__(
+        self,
+        windows: Runs,
+        segments: Runs,
+        files: Sequence[File],
+        stored: NDArray[np.uint64],
+        leaves: NDArray[np.uint64],
+    ) -> None:
+        self._files = files
+        descriptors = np.array([file.fd for file in files], np.int32)
+        self._kernel = blocks.FileScan(windows, segments, descriptors, stored, leaves)
+
+    def run(
+        self, slot: Buffer, rows_out: Runs, leaves_out: NDArray[np.uint64], *, keeps: bool = True
+    ) -> bool:
+        """Go on; True when all of it is scanned. At least READ_CHUNK bytes of `slot` and as many
+        rows as that has pieces bring it further.
+
+        Then `made` says how many bytes of changed data lie at the start of `slot`, how many rows
+        (disk offset, length, kind) in `rows_out` (n, 3) int64, and how many leaves of changed data
+        in `leaves_out`, which is longer than the pieces in `slot`. Without `keeps` only the rows
+        are made. A short or failing read raises DiskIO.
+        """
+        answer = self._kernel.run(slot, keeps, rows_out, leaves_out)
+        if answer == blocks.READ_FAILED:
+            index, offset, length, done, code = self._kernel.failure
+            raise self._files[index].read_error(offset, length, done, code)
+        return answer == blocks.ALL_DONE
+
+    @property
+    def made(self) -> tuple[int, int, int]:
+        """(bytes, rows, leaves) of the last call."""
+        return self._kernel.made
+
+    @property
+    def read(self) -> tuple[int, float]:
+        """(bytes, seconds) that the last call read."""
+        count, nanoseconds = self._kernel.read
+        return count, nanoseconds / 1e9
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(window, disk offset) where the next call goes on."""
+        return self._kernel.place
 
 
 def compact(data: Buffer, runs: Runs) -> int:

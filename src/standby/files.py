@@ -116,6 +116,13 @@ class File:
                 )
             done += count
 
+    def read_error(self, offset: int, length: int, done: int, code: int) -> StandbyError:
+        """The error of a read that somebody else made with `fd` and that gave only `done` bytes:
+        `code` is its errno, 0 at the file's end."""
+        if not code:
+            return DiskIO(str(self.path), "read", offset, length, f"file ends after {done} bytes")
+        return _wrapped(self.path, "read", offset, length, OSError(code, os.strerror(code)))
+
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`; a short read is `DiskIO`."""
         data = bytearray(length)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
+from standby.disk.file_ranges import FileRanges, plain
 from standby.errors import DiskError, DiskRange, DiskUnsupported
 from standby.files import BlockFile, File
 from standby.model.extent import Extent, Kind, coalesced
@@ -101,6 +104,15 @@ class RawDisk:
         self._file.read_into(view[:stored], offset)
         if stored < len(view):  # padding of an image that ends inside a sector
             view[stored:] = bytes(len(view) - stored)
+
+    def file_ranges(self, start: int, stop: int) -> FileRanges | None:
+        """Where the file stores [start, stop); None when only `read_into` can read it."""
+        file = plain(self._file)
+        check_range(self.path, start, stop - start, self.virtual_size, self.logical_sector_size)
+        if file is None:
+            return None
+        rows = [(first, last - first, first, 0) for first, last in file.data_ranges(start, stop)]
+        return FileRanges(np.array(rows, np.int64).reshape(-1, 4), (file,))
 
     def write(self, offset: int, data: Buffer) -> None:
         """Write whole sectors; stable after `flush`."""

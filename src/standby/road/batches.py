@@ -31,10 +31,14 @@ ROWS_MAX = 65536
 
 
 class BatchBuilder:
-    """Collects changed runs into one slot of memory. One per scanning thread."""
+    """Collects changed runs into one slot of memory. One per scanning thread.
 
-    def __init__(self, virtual_size: int) -> None:
+    Without `keeps` only the rows are collected: what changed, not its content.
+    """
+
+    def __init__(self, virtual_size: int, *, keeps: bool = True) -> None:
         self.virtual_size = virtual_size
+        self.keeps = keeps
         self.slot: memoryview = memoryview(b"")
         self.filled = 0
         self._rows: list[Rows] = []
@@ -74,7 +78,7 @@ class BatchBuilder:
         if over > 0:
             rows[-1, 1] -= over
         is_data = runs[:, 2] == DATA
-        kept = int(rows[is_data, 1].sum())
+        kept = int(rows[is_data, 1].sum()) if self.keeps else 0
         if kept:
             if kept != length:
                 comparing.compact(self.tail(length), runs)
@@ -83,6 +87,20 @@ class BatchBuilder:
         self.filled += kept
         self._rows.append(rows)
         self.row_count += len(rows)
+
+    def take(self, rows: Rows, leaves: LeafArray, filled: int) -> None:
+        """Take over what a `comparing.FileScan` made at `rest`: its rows, the leaves of its data
+        rows, and how many bytes of data lie there. The arrays may be used again."""
+        if len(rows):
+            self._rows.append(rows.copy())
+            self._leaves.append(leaves.copy())
+            self.row_count += len(rows)
+            self.filled += filled
+
+    @property
+    def rest(self) -> memoryview:
+        """The free part of the slot."""
+        return self.slot[self.filled :]
 
     def zero(self, offset: int, runs: npt.NDArray[np.int64]) -> None:
         """Say that these runs of pieces (relative to `offset`) are zero now."""

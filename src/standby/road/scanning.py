@@ -1,7 +1,10 @@
 """Finding what changed on one disk, page by page: the work of one scanning thread.
 
-A page's stored ranges are read into the slot that will travel, hashed and compared while they are
-hot in cache, and only the changed 4 KiB runs stay in the slot.
+Stored ranges are read into the slot that will travel, hashed and compared while they are hot in
+cache, and only the changed 4 KiB runs stay in the slot. Where a disk's content lies in plain files,
+one kernel call does that for a whole group of pages (`comparing.FileScan`): Python is entered once
+for a group and once for a batch, so that threads do not wait for one another. Other disks, and
+Windows, go by `read_into`, a READ_SIZE at a time.
 """
 
 from __future__ import annotations
@@ -17,19 +20,23 @@ import numpy.typing as npt
 from standby import comparing, digesting
 from standby.clock import SYSTEM_CLOCK
 from standby.digesting import LEAVES_PER_PAGE, PAGE, PIECE, ZERO_LEAF
+from standby.disk.file_ranges import FileRanges
 from standby.model.extent import Extent
 from standby.ports import VirtualDisk
 from standby.road.batches import DATA, BatchBuilder, LeafArray, piece_ranges
 from standby.road.packing import Packer
+from standby.road.scan_ranges import PageNumbers, Windows, file_ranges
 from standby.units import MiB
 
-PageNumbers = npt.NDArray[np.int64]
 PageIndex = tuple[PageNumbers, npt.NDArray[np.uint8]]
 """Numbers of non-zero pages, ascending, and their nodes (n, 16)."""
 
 READ_SIZE = MiB
-"""Bytes per read: small enough that hashing finds most of them in the L2 cache, large enough that
-a call's ~40 us of Python vanish (256 KiB costs a first session a sixth more)."""
+"""Bytes per `read_into`: small enough that hashing finds most of them in the L2 cache, large enough
+that a call's ~40 us of Python vanish (256 KiB costs a first session a sixth more)."""
+
+_ROWS_AT_ONCE = 4096
+"""Rows that one kernel call makes at most."""
 
 
 class LeafStaging(Protocol):
@@ -72,6 +79,8 @@ class ScanOwner(Protocol):
     def task(self) -> SendTask: ...
     @property
     def remote(self) -> PageIndex: ...
+    @property
+    def keeps(self) -> bool: ...
     def take_slot(self) -> tuple[int, memoryview]: ...
     def give_slot_back(self, index: int) -> None: ...
     def send(self, builder: BatchBuilder, slot: int, packer: Packer | None) -> None: ...
@@ -89,7 +98,7 @@ class PageScanner:
         self.worker = worker
         self.task = proxy.task
         self.disk = proxy.task.disk
-        self.builder = BatchBuilder(self.disk.virtual_size)
+        self.builder = BatchBuilder(self.disk.virtual_size, keeps=proxy.keeps)
         self.packer = Packer(self.task.compression) if self.task.compression != "none" else None
         self.slot = -1
         self.page = 0
@@ -97,6 +106,9 @@ class PageScanner:
         self.busy_source = 0.0
         self.busy_proxy = 0.0
         self.runs = np.empty((READ_SIZE // PIECE, 3), np.int64)
+        self.rows = np.empty((_ROWS_AT_ONCE, 3), np.int64)
+        self.kept: LeafArray = np.empty(0, np.uint64)
+        self.windows = Windows(self.disk.virtual_size, proxy.task.candidates)
         self.zeros: LeafArray = np.full(LEAVES_PER_PAGE, ZERO_LEAF, np.uint64)
         self.page_buffer = (
             comparing.aligned_buffer(PAGE).data
@@ -120,9 +132,15 @@ class PageScanner:
             stored = None
             if self.task.baseline == "repository" and self.task.stored is not None:
                 stored = self.task.stored.leaves(numbers)
-            for position, page in enumerate(numbers):
-                self.page = page
-                self._scan_page(page, self.zeros if stored is None else stored[position])
+            if stored is None:
+                stored = np.broadcast_to(self.zeros, (len(numbers), LEAVES_PER_PAGE))
+            ranges = file_ranges(self.disk, group)
+            if ranges is not None:
+                self._scan_files(group, ranges, np.ascontiguousarray(stored))
+            else:
+                for position, page in enumerate(numbers):
+                    self.page = page
+                    self._scan_page(page, stored[position])
         self._stage()
         if self.builder.is_empty:
             self.proxy.page_done(self.worker, None)
@@ -151,6 +169,46 @@ class PageScanner:
                 if max(first, low) < min(end, high):
                     result.append((max(first, low), min(end, high), is_data))
         return result
+
+    def _scan_files(self, group: PageNumbers, ranges: FileRanges, stored: LeafArray) -> None:
+        """Compare pages with leaves on this side, the kernel reading the files."""
+        leaves = stored.copy()
+        windows = self.windows.of(group)
+        scan = comparing.FileScan(
+            windows, ranges.rows, ranges.files, stored.reshape(-1), leaves.reshape(-1)
+        )
+        staged, is_done = 0, len(windows) == 0
+        while not is_done:
+            current = int(windows[scan.place[0], 2]) // LEAVES_PER_PAGE
+            done = slice(staged, current)
+            self._stage_changed(group[done], stored[done], leaves[done])
+            staged, self.page = current, int(group[current])
+            self._room(comparing.READ_CHUNK)
+            is_done = self._run(scan)
+        self._stage_changed(group[staged:], stored[staged:], leaves[staged:])
+
+    def _run(self, scan: comparing.FileScan) -> bool:
+        """Fill the rest of the slot; True when all is scanned."""
+        rest = self.builder.rest
+        if len(self.kept) <= len(rest) // PIECE:
+            self.kept = np.empty(len(rest) // PIECE + 1, np.uint64)
+        begun = SYSTEM_CLOCK.monotonic()
+        is_done = scan.run(rest, self.rows, self.kept, keeps=self.builder.keeps)
+        ended = SYSTEM_CLOCK.monotonic()
+        filled, rows, kept = scan.made
+        self.builder.take(self.rows[:rows], self.kept[:kept], filled)
+        read, reading_s = scan.read
+        self.read += read
+        self.busy_source += reading_s
+        self.busy_proxy += ended - begun - reading_s
+        return is_done
+
+    def _stage_changed(self, pages: PageNumbers, stored: LeafArray, leaves: LeafArray) -> None:
+        """Have those pages staged whose leaves are other ones now."""
+        if self.task.staging is not None:
+            changed = (stored != leaves).any(axis=1)
+            self.stage_pages += pages[changed].tolist()
+            self.stage_leaves += list(leaves[changed])
 
     def _scan_page(self, page: int, stored: LeafArray) -> None:
         """Compare one page with leaves on this side, streaming through the slot."""

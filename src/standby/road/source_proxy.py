@@ -30,7 +30,8 @@ from standby.model.extent import Extent, Kind
 from standby.ports import VirtualDisk
 from standby.road.batches import BatchBuilder, LeafArray
 from standby.road.packing import Packer
-from standby.road.scanning import PageIndex, PageNumbers, PageScanner, SendTask, StoredLeaves
+from standby.road.scan_ranges import PageNumbers
+from standby.road.scanning import READ_SIZE, PageIndex, PageScanner, SendTask, StoredLeaves
 from standby.units import MiB
 from standby.wire.link import Link
 from standby.wire.messages import (
@@ -75,6 +76,9 @@ run of the file."""
 class SourceProxy:
     """Runs one SendTask over a data link."""
 
+    keeps = True
+    """Whether scanners collect what changed, to be sent."""
+
     def __init__(self, task: SendTask, link: Link, ring: SharedRing | None) -> None:
         self.task = task
         self.counters = SendCounters()
@@ -102,7 +106,7 @@ class SourceProxy:
             for index in range(self._ring.count):
                 self._free_slots.put(index)
         else:
-            self._make_private_slots()
+            self._make_private_slots(self.task.threads * 2, 2 * BATCH_SIZE)
         receiver = threading.Thread(target=self._receive, name=f"{task.task} answers", daemon=True)
         self._link.send(Attach(task.task))
         receiver.start()
@@ -124,9 +128,8 @@ class SourceProxy:
         """(bytes of disk scanned, bytes to scan), by whole pages."""
         return self._next_group * PAGE, len(self._pages) * PAGE
 
-    def _make_private_slots(self) -> None:
-        count = self.task.threads * 2
-        self._private = [comparing.aligned_buffer(2 * BATCH_SIZE) for _ in range(count)]
+    def _make_private_slots(self, count: int, size: int) -> None:
+        self._private = [comparing.aligned_buffer(size) for _ in range(count)]
         for index in range(count):
             self._free_slots.put(index)
 
@@ -371,6 +374,8 @@ class SourceProxy:
 class _CountingProxy(SourceProxy):
     """Finds what a SendTask would send, and sends nothing."""
 
+    keeps = False
+
     def __init__(self, task: SendTask) -> None:
         ours, theirs = socket.socketpair()
         theirs.close()
@@ -378,19 +383,20 @@ class _CountingProxy(SourceProxy):
 
     def count(self) -> SendCounters:
         """Scan everything; the counters say what changed."""
-        self._make_private_slots()
-        self._pages = self._candidate_pages()
-        self._run_scanners()
-        self._link.close()
+        self._make_private_slots(self.task.threads, READ_SIZE)
+        try:
+            self._pages = self._candidate_pages()
+            self._run_scanners()
+        finally:
+            self._link.close()
         self.counters.busy_s = dict(self._busy)
         return self.counters
 
     def send(self, builder: BatchBuilder, slot: int, packer: Packer | None) -> None:
         rows, _ = builder.tables()
-        zeroed = int(rows[rows[:, 2] == 0, 1].sum())
         with self._lock:
-            self.counters.changed += builder.filled + zeroed
-            self.counters.zeroed += zeroed
+            self.counters.changed += int(rows[:, 1].sum())
+            self.counters.zeroed += int(rows[rows[:, 2] == 0, 1].sum())
         self.give_slot_back(slot)
 
     def page_done(self, worker: int, next_page: int | None) -> None:

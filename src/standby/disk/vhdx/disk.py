@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from standby.disk.file_ranges import FileRanges
 from standby.disk.raw import check_range
 from standby.disk.vhdx import housekeeping, stack
 from standby.disk.vhdx.info import VhdxInfo, info_of
@@ -165,6 +166,11 @@ class VhdxDisk:
         if len(view):
             stack.read_into(self.layers, offset, view)
 
+    def file_ranges(self, start: int, stop: int) -> FileRanges | None:
+        """Where the files of all layers store [start, stop); None when only `read_into` can read
+        it. Memory: 32 bytes for each run, a sector at the least."""
+        return stack.file_ranges(self.layers, start, self._checked(start, stop))
+
     # --- writing ---
 
     def _opened_writer(self) -> Writer:
@@ -216,9 +222,16 @@ class VhdxDisk:
             writer.forget(offset // size, -(-stop // size))
 
     def flush(self) -> None:
-        """Return when all that was written survives a crash."""
+        """Return when all that was written survives a crash. Other threads may go on writing: the
+        next flush makes that durable."""
         if self._writer is not None and not self._closed:
-            self._writer.commit()
+            self._writer.commit(beside=True)
+
+    @contextlib.contextmanager
+    def held_still(self) -> Iterator[None]:
+        """Keep the file as it is: another open of it then sees no half of a change."""
+        with self._writer.lock if self._writer is not None else contextlib.nullcontext():
+            yield
 
     def grow(self, new_size: int) -> None:
         """Make the disk larger; the new part reads as zeros, whatever the parent has there."""

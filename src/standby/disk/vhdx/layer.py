@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from standby.disk.file_ranges import plain
 from standby.disk.vhdx.bat import BlockTable, Entries
 from standby.disk.vhdx.geometry import (
     FULLY_PRESENT,
@@ -18,7 +19,7 @@ from standby.disk.vhdx.mapping import DATA, HOLE, ZERO, Map, clipped, joined, si
 from standby.disk.vhdx.metadata import Metadata
 from standby.disk.vhdx.pages import PageCache
 from standby.errors import DiskCorrupt
-from standby.files import BlockFile
+from standby.files import BlockFile, File
 from standby.ports import Buffer
 
 _BLOCKS_MAX = 1 << 14
@@ -55,6 +56,11 @@ class Layer:
     def read_place(self, place: int, buffer: Buffer) -> None:
         """Fill `buffer` from file offset `place` of a DATA run."""
         self.file.read_into(buffer, place)
+
+    @property
+    def plain_file(self) -> File | None:
+        """The file, unless its dirty log lies over it."""
+        return plain(self.file)
 
     def whole(self, offset: int, length: int) -> tuple[int, int] | None:
         """(kind, place) of a range that lies in one block of one kind; None when it does not, or

@@ -7,8 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
+from standby.disk.file_ranges import FileRanges, plain
+from standby.disk.raw import RawDisk
 from standby.disk.vhdx.mapping import DATA, HOLE, ZERO, Map, clipped, filled, single
 from standby.errors import ParentRefused
+from standby.files import File
 from standby.model.extent import Extent, Kind, coalesced
 from standby.ports import Buffer, VirtualDisk
 
@@ -24,6 +27,8 @@ class AnyLayer(Protocol):
     def map(self, start: int, stop: int) -> Map: ...
     def whole(self, offset: int, length: int) -> tuple[int, int] | None: ...
     def read_place(self, place: int, buffer: Buffer) -> None: ...
+    @property
+    def plain_file(self) -> File | None: ...
 
 
 class ForeignLayer:
@@ -57,9 +62,18 @@ class ForeignLayer:
         """Fill `buffer` from the disk."""
         self._disk.read_into(place, buffer)
 
+    @property
+    def plain_file(self) -> File | None:
+        """The file of a raw disk that has all of its bytes."""
+        disk = self._disk
+        is_whole = isinstance(disk, RawDisk) and disk.file.size == disk.virtual_size
+        return plain(disk.file) if isinstance(disk, RawDisk) and is_whole else None
+
 
 class Absent:
     """Stands below a differencing layer whose parent was not opened: refuses to be asked."""
+
+    plain_file: File | None = None
 
     def __init__(self, child: str, parent: str) -> None:
         self._refusal = (child, parent, "not opened, and the disk asks it for content")
@@ -110,6 +124,21 @@ def read_into(layers: Sequence[AnyLayer], offset: int, buffer: Buffer) -> None:
                 layers[layer].read_place(place, part)
             else:
                 np.frombuffer(part, dtype=np.uint8)[:] = 0
+
+
+def file_ranges(layers: Sequence[AnyLayer], start: int, stop: int) -> FileRanges | None:
+    """Where the layers' files store [start, stop); None when one of them is not a plain file."""
+    there = [layer for layer in layers if not isinstance(layer, Absent)]
+    files = [file for layer in there if (file := layer.plain_file) is not None]
+    if len(files) != len(there):
+        return None
+    tables = [np.empty((0, 4), dtype=np.int64)]
+    while start < stop:
+        runs = resolved(layers, start, stop)
+        table = np.stack((runs.starts, runs.stops - runs.starts, runs.places, runs.layers), axis=1)
+        tables.append(table[runs.kinds == DATA])
+        start = runs.stop
+    return FileRanges(np.concatenate(tables), tuple(files))
 
 
 def _read_short(layers: Sequence[AnyLayer], offset: int, view: memoryview) -> bool:
