@@ -51,3 +51,7 @@ class SessionContext:
     is_cancelled: threading.Event = field(default_factory=threading.Event)
     crews: list[Crew] = field(default_factory=list)
     """Those at work for the session now."""
+    at_work: dict[str, Crew] = field(default_factory=dict)
+    """The same by the VM they are at."""
+    stopped: set[str] = field(default_factory=set)
+    """VMs that are to end, or not to begin."""

@@ -21,7 +21,7 @@ Lend = Callable[[Machine, tuple[str, ...]], AbstractContextManager[Crew]]
 
 def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineReport:
     """The VM's report; never raises but for what ends the process."""
-    if context.is_cancelled.is_set():
+    if context.is_cancelled.is_set() or machine.name in context.stopped:
         text = str(SessionStopped(context.job.name, machine.name))
         return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
     driver, proxy = _driven(context, machine, lend, ())
@@ -50,7 +50,8 @@ def _driven(
     try:
         with lend(machine, avoid) as crew:
             context.crews.append(crew)
-            if context.is_cancelled.is_set():
+            context.at_work[machine.name] = crew
+            if context.is_cancelled.is_set() or machine.name in context.stopped:
                 crew.cut()
             try:
                 driver = MachineDriver(context, machine, crew)
@@ -58,6 +59,7 @@ def _driven(
                 return driver, crew.target_proxy
             finally:
                 context.crews.remove(crew)
+                context.at_work.pop(machine.name, None)
     except StandbyError as exc:
         return None, str(exc)
 
@@ -68,6 +70,7 @@ def _is_worth_another_try(context: SessionContext, driver: MachineDriver) -> boo
         and driver.is_link_trouble
         and driver.crew.can_retry
         and not context.is_cancelled.is_set()
+        and driver.machine.name not in context.stopped
     )
 
 

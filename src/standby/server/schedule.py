@@ -151,7 +151,7 @@ def next_due(
             if due > now
             else _now_or_opening(schedule, due, now, zone)
         )
-    handled = now if last_runs.handled > now + CLOCK_TRUST else last_runs.handled
+    handled = believed(last_runs.handled, now)
     newest = _newest_slot(schedule, trigger, now, zone)
     if newest is not None and newest > handled:
         if schedule.missed == "run":
@@ -159,6 +159,12 @@ def next_due(
         if now - newest <= LATE_AFTER and is_permitted(schedule, now, zone):
             return newest
     return _first_slot(schedule, trigger, max(handled, now), zone)
+
+
+def believed(handled: datetime, now: datetime) -> datetime:
+    """A remembered slot as far as it can be true: one far ahead of `now` was handled under a clock
+    that was wrong, and counts as `now`. Whoever keeps `handled` must keep what this returns."""
+    return now.astimezone(UTC) if handled > now + CLOCK_TRUST else handled
 
 
 def retry_due(
