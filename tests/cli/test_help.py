@@ -36,6 +36,7 @@ DOCUMENTED = {
     "disk convert",
     "disk merge",
     "disk serve",
+    "mover run",
 }
 CHANGING = {
     "job start",

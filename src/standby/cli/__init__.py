@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import click
 
 import standby
-from standby.cli import demo, disk, jobs, replicas, setup
+from standby.cli import demo, disk, jobs, mover, replicas, setup
 from standby.cli.output import print_error, show_error
 from standby.errors import StandbyError
 
@@ -86,7 +86,7 @@ def cli() -> None:
     """
 
 
-for command in (*setup.COMMANDS, demo.demo, jobs.job, replicas.replica, disk.disk):
+for command in (*setup.COMMANDS, demo.demo, jobs.job, replicas.replica, mover.mover, disk.disk):
     cli.add_command(command)
 
 

@@ -180,14 +180,15 @@ class _Waiting:
 class ServiceConnections:
     """The data connections of a service mover; `offer` takes what its listener got.
 
-    `connect(address, name, role, timeout_s)` makes a link to the mover of exactly that name.
+    `connect(address, name, role, own_role, timeout_s)` makes a link to the mover of exactly that
+    name and role.
     Nothing here waits without end, and nothing grows without limit.
     """
 
     def __init__(
         self,
         name: str,
-        connect: Callable[[str, str, str, float], Link],
+        connect: Callable[[str, str, str, str, float], Link],
         clock: Clock = SYSTEM_CLOCK,
         *,
         accept_timeout_s: float = ACCEPT_TIMEOUT_S,
@@ -269,8 +270,8 @@ class ServiceConnections:
         self._check(ticket, errand, ticket.target, self.name)
         if name != ticket.target:
             raise TicketRefused(name, ticket.task, f"it is one for mover {ticket.target}")
-        role = ROLES[ticket.direction][1]
-        link = self._connect(address, name, role, CONNECT_TIMEOUT_S)
+        own_role, role = ROLES[ticket.direction]
+        link = self._connect(address, name, role, own_role, CONNECT_TIMEOUT_S)
         with self._changed:
             self._links.setdefault(errand.task, set()).add(link)
         deadline = threading.Timer(CONNECT_TIMEOUT_S + PARK_S, link.shutdown)

@@ -158,6 +158,13 @@ class TargetVerbs:
                 self.close_replica(path)  # else it is as a kill would have left it
         return meant
 
+    def give_way(self, path: str) -> None:
+        """Close the replica if it was opened for a server that is gone: somebody needs it."""
+        with self._lock:
+            held = self._replicas.get(path)
+        if held is not None and held.owner.is_gone:
+            self.close_replica(path)
+
     def _open(self, path: str) -> _OpenReplica:
         try:
             replica = self._replicas[path]

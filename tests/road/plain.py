@@ -1,0 +1,185 @@
+"""Service movers in this process over plain TCP on the loopback device: wire.tls without the TLS,
+and links that can be cut after so many bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from standby.clock import SYSTEM_CLOCK, Clock
+from standby.errors import LinkError, error_from_wire
+from standby.model.target_rules import TargetRules
+from standby.road.connections import ServiceConnections
+from standby.road.service import ServiceMover
+from standby.road.service_config import ServiceConfig
+from standby.wire.link import Link
+from standby.wire.messages import Call, Failed, Hello, Reply
+
+WAIT_S = 30
+
+
+@dataclass(frozen=True)
+class PlainPeer:
+    name: str
+    roles: tuple[str, ...]
+    role: str
+
+
+class PlainListener:
+    """Believes the name and role that a `Hello` claims; that is what TLS is for."""
+
+    def __init__(self, on_link: Callable[[Link, PlainPeer], None]) -> None:
+        self._on_link = on_link
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        host, port = self._socket.getsockname()
+        self.address = f"{host}:{port}"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        link = Link(connection, "somebody")
+        with contextlib.suppress(LinkError):
+            hello, _ = link.receive()
+            assert isinstance(hello, Hello)
+            link.peer = hello.release
+            self._on_link(link, PlainPeer(hello.release, (hello.role,), hello.role))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(timeout=10)
+
+
+class CutLink(Link):
+    """Ends for both sides once it has sent so many bytes."""
+
+    bytes_left = 1 << 62
+
+    def send(self, message: Any, *payload: Any) -> None:
+        super().send(message, *payload)
+        if self.sent_bytes >= self.bytes_left:
+            self.shutdown()
+
+
+def connected(address: str, our_name: str, role: str, their_name: str) -> CutLink:
+    """A link to a PlainListener, as whoever we say we are."""
+    host, _, port = address.rpartition(":")
+    link = CutLink(socket.create_connection((host, int(port)), WAIT_S), their_name)
+    link.send(Hello(1, role, our_name))
+    return link
+
+
+class Machine:
+    """A service mover with its listener. `cut_after` bytes of its next data link end it."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        roles: tuple[str, ...] = ("source", "target", "repository", "host"),
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        protect: TargetRules = TargetRules(),  # noqa: B008
+        orphan_timeout_s: float = 600,
+        park_s: float = 10,
+        accept_timeout_s: float = 10,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.cut_after = 1 << 62
+        self.links: list[CutLink] = []
+        config = ServiceConfig(
+            name,
+            "127.0.0.1:0",
+            folder / "identity",
+            folder.parent / f"{name}-state",
+            roles,
+            {"data": folder},
+            protect,
+            orphan_timeout_s,
+        )
+        self.mover = ServiceMover(
+            config,
+            self._connect,
+            clock=clock,
+            connections=ServiceConnections(
+                name, self._connect, clock, park_s=park_s, accept_timeout_s=accept_timeout_s
+            ),
+        )
+        self.listener = PlainListener(self.mover.on_link)
+
+    def _connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
+        link = connected(address, self.name, own_role, name)
+        link.bytes_left = self.cut_after
+        self.links.append(link)
+        return link
+
+    def close(self) -> None:
+        self.listener.close()
+        self.mover.close()
+
+
+class Server:
+    """A backup server's control connection to one mover."""
+
+    def __init__(self, machine: Machine, name: str = "server") -> None:
+        self.machine = machine
+        self.link = connected(machine.listener.address, name, "server", machine.name)
+        self._futures: dict[int, Future[Any]] = {}
+        self._lock = threading.Lock()
+        self._count = 0
+        self._thread = threading.Thread(target=self._receive, daemon=True)
+        self._thread.start()
+
+    def start(self, verb: str, **arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._lock:
+            self._count += 1
+            number = self._count
+            self._futures[number] = future
+        self.link.send(Call(number, verb, arguments))
+        return future
+
+    def call(self, verb: str, **arguments: Any) -> Any:
+        return self.start(verb, **arguments).result(WAIT_S)
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                message, _ = self.link.receive()
+                assert isinstance(message, Reply | Failed)
+                with self._lock:
+                    future = self._futures.pop(message.id, None)
+                if future is None:
+                    continue
+                if isinstance(message, Reply):
+                    future.set_result(message.result)
+                else:
+                    future.set_exception(error_from_wire(message.error))
+        except LinkError as exc:
+            with self._lock:
+                futures, self._futures = self._futures, {}
+            for future in futures.values():
+                future.set_exception(exc)
+
+    def close(self) -> None:
+        """Gone without a word; returns when the mover knows."""
+        self.link.shutdown()
+        self._thread.join(WAIT_S)
+        self.link.close()
