@@ -26,10 +26,13 @@ from standby.errors import (
     MachineRunning,
     NoSuchPoint,
     PointDamaged,
+    ReplicaBusy,
     ReplicaConflict,
     ReplicaStarted,
     TargetRefuses,
 )
+from standby.files import ByteLock
+from standby.host.folder.power import PowerRecord, write_record
 from standby.model.replica import ReplicaState
 from standby.model.target_rules import TargetRules
 from standby.road import ready
@@ -45,6 +48,7 @@ from standby.road.failing_over import (
 )
 from standby.road.lease import WriterLease
 from standby.road.replica import ReplicaFolder
+from standby.units import MiB
 
 VM_DATA = b"written by the VM".ljust(4096, b"!")
 
@@ -333,6 +337,63 @@ def test_permanent_failover_needs_a_failover(tmp_path: Path) -> None:
 
 
 # --- ready layers ----------------------------------------------------------------------------
+
+
+def test_a_disk_that_the_point_has_not_has_no_ready_layer(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    first = add_point(folder)
+    second = add_point(folder, disks=["disk0"])
+    assert not ready_path(folder, "disk1").exists()
+    assert set(folder.record().ready or {}) == {"disk0"}
+    assert folder.unknown_files() == []
+    failover(folder, point=first.id)
+    assert ready_content(folder, "disk1") == pattern(first.id, "disk1")
+    run_vm(folder, "disk1")
+    undo_failover(folder)
+    assert not ready_path(folder, "disk1").exists()
+    assert ready_content(folder, "disk0") == pattern(second.id, "disk0")
+    folder.check_untouched()
+    add_point(folder)
+    assert ready_path(folder, "disk1").exists()
+
+
+def test_a_ready_layer_that_is_not_ours_by_record_stays(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    add_point(folder)
+    add_point(folder, disks=["disk0"])
+    vhdx.create(ready_path(folder, "disk1"), MiB).close()
+    with pytest.raises(ReplicaStarted, match="not the file standby made"):
+        add_point(folder, disks=["disk0"])
+    undo_failover(folder, drop_writes=True)
+    assert ready_path(folder, "disk1").exists()
+
+
+def test_nobody_makes_ready_layers_while_a_fenced_process_removes_one(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    first = add_point(folder)
+    add_point(folder, disks=["disk0"])
+    hung = ByteLock(folder.lock_path, ready.REMOVE_BYTE)
+    assert hung.acquire()
+    assert failover(folder).renewed is False
+    with pytest.raises(ReplicaBusy, match="removes a ready layer"):
+        undo_failover(folder)
+    hung.release()
+    undo_failover(folder)
+    assert failover(folder, point=first.id).renewed
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_firmware_variables_of_an_undone_failover_go_where_our_power_on_made_them(
+    tmp_path: Path, is_ours: bool
+) -> None:
+    folder = new_replica(tmp_path / "r")
+    add_point(folder)
+    failover(folder)
+    (folder.path / "nvram.fd").write_bytes(b"variables of the VM that was undone")
+    if is_ours:
+        write_record(folder.path, PowerRecord())
+    undo_failover(folder)
+    assert (folder.path / "nvram.fd").exists() is not is_ours
 
 
 def test_a_ready_layer_is_an_empty_child_found_by_a_relative_path(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ HOLDER = ".holder.json"
 POINTS = "points"
 BASE = "base.vhdx"
 READY = "ready.vhdx"
+NVRAM = "nvram.fd"
+"""What a folder host calls a VM's UEFI variables where vm.toml has no other name."""
 
 _POINT_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{4}")
 _PARTIAL = re.compile(

@@ -1,26 +1,33 @@
 """The ready layers: what the replica VM is attached to, always (RULES 4).
 
 Each is an empty child of one point's newest file. Renewing makes all new ones beside, writes down
-what they are, renames each over the old one, and writes down that this is done. Until then either
-of the two is ours; anything else in that place was written by the VM.
+what they are, renames each over the old one, takes away those of disks that the point has not, and
+writes down that this is done. Until then either of the two is ours; anything else in that place was
+written by the VM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import PureWindowsPath
 
 from standby import killpoints
 from standby.disk import vhdx
-from standby.errors import DiskIO, ReplicaStarted
-from standby.files import remove_durably, sync_folder
+from standby.errors import DiskIO, ReplicaBusy, ReplicaStarted
+from standby.files import ByteLock, remove_durably, sync_folder
+from standby.host.folder.power import RECORD_FILE as POWER_RECORD
 from standby.model.point import RestorePoint
 from standby.model.replica import LayerFile, ReplicaRecord
 from standby.road import naming
 from standby.road.lease import WriterLease
 from standby.road.points import replicated_disks
 from standby.road.records import inner_path, layer_evidence, layer_facts
-from standby.road.replica import ReplicaFolder
+from standby.road.replica import GUARD_POLL_S, ReplicaFolder
+
+REMOVE_BYTE = (1 << 29) + 2
+"""The byte of `.lock` held while ready layers are removed. A removal cannot be fenced: whoever was
+stopped in one holds the lock still, and until that ends nobody else makes a ready layer there."""
+_ATTEMPTS = 5
 
 _HELD_OPEN = (5, 32)
 """ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION: what Windows says of replacing an open file."""
@@ -43,6 +50,7 @@ def renew(
     is not as we left it; `drop_writes` throws away what was written to it. `host_folder` is the
     replica's folder as the host sees it, for absolute locators; `sparse` False for hosts that
     refuse sparse files (RULES 13). `changes` go into replica.json with the last step.
+    What is dropped takes the firmware variables with it that our power-on made for the VM.
     """
     record = folder.record()
     if is_running is not None and is_running():
@@ -51,6 +59,7 @@ def renew(
         for path, evidence in folder.touched_ready(record):
             raise ReplicaStarted(folder.name, str(path), evidence)
     lease.check()
+    _remove_lock(folder).release()
     renewed = {
         disk.disk_id: _prepare(folder, lease, disk.chain[0].file, disk.disk_id, host_folder, sparse)
         for disk in replicated_disks(point)
@@ -70,11 +79,42 @@ def renew(
                 raise ReplicaStarted(folder.name, layer, "another process has it open") from exc
             raise
         killpoints.reach("ready layer renamed")
-    # The layer of a disk that the point has not stays where it is: a removal cannot be fenced.
-    others = {disk_id: layer for disk_id, layer in found.items() if disk_id not in renewed}
-    done = lease.update(ready=others | renewed, ready_next=None, ready_point=point.id, **changes)
+    gone = [layer.file for disk_id, layer in found.items() if disk_id not in renewed]
+    if drop_writes:
+        gone += _firmware_variables(folder)
+    _remove(folder, lease, gone)
+    done = lease.update(ready=renewed, ready_next=None, ready_point=point.id, **changes)
     killpoints.reach("ready layer renewed")
     return done
+
+
+def _remove_lock(folder: ReplicaFolder) -> ByteLock:
+    lock = ByteLock(folder.lock_path, REMOVE_BYTE)
+    for _ in range(_ATTEMPTS):
+        if lock.acquire():
+            return lock
+        folder.clock.sleep(GUARD_POLL_S)
+    raise ReplicaBusy(folder.name, "a fenced process that has not ended removes a ready layer")
+
+
+def _remove(folder: ReplicaFolder, lease: WriterLease, names: Sequence[str]) -> None:
+    """Remove these files of ours, where they are: still the record's, so a kill here and a repeat
+    find nothing that is unknown."""
+    if not names:
+        return
+    with _remove_lock(folder):
+        for name in names:
+            lease.check()
+            remove_durably(inner_path(folder.path, name))
+
+
+def _firmware_variables(folder: ReplicaFolder) -> list[str]:
+    """The files with the UEFI variables of a VM that our power-on started: they are of the state
+    that is dropped."""
+    if not (folder.path / POWER_RECORD).exists():
+        return []
+    named = {point.machine.nvram for point in folder.points() if point.machine.nvram}
+    return sorted(named | {naming.NVRAM})
 
 
 def is_current(folder: ReplicaFolder, record: ReplicaRecord, point: RestorePoint) -> bool:
