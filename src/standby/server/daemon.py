@@ -1,0 +1,409 @@
+"""`standby server`: the active backup server, which queues due sessions and runs them.
+
+It sleeps until the next due time or until something changes in the state database, and then looks
+once (`step`). Sessions run in threads of their own (`daemon_sessions`). Of several servers on one
+state database one is active by its lease; the others wait for it to end. A server that becomes
+active goes on with what the last one had begun.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from standby.clock import new_token
+from standby.errors import StandbyError
+from standby.model.report import SessionReport
+from standby.model.session import SESSION_ENDS, Reason, SessionRun, SessionState, TaskRun, TaskState
+from standby.server.daemon_requests import handle_request
+from standby.server.daemon_sessions import Intent, Runner, RunningSession, Work, settled
+from standby.server.due import DueTimes
+from standby.server.logs import Log
+from standby.server.rpo import RpoWatch
+from standby.server.schedule import window_end
+from standby.server.store.dispatch import Dispatch, TaskMove
+from standby.server.store.lease import LEASE_S, LeaseKeeper
+
+LOOK_S = 60.0
+"""The longest sleep: after it, a clock that somebody set or a suspended machine is noticed."""
+GRACE_S = 60.0
+"""How long sessions may take to end when the server does."""
+MAX_SESSIONS = 16
+
+Rejoin = Callable[[SessionRun, TaskRun], bool]
+"""Asked for each VM that was at work when another server ended: whether its transfers still run
+and were joined. Where not, the VM is attempted again, and goes on from what was transferred."""
+Publish = Callable[[str, dict[str, object]], None]
+"""Told of every 'result' and 'alarm', with what is to be said about it."""
+
+
+class Daemon:
+    """The server's loop. `run` it in one thread; `stop` and `wake` it from any."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        log: Log | None = None,
+        address: str = "",
+        rejoin: Rejoin = lambda run, task: False,
+        publish: Publish = lambda event, payload: None,
+        on_ready: Callable[[bool], None] = lambda is_active: None,
+        max_sessions: int = MAX_SESSIONS,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        """`address` is where the API answers, for other servers to tell. `on_ready(is_active)` is
+        called when the server is active, and before when it waits for another one to end."""
+        self.runner = runner
+        self.clock = runner.clock
+        self.log = log or Log()
+        self.id = f"{platform.node()}:{os.getpid()}:{new_token(3)}"
+        self._queue = runner.store.queue
+        self._rejoin = rejoin
+        self._publish = publish
+        self._on_ready = on_ready
+        self._max_sessions = max_sessions
+        self._lease = runner.store.lease(self.id, address=address, duration_s=lease_s)
+        self._wakeups = runner.store.wakeups()
+        self._stopping = threading.Event()
+        self._lost: StandbyError | None = None
+        self._running: dict[str, RunningSession] = {}
+        self._lock = threading.Lock()
+        self._due = DueTimes(runner)
+        self._rpo = RpoWatch(runner, self.log)
+        self._last_alarm = max((alarm.id for alarm in runner.store.alarms()), default=0)
+
+    # --- from other threads ------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Look now."""
+        self._wakeups.wake()
+
+    def stop(self) -> None:
+        """End in an orderly way: sessions stop where they are and go on with the next server."""
+        self._stopping.set()
+        self._wakeups.wake()
+
+    def running(self) -> list[str]:
+        """The sessions at work now."""
+        with self._lock:
+            return list(self._running)
+
+    # --- the loop ----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Wait to be the active server, be it until `stop`; raises when another one took over."""
+        try:
+            if not self._become_active():
+                return
+            with LeaseKeeper(self._lease, self._lose):
+                try:
+                    self.begin()
+                    self._on_ready(True)
+                    while not self._stopping.is_set():
+                        self._wakeups.wait(self._round())
+                finally:
+                    self.end()
+            if self._lost is not None:
+                raise self._lost
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop listening to the state database; `run` does it by itself."""
+        self._wakeups.close()
+
+    def acquire(self) -> bool:
+        """Become the active server if nobody is: what `run` waits for."""
+        return self._lease.acquire()
+
+    def _become_active(self) -> bool:
+        is_told = False
+        while not self._stopping.is_set():
+            try:
+                if self.acquire():
+                    return True
+                holder = self._lease.holder()
+                if not is_told and holder is not None:
+                    where = f" at {holder.address}" if holder.address else ""
+                    self.log.warning(f"{holder.server}{where} is the active server: standing by")
+                    self._on_ready(False)
+                    is_told = True
+                wait_s = max(0.1, holder.expires_in_s) if holder is not None else 0.1
+            except StandbyError as exc:
+                self.log.error(f"cannot become the active server: {exc}")
+                wait_s = self._lease.duration_s / 3
+            self._wakeups.wait(min(wait_s, self._lease.duration_s / 3))
+        return False
+
+    def _lose(self, error: StandbyError) -> None:
+        self._lost = error
+        self.stop()
+
+    def begin(self) -> None:
+        """Being the active server, go on with what the last one had begun."""
+        self.log.info(f"active as {self.id}, generation {self._lease.generation}")
+        dispatch = self.runner.store.dispatch(self._lease)
+        self._work = Work(self.runner, dispatch, self.log, self._report, self._ended)
+        self._adopt(dispatch)
+
+    def end(self) -> None:
+        """Have all sessions end, given back to the queue, and give up the lease."""
+        self._stopping.set()
+        self._end_sessions()
+        if self._lost is None:
+            self._lease.release()
+
+    def _round(self) -> float:
+        """Do what is due; seconds until something may be due again."""
+        try:
+            next_at = self.step()
+        except StandbyError as exc:
+            if not self._lease.is_held:
+                self._lose(exc)
+                return 0.0
+            self.log.error(f"cannot go on now: {exc}")
+            return self._lease.duration_s / 3
+        if next_at is None:
+            return LOOK_S
+        return min(LOOK_S, max(0.0, (next_at - self.clock.now()).total_seconds()))
+
+    def step(self) -> datetime | None:
+        """Do everything that is due now; when something is due next, as far as is known."""
+        now = self.clock.now()
+        times: list[datetime | None] = []
+        for request in self._queue.requests(open_only=True):
+            text = handle_request(self._work, self._running_session(request.session), request)
+            self._work.dispatch.handled(request.id, text)
+            self.log.info(
+                f"{request.kind} asked by {request.asked_by}: {text}",
+                session=request.session,
+                machine=request.machine,
+            )
+        times.append(self._queue_due(now))
+        times.append(self._close_windows(now))
+        self._start_retries(now)
+        self._start_queued()
+        retry_at = self._queue.next_retry_at()
+        times.append(datetime.fromisoformat(retry_at) if retry_at else None)
+        times.append(self._rpo.check(now))
+        self._publish_alarms()
+        later = [time for time in times if time is not None and time > now]
+        return min(later, default=None)
+
+    def _running_session(self, session: str) -> RunningSession | None:
+        with self._lock:
+            return self._running.get(session)
+
+    # --- what is due -------------------------------------------------------------------------
+
+    def _queue_due(self, now: datetime) -> datetime | None:
+        """Queue the session of every slot that is due; when the next one is."""
+        open_runs = self._queue.open_sessions()
+        next_at: datetime | None = None
+        for job in self.runner.config.schedules:
+            due = self._due.next_at(job, now, open_runs)
+            if due is not None and due <= now:
+                self._queue_slot(job, due, [run for run in open_runs if run.job == job])
+                due = self._due.next_at(job, now, open_runs)
+            if due is not None and due > now:
+                next_at = due if next_at is None else min(next_at, due)
+        return next_at
+
+    def _queue_slot(self, job: str, slot: datetime, open_runs: list[SessionRun]) -> None:
+        """A session for the slot. One that still works takes its place; one that only waits to try
+        failed VMs again gives way to it, and one that was paused holds the job."""
+        self._due.handled(job, slot)
+        for run in open_runs:
+            if run.state is SessionState.RUNNING and self._running_session(run.id) is None:
+                self._give_up_retries(run)
+            elif run.state is not SessionState.PAUSED or "" in self._work.paused(run.id):
+                text = f"the slot of {slot:%Y-%m-%d %H:%M} UTC is passed over: a session is"
+                self.log.info(f"{text} {run.state}", job=job, session=run.id)
+                return
+        called_by = self._due.called_by(job)
+        self._queue.enqueue(
+            job,
+            Reason.AFTER_JOB if called_by else Reason.SCHEDULE,
+            slot=slot.astimezone(UTC).isoformat(timespec="microseconds"),
+            priority=int(getattr(self.runner.config.job(job), "priority", 0)),
+            asked_by="schedule",
+            after=called_by,
+        )
+
+    def _give_up_retries(self, run: SessionRun) -> None:
+        tasks = self._queue.tasks(run.id, {TaskState.WAITING})
+        self._work.dispatch.move_tasks(
+            TaskMove(task.id, TaskState.FAILED, f"{task.detail}; left to the next session")
+            for task in tasks
+        )
+        self._ended(settled(self._work, run.id, Intent.NONE))
+
+    def _close_windows(self, now: datetime) -> datetime | None:
+        """Stop sessions whose window has closed; when the next one closes."""
+        next_at: datetime | None = None
+        with self._lock:
+            running = list(self._running.values())
+        for session in running:
+            if session.run.reason is Reason.MANUAL:
+                continue
+            schedule = self._work.schedule(session.run.job)
+            end = window_end(schedule, now, self._work.zone)
+            if end is not None and end <= now:
+                if session.intent is Intent.NONE:
+                    self.log.warning(
+                        "its window has closed: stopped, the next session goes on from there",
+                        session=session.run.id,
+                        job=session.run.job,
+                    )
+                session.end(Intent.WINDOW)
+            elif end is not None:
+                next_at = end if next_at is None else min(next_at, end)
+        return next_at
+
+    def _start_retries(self, now: datetime) -> None:
+        """Go on with sessions of which a VM's next attempt is due, or that a VM came back to."""
+        due = {task.session for task in self._queue.due_retries(now)}
+        for run in self._queue.sessions({SessionState.RUNNING}):
+            if self._running_session(run.id) is not None or not self._has_room():
+                continue
+            if run.id not in due:
+                queued = self._queue.tasks(run.id, {TaskState.QUEUED})
+                paused = self._work.paused(run.id) if queued else set()
+                if not any(task.machine not in paused for task in queued):
+                    continue
+            self._start(run)
+
+    def _start_queued(self) -> None:
+        """Take queued sessions as far as there is room."""
+        known = self.runner.config.jobs
+        for run in self._queue.sessions({SessionState.QUEUED}):
+            if run.job not in known:
+                self._work.dispatch.move_session(
+                    run.id, SessionState.FAILED, detail="its job is gone from the configuration"
+                )
+        with self._lock:
+            room = self._max_sessions - len(self._running)
+            busy = {session.run.job for session in self._running.values()}
+        if room > 0 and not self._stopping.is_set():
+            jobs = [job for job in known if job not in busy]
+            for run in self._work.dispatch.claim_sessions(room, jobs=jobs):
+                self._start(run)
+
+    def _has_room(self) -> bool:
+        with self._lock:
+            return len(self._running) < self._max_sessions and not self._stopping.is_set()
+
+    def _start(self, run: SessionRun) -> None:
+        session = RunningSession(self._work, run)
+        with self._lock:
+            self._running[run.id] = session
+        session.start()
+
+    # --- what happened -----------------------------------------------------------------------
+
+    def _report(self, run: SessionRun, report: SessionReport) -> None:
+        """From a session's thread: an attempt has ended."""
+        self._rpo.look_again(run.job)
+        self._publish(
+            "result",
+            {
+                "job": run.job,
+                "session": run.id,
+                "report": report.id,
+                "reason": str(run.reason),
+                "outcome": report.outcome,
+                "started_at": report.started_at,
+                "ended_at": report.ended_at,
+                "machines": [
+                    {
+                        "machine": item.machine,
+                        "replica": item.replica,
+                        "outcome": item.outcome,
+                        "point": item.point,
+                        "error": item.error,
+                        "warnings": list(item.warnings),
+                        "alarms": list(item.alarms),
+                    }
+                    for item in report.machines
+                ],
+            },
+        )
+
+    def _ended(self, run: SessionRun) -> None:
+        """A session's thread has ended."""
+        with self._lock:
+            self._running.pop(run.id, None)
+        if run.state in SESSION_ENDS:
+            self.log.info(f"ended: {run.state}", session=run.id, job=run.job)
+        self._wakeups.wake()
+
+    def _publish_alarms(self) -> None:
+        """Tell of alarms that were raised since the last look."""
+        fresh = [alarm for alarm in self.runner.store.alarms() if alarm.id > self._last_alarm]
+        for alarm in sorted(fresh, key=lambda item: item.id):
+            self._last_alarm = alarm.id
+            self.log.warning(f"alarm: {alarm.text}", job=alarm.job, machine=alarm.machine)
+            self._publish(
+                "alarm",
+                {
+                    "alarm": alarm.id,
+                    "kind": alarm.kind,
+                    "job": alarm.job,
+                    "machine": alarm.machine,
+                    "text": alarm.text,
+                    "raised_at": alarm.raised_at,
+                },
+            )
+
+    # --- the beginning and the end -----------------------------------------------------------
+
+    def _adopt(self, dispatch: Dispatch) -> None:
+        """Go on with the sessions of the last active server."""
+        for run, tasks in dispatch.adopt():
+            lost = [task for task in tasks if task.state is TaskState.RUNNING]
+            back = [task for task in lost if not self._rejoin(run, task)]
+            text = "its server ended; it goes on from what was transferred"
+            dispatch.move_tasks(TaskMove(task.id, TaskState.QUEUED, text) for task in back)
+            if run.state is SessionState.STOPPING:
+                settled(self._work, run.id, Intent.STOP)
+                continue
+            self.log.info(
+                f"goes on: {len(back)} of {len(tasks)} VMs were at work when its server ended",
+                session=run.id,
+                job=run.job,
+            )
+            if run.job not in self.runner.config.jobs:
+                settled(self._work, run.id, Intent.STOP, detail="its job is gone")
+            else:
+                self._start(run)
+
+    def _end_sessions(self) -> None:
+        """Have all sessions end, given back to the queue, and wait for that."""
+        with self._lock:
+            running = list(self._running.values())
+        for session in running:
+            session.end(Intent.GIVE_BACK)
+        deadline = self.clock.monotonic() + GRACE_S
+        for session in running:
+            left_s = max(0.0, deadline - self.clock.monotonic())
+            if not session.join(left_s):
+                self.log.error(
+                    f"does not end within {GRACE_S:.0f} s: the next server goes on with it",
+                    session=session.run.id,
+                    job=session.run.job,
+                )
+
+
+def next_times(runner: Runner, now: datetime) -> dict[str, datetime | None]:
+    """Per job, when its schedule has it run next as far as that is known now; for the command
+    line, in whatever process."""
+    due = DueTimes(runner)
+    open_runs = runner.store.queue.open_sessions()
+    return {
+        job: due.next_at(job, now, open_runs) if job in runner.config.schedules else None
+        for job in runner.config.jobs
+    }

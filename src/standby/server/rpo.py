@@ -1,0 +1,76 @@
+"""Alarms of replicas whose newest point is older than the job's rpo: by time, not by session."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+from standby.errors import StandbyError
+from standby.model.job import ReplicationJob
+from standby.server.daemon_sessions import Runner
+from standby.server.logs import Log
+from standby.server.store import KnownReplica
+
+KIND = "rpo"
+
+
+class RpoWatch:
+    """Knows when the next replica becomes too old, and raises the alarm then."""
+
+    def __init__(self, runner: Runner, log: Log) -> None:
+        self._runner = runner
+        self._log = log
+        self._since = runner.clock.now()
+        self._next: dict[str, datetime] = {}
+        self._again: set[str] = set()
+        self._lock = threading.Lock()
+
+    def look_again(self, job: str) -> None:
+        """There may be a new point. From any thread."""
+        with self._lock:
+            self._again.add(job)
+
+    def check(self, now: datetime) -> datetime | None:
+        """Raise the alarms that are due; when the next one may be."""
+        with self._lock:
+            again, self._again = self._again, set()
+        for job in self._runner.config.jobs.values():
+            if job.rpo_s and (job.name in again or self._next.get(job.name, now) <= now):
+                try:
+                    self._next[job.name] = self._checked(job, now)
+                except StandbyError as exc:
+                    self._log.error(f"cannot look after its rpo: {exc}", job=job.name)
+                    self._next[job.name] = now + timedelta(seconds=min(job.rpo_s, 600))
+        return min(self._next.values(), default=None)
+
+    def _checked(self, job: ReplicationJob, now: datetime) -> datetime:
+        """Raise the job's alarms that are due; when the next one may be."""
+        rpo = timedelta(seconds=job.rpo_s)
+        known = self._runner.store.known_replicas(job.name)
+        due: list[datetime] = []
+        if not any(item.points for item in known):
+            due.append(self._since + rpo)
+            if due[0] <= now:
+                self._raise(job, "", f"no VM has a restore point; rpo is {job.rpo_s} s")
+        for item in known:
+            if item.points:
+                due.append(self._taken_at(job, item, now) + rpo)
+                if due[-1] <= now:
+                    name = item.name.removesuffix(job.suffix) if job.suffix else item.name
+                    age_s = (now - due[-1] + rpo).total_seconds()
+                    text = f"the newest restore point of {name} is {age_s:.0f} s old"
+                    self._raise(job, name, f"{text}; rpo is {job.rpo_s} s")
+        # One that is overdue stays so until a session ends: it is not raised with every look.
+        return min((time for time in due if time > now), default=now + rpo)
+
+    def _taken_at(self, job: ReplicationJob, item: KnownReplica, now: datetime) -> datetime:
+        """The time of the replica's newest point. The id of a point that was resumed is older than
+        its state, so that only the target's own record can call it too old."""
+        by_id = datetime.strptime(item.newest_point[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        if now - by_id <= timedelta(seconds=job.rpo_s):
+            return by_id
+        age_s = self._runner.replicas.newest_age_s(job, item.identity.machine_id)
+        return now - timedelta(seconds=age_s) if age_s is not None else by_id
+
+    def _raise(self, job: ReplicationJob, machine: str, text: str) -> None:
+        self._runner.store.raise_alarm(KIND, job.name, machine, text)
