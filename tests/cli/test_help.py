@@ -45,12 +45,14 @@ CHANGING = {
     "replica permanent-failover",
     "disk convert",
     "disk merge",
+    "ca revoke",
 }
 ASKING = {
     "replica failover",
     "replica undo-failover",
     "replica permanent-failover",
     "disk merge",
+    "ca revoke",
 }
 
 
@@ -74,7 +76,7 @@ def test_the_commands_are_the_documented_ones() -> None:
     assert set(COMMANDS) == DOCUMENTED
 
 
-@pytest.mark.parametrize("name", ["", "job", "replica", "disk", *COMMANDS])
+@pytest.mark.parametrize("name", ["", "job", "replica", "disk", "ca", *COMMANDS])
 def test_help_has_an_example(run, name: str) -> None:
     text = run(*name.split(), "--help").out
     assert "Example" in text

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import click
 
 import standby
-from standby.cli import demo, disk, jobs, mover, replicas, setup
+from standby.cli import authority, demo, disk, jobs, mover, replicas, setup
 from standby.cli.output import print_error, show_error
 from standby.errors import StandbyError
 
@@ -86,8 +86,17 @@ def cli() -> None:
     """
 
 
-for command in (*setup.COMMANDS, demo.demo, jobs.job, replicas.replica, mover.mover, disk.disk):
+for command in (
+    *setup.COMMANDS,
+    authority.ca,
+    demo.demo,
+    jobs.job,
+    replicas.replica,
+    mover.mover,
+    disk.disk,
+):
     cli.add_command(command)
+mover.mover.add_command(authority.enroll)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

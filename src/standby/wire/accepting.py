@@ -64,7 +64,7 @@ class Visit:
         self.connection = connection
         self.address = address
         self._door = door
-        self._host = host
+        self.host = host
 
     def admit(self) -> bool:
         """The peer is known now; False when there are as many links as there may be."""
@@ -142,14 +142,14 @@ class Acceptor:
         with self._lock:
             is_full = (
                 len(self._half_open) >= self.door.half_open_max
-                or self._by_host[visit._host] >= self.door.half_open_per_address_max
+                or self._by_host[visit.host] >= self.door.half_open_per_address_max
             )
             if self._is_closed or is_full:
                 self.dropped += 1
                 connection.close()
                 return
             self._half_open[visit] = thread
-            self._by_host[visit._host] += 1
+            self._by_host[visit.host] += 1
         try:
             connection.setblocking(True)
             tune(connection)
@@ -169,9 +169,9 @@ class Acceptor:
     def _left(self, visit: Visit) -> None:
         with self._lock:
             if self._half_open.pop(visit, None) is not None:
-                self._by_host[visit._host] -= 1
-                if not self._by_host[visit._host]:
-                    del self._by_host[visit._host]
+                self._by_host[visit.host] -= 1
+                if not self._by_host[visit.host]:
+                    del self._by_host[visit.host]
 
     def _admitted(self, visit: Visit) -> bool:
         self._left(visit)

@@ -9,7 +9,6 @@ what RSA does. A certificate's one statement is its SAN URIs, `standby://<instal
     <folder>/certificate.pem  its certificate, which every machine holds as authority.pem
     <folder>/state.json       certificates issued, tokens (hashed), the number of the list
     <folder>/revoked.json     the list of revoked certificates, signed
-    <folder>/server/          the backup server's own identity (`server_identity`)
 """
 
 from __future__ import annotations
@@ -336,9 +335,17 @@ class Authority:
             raise EnrolmentRefused(found, "`standby ca token NAME` makes another one")
         return pem
 
-    def renew(self, serial: str, request: bytes, days: int = CERTIFICATE_DAYS) -> bytes:
-        """A new certificate of the same name and roles for the holder of `serial`, whose link has
-        proved that it holds it; EnrolmentRefused when that one is revoked or unknown."""
+    def renew(
+        self,
+        serial: str,
+        request: bytes,
+        days: int = CERTIFICATE_DAYS,
+        *,
+        name: str = "",
+        roles: Iterable[str] = (),
+    ) -> bytes:
+        """A new certificate of the same name and roles as `serial`, PEM; EnrolmentRefused when that
+        one is unknown or revoked, or, where `name` and `roles` say who asks, is none of theirs."""
         with FolderLock(self.folder):
             state = State.read(self.folder)
             held = state.issued.get(serial)
@@ -346,6 +353,11 @@ class Authority:
                 raise EnrolmentRefused(f"certificate {serial} is none of this authority")
             if serial in state.revoked:
                 raise EnrolmentRefused(f"certificate {serial} of {held.name!r} is revoked")
+            if name and (held.name != name or not set(held.roles) <= set(roles)):
+                raise EnrolmentRefused(
+                    f"certificate {serial} is of {held.name!r} ({', '.join(held.roles)}), not of "
+                    f"{name!r}"
+                )
             pem = self._issue(state, request, held.name, held.roles, days)
             state.write(self.folder)
         return pem
@@ -368,6 +380,10 @@ class Authority:
     def revoked(self) -> frozenset[str]:
         """Serials of all revoked certificates."""
         return frozenset(State.read(self.folder).revoked)
+
+    def list_number(self) -> int:
+        """The number of the list of revoked certificates; it grows with every revocation."""
+        return State.read(self.folder).list_number
 
     def revocations(self) -> bytes:
         """The signed list, to hand to every machine."""

@@ -90,7 +90,7 @@ class IdentityFolder:
             if revoked:
                 write_durably(self.folder / REVOKED, revoked)
             write_durably(self.folder / CERTIFICATE, certificate)
-            self._stamp = None
+            self._stamp, self._number = None, 0
 
     def install_certificate(self, certificate: bytes) -> None:
         """Take a renewed certificate: of this key, authority, name and roles, and not one that ends
@@ -274,22 +274,27 @@ class IdentityFolder:
     def peer_of(self, connection: ssl.SSLSocket, address: str) -> Peer:
         """Who the verified certificate on the other end names; CertificateRefused when it names
         nobody of this installation, or is revoked."""
-        shown = connection.getpeercert() or {}
-        names = shown.get("subjectAltName", ())
-        uris = [str(item[1]) for item in names if item[0] == "URI"]
-        found = parsed_uris(uris) if len(uris) == len(names) else None
-        if found is None:
-            raise CertificateRefused(address, "it names no standby:// identity")
-        installation, name, roles = found
-        if installation != self.facts.installation:
+        peer = identity_in(connection, address)
+        if peer.installation != self.facts.installation:
             raise CertificateRefused(
-                address, f"it is of installation {installation!r}, not {self.facts.installation!r}"
+                address,
+                f"it is of installation {peer.installation!r}, not {self.facts.installation!r}",
             )
-        serial = f"{int(str(shown['serialNumber']), 16):x}"
-        peer = Peer(name, roles, installation, serial)
-        if self.is_revoked(serial):
+        if self.is_revoked(peer.serial):
             raise revoked_error(peer)
         return peer
+
+
+def identity_in(connection: ssl.SSLSocket, address: str) -> Peer:
+    """Who the certificate names that OpenSSL verified; CertificateRefused when it names nobody."""
+    shown = connection.getpeercert() or {}
+    names = shown.get("subjectAltName", ())
+    uris = [str(item[1]) for item in names if item[0] == "URI"]
+    found = parsed_uris(uris) if len(uris) == len(names) else None
+    if found is None:
+        raise CertificateRefused(address, "it names no standby:// identity")
+    installation, name, roles = found
+    return Peer(name, roles, installation, f"{int(str(shown['serialNumber']), 16):x}")
 
 
 def tls_context(*, is_server: bool) -> ssl.SSLContext:

@@ -22,6 +22,7 @@ from standby.wire import frames, messages, streams
 
 if TYPE_CHECKING:
     from standby.wire.identity import Peer
+    from standby.wire.throttle import Pace
 
 Buffer = Any
 
@@ -39,7 +40,7 @@ class Limits:
 
     idle_s: float | None = None
     stall_s: float | None = None
-    rate_min_bps: int = 8 * KiB
+    rate_min_bps: int = KiB
     message_max: int = frames.MESSAGE_MAX
     payload_max: int = frames.PAYLOAD_MAX
 
@@ -48,8 +49,8 @@ UNLIMITED = Limits()
 """Between processes of one machine: the other side ends with its parent, and then the link does."""
 
 BETWEEN_MACHINES = Limits(stall_s=60)
-"""8 KiB/s is what a tenth of a 0.6 Mbit/s line carries; a peer that is silent between frames may
-be syncing a disk, and one that is gone is noticed by the system (`tune`)."""
+"""1 KiB/s is less than the share of one of fifty links in 1 Mbit/s. A peer that is silent between
+frames may be syncing a disk, and one that is gone is noticed by the system (`tune`)."""
 
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 30, 10, 3
 USER_TIMEOUT_S = 120
@@ -90,14 +91,14 @@ class Link:
     Any number of threads may send; one thread at a time receives. The payload that `receive`
     returns lies in a buffer that the next `receive` uses again. `sent_bytes` and `received_bytes`
     count whole frames, without what TLS adds. `remote` is who a certificate says the peer is, None
-    on one machine. `pace` is called with the bytes about to be sent, and may wait.
+    on one machine. `throttle` is asked before every write how much may go, and may wait.
     """
 
     def __init__(self, connection: socket.socket, peer: str, limits: Limits = UNLIMITED) -> None:
         self.peer = peer
         self.limits = limits
         self.remote: Peer | None = None
-        self.pace: Callable[[int], None] | None = None
+        self.throttle: Pace | None = None
         self.sent_bytes = 0
         self.received_bytes = 0
         self._stream = streams.stream_of(connection)
@@ -112,6 +113,11 @@ class Link:
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    @property
+    def connection(self) -> socket.socket:
+        """The socket underneath, for its addresses; not to be read or written."""
+        return self._stream.connection
+
     # --- sending -----------------------------------------------------------------------------
 
     def send(self, message: messages.Message, *payload: Buffer) -> None:
@@ -123,8 +129,6 @@ class Link:
         length = sum(len(part) for part in parts)
         head = frames.packed_header(len(body), length) + body
         with self._send_lock:
-            if self.pace is not None:
-                self.pace(len(head) + length)
             self._guarded(self._send_all, self._stream.joined([memoryview(head), *parts]))
             self.sent_bytes += len(head) + length
 
@@ -132,8 +136,16 @@ class Link:
         write, wait = self._stream.write, self._stream.wait
         progress = _Progress(self.limits, None)
         progress.begun()
+        throttle, allowed = self.throttle, 0
         while parts:
-            sent = write(parts)
+            if throttle is None:
+                sent = write(parts)
+            else:
+                if not allowed:
+                    allowed = throttle.take(sum(map(len, parts)))
+                    progress.begun()  # what our own throttle took is not the peer's fault
+                sent = write(_first(parts, allowed))
+                allowed -= max(0, sent)
             if sent < 0:
                 left_s = progress.seconds_left()
                 if left_s == 0:
@@ -248,6 +260,8 @@ class Link:
         self._stream.shutdown()
         with self._send_lock, self._receive_lock:
             self._stream.close()
+            if self.throttle is not None:
+                self.throttle.close()
 
     def __enter__(self) -> Link:
         return self
@@ -259,6 +273,19 @@ class Link:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _first(parts: list[memoryview], count: int) -> list[memoryview]:
+    """The first `count` bytes of `parts`."""
+    if len(parts[0]) >= count:
+        return [parts[0][:count]]
+    found = []
+    for part in parts:
+        found.append(part[:count])
+        count -= len(found[-1])
+        if not count:
+            break
+    return found
 
 
 def _tls_failure(peer: str, exc: ssl.SSLError) -> LinkError:

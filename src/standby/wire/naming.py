@@ -15,7 +15,8 @@ from standby import clock
 from standby.errors import ConfigurationError, EnrolmentRefused
 
 ROLES = ("server", "source", "target", "repository", "host", "wan")
-NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""The same as of every name in standby.toml."""
 
 SECRET_BYTES = 20
 _FINGERPRINT_BYTES = 32
@@ -50,7 +51,8 @@ def checked_name(what: str, name: str) -> str:
     """`name`, or ConfigurationError when it cannot stand in a certificate."""
     if not NAME.fullmatch(name):
         raise ConfigurationError(
-            f"{what} {name!r}", "letters, digits, '.', '_' and '-' inside, at most 64"
+            f"{what} {name!r}",
+            "must be letters, digits, '.', '_' and '-', at most 64",
         )
     return name
 

@@ -9,14 +9,12 @@ without that, a client whose certificate was refused would learn it by its first
 from __future__ import annotations
 
 import contextlib
-import socket
 import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from standby import __version__
-from standby.clock import SYSTEM_CLOCK
 from standby.errors import (
     CertificateRefused,
     LinkError,
@@ -29,26 +27,16 @@ from standby.errors import (
     error_from_wire,
     error_to_wire,
 )
-from standby.units import KiB
 from standby.wire import frames
-from standby.wire.accepting import Acceptor, Door, Visit, parsed_address
+from standby.wire.accepting import Acceptor, Door, Visit
+from standby.wire.handshake import Until, connected, hello_limits, linger, shaken
 from standby.wire.identity import IdentityFolder, Peer
-from standby.wire.link import BETWEEN_MACHINES, Limits, Link, tune
+from standby.wire.link import BETWEEN_MACHINES, Link
 from standby.wire.messages import Hello, Refused, Welcome
 
 __all__ = ["Door", "IdentityFolder", "Listener", "Peer", "connect"]
 
 CONNECT_TIMEOUT_S = 20.0
-HELLO_MAX = 64 * KiB
-"""Bytes a first frame may have: nothing larger is taken from a peer not yet welcome."""
-
-LINGER_S = 1.0
-LINGER_MAX = 256 * KiB
-
-_FOREIGN = frozenset({2, 18, 19, 20, 21})
-_NOT_YET, _EXPIRED = 9, 10
-"""X509_V_ERR_* of OpenSSL's x509_vfy.h."""
-
 
 # --- connecting ------------------------------------------------------------------------------
 
@@ -73,10 +61,10 @@ def connect(
     identity.check_own()
     role = role or identity.roles[0]
     who = f"{expected_name} at {address}"
-    until = _Until(timeout_s)
-    connection = _connected(address, who, until)
+    until = Until(timeout_s)
+    connection = connected(address, who, until)
     try:
-        tls = _shaken(connection, identity.context(is_server=False), who, identity, until)
+        tls = shaken(connection, identity.context(is_server=False), who, until)
         connection = tls
         peer = identity.peer_of(tls, who)
         if peer.name != expected_name:
@@ -89,7 +77,7 @@ def connect(
             raise CertificateRefused(
                 who, f"its roles are {', '.join(peer.roles)}; {expected_role!r} is not among them"
             )
-        link = Link(tls, expected_name, _hello_limits(until))
+        link = Link(tls, expected_name, hello_limits(until))
         link.remote = Peer(peer.name, peer.roles, peer.installation, peer.serial, expected_role)
     except BaseException:
         connection.close()
@@ -124,118 +112,6 @@ def _refusal(answer: Refused, who: str) -> LinkError:
         return PeerBusy(who, error.problem)
     problem = error.problem if isinstance(error, LinkError) else str(error)
     return RefusedByPeer(who, problem, type(error).__name__)
-
-
-class _Until:
-    """A deadline of several steps."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
-        self._end = SYSTEM_CLOCK.monotonic() + timeout_s
-
-    def left_s(self) -> float:
-        """Seconds left, never 0: that would mean "do not block" to a socket."""
-        return max(0.001, self._end - SYSTEM_CLOCK.monotonic())
-
-
-def _hello_limits(until: _Until) -> Limits:
-    """Both the first byte and the rest within what is left: a rate that no drip can meet."""
-    left_s = until.left_s()
-    return Limits(left_s, left_s, 1 << 40, HELLO_MAX, 0)
-
-
-def _connected(address: str, who: str, until: _Until) -> socket.socket:
-    try:
-        connection = socket.create_connection(parsed_address(address), until.left_s())
-    except TimeoutError:
-        raise LinkTimeout(who, f"no connection within {until.timeout_s:g} s") from None
-    except OSError as exc:
-        raise LinkError(who, f"cannot connect: {exc.strerror or exc}") from exc
-    tune(connection)
-    return connection
-
-
-def _shaken(
-    connection: socket.socket,
-    context: ssl.SSLContext,
-    who: str,
-    identity: IdentityFolder | None,
-    until: _Until,
-    *,
-    is_server: bool = False,
-) -> ssl.SSLSocket:
-    """The connection after its handshake; our typed errors."""
-    try:
-        connection.settimeout(until.left_s())
-        tls = context.wrap_socket(connection, server_side=is_server, do_handshake_on_connect=False)
-    except OSError as exc:
-        raise LinkError(who, f"ended before the handshake: {exc.strerror or exc}") from exc
-    try:
-        tls.do_handshake()
-    except TimeoutError:
-        failure: LinkError = LinkTimeout(who, f"no TLS handshake within {until.timeout_s:g} s")
-    except ssl.SSLCertVerificationError as exc:
-        failure = _certificate_failure(who, exc)
-    except ssl.SSLError as exc:
-        failure = _handshake_failure(who, exc)
-    except OSError as exc:
-        failure = LinkError(who, f"ended in the handshake: {exc.strerror or exc}")
-    else:
-        return tls
-    with contextlib.suppress(OSError):
-        _linger(tls)
-    tls.close()
-    raise failure
-
-
-def _certificate_failure(who: str, exc: ssl.SSLCertVerificationError) -> LinkError:
-    now = f"{SYSTEM_CLOCK.now():%Y-%m-%d %H:%M:%S} UTC"
-    if exc.verify_code == _EXPIRED:
-        return CertificateRefused(
-            who,
-            f"it has expired, by this machine's clock ({now})",
-            "If this clock or the peer's jumped, set it; else enrol the peer again",
-        )
-    if exc.verify_code == _NOT_YET:
-        return CertificateRefused(
-            who,
-            f"it is not valid yet, by this machine's clock ({now})",
-            "This clock, or the authority's, has jumped: compare them",
-        )
-    if exc.verify_code in _FOREIGN:
-        return CertificateRefused(
-            who,
-            f"it is not from this installation's authority ({exc.verify_message})",
-            "Enrol both machines with the same backup server",
-        )
-    return CertificateRefused(who, exc.verify_message or str(exc))
-
-
-def _handshake_failure(who: str, exc: ssl.SSLError) -> LinkError:
-    reason = exc.reason or str(exc)
-    said = reason.lower().replace("_", " ")
-    if "PEER_DID_NOT_RETURN_A_CERTIFICATE" in reason:
-        return CertificateRefused(who, "it showed none")
-    if "ALERT" in reason:
-        return RefusedByPeer(who, f"it ended the handshake ({said})", reason)
-    if isinstance(exc, ssl.SSLEOFError):
-        return LinkError(who, "ended in the handshake")
-    return LinkError(who, f"TLS handshake failed: {said}")
-
-
-def _linger(connection: socket.socket) -> None:
-    """Let the peer read our last words: closing with bytes unread would reset the connection and
-    take them away. Bounded in time and bytes."""
-    socket.socket.shutdown(connection, socket.SHUT_WR)
-    until = _Until(LINGER_S)
-    taken = 0
-    while taken < LINGER_MAX and until.left_s() > 0.001:
-        connection.settimeout(until.left_s())
-        # The raw bytes, whatever they are: TLS is over.
-        data = socket.socket.recv(connection, 16 * KiB)
-        if not data:
-            return
-        taken += len(data)
 
 
 # --- listening -------------------------------------------------------------------------------
@@ -308,17 +184,15 @@ class Listener:
             raise
 
     def _received(self, visit: Visit) -> _Guest:
-        until = _Until(self._acceptor.door.half_open_s)
+        until = Until(self._acceptor.door.half_open_s)
         try:
             context = self._identity.context(is_server=True)
-            tls = _shaken(
-                visit.connection, context, visit.address, self._identity, until, is_server=True
-            )
+            tls = shaken(visit.connection, context, visit.address, until, is_server=True)
         except BaseException:
             visit.connection.close()
             raise
         visit.connection = tls
-        link = Link(tls, visit.address, _hello_limits(until))
+        link = Link(tls, visit.address, hello_limits(until))
         try:
             peer = self._introduced(link, tls, visit)
             link.send(Welcome(frames.VERSION, __version__))
@@ -365,7 +239,7 @@ class Listener:
         with contextlib.suppress(LinkError):
             link.send(Refused(error_to_wire(error)))
             with contextlib.suppress(OSError):
-                _linger(tls)
+                linger(tls)
         link.close()
 
     def close(self) -> None:
