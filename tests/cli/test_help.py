@@ -36,6 +36,13 @@ DOCUMENTED = {
     "disk convert",
     "disk merge",
     "disk serve",
+    "ca init",
+    "ca token",
+    "ca list",
+    "ca revoke",
+    "ca renew",
+    "ca serve",
+    "mover enroll",
     "mover run",
 }
 CHANGING = {
