@@ -24,7 +24,7 @@ class PageCache:
     """Windows of 16 KiB, the least recently used go first; those with changed pages stay.
 
     What is changed here reaches the file only through `page` and the caller's hands. Views may be
-    taken from several threads; one thread changes.
+    taken from several threads; changes exclude each other.
     """
 
     def __init__(self, file: BlockFile) -> None:
@@ -32,7 +32,9 @@ class PageCache:
         self._windows: OrderedDict[int, Bytes] = OrderedDict()
         self._lock = threading.Lock()
         self.changed: set[int] = set()
-        """File offsets of the pages that differ from the file."""
+        """File offsets of the pages that differ from the file and no commit has taken."""
+        self._leaving: set[int] = set()
+        """Those that a commit has taken: until it is over the file may have them otherwise."""
 
     def _window(self, number: int) -> Bytes:
         with self._lock:
@@ -52,7 +54,7 @@ class PageCache:
         window = self._windows.setdefault(number, window)
         self._windows.move_to_end(number)
         if len(self._windows) > _WINDOWS_MAX:
-            pinned = {page // WINDOW for page in self.changed}
+            pinned = {page // WINDOW for page in self.changed | self._leaving}
             for oldest in list(self._windows):
                 if oldest not in pinned and oldest != number:
                     del self._windows[oldest]
@@ -91,7 +93,8 @@ class PageCache:
     def first_change(self, start: int, stop: int) -> int:
         """File offset of the first changed page that reaches into [start, stop), else `stop`."""
         with self._lock:
-            inside = (page for page in self.changed if start < page + PAGE and page < stop)
+            known = self.changed | self._leaving
+            inside = (page for page in known if start < page + PAGE and page < stop)
             return max(start, min(inside, default=stop))
 
     def page(self, offset: int) -> bytes:
@@ -105,7 +108,16 @@ class PageCache:
                 self._windows.pop(number, None)
                 self._keep(number, np.zeros(WINDOW, dtype=np.uint8))
 
-    def settle(self, offsets: list[int]) -> None:
-        """The pages are safe: they no longer count as changed."""
+    def take_changed(self) -> dict[int, bytes]:
+        """The changed pages, in order, with their content now: a commit's. What is changed from
+        here on belongs to the next one."""
         with self._lock:
-            self.changed.difference_update(offsets)
+            self._leaving, self.changed = self.changed, set()
+        return {offset: self.page(offset) for offset in sorted(self._leaving)}
+
+    def settle(self, *, are_safe: bool) -> None:
+        """The commit that took pages is over: they are in their places, or changed as before."""
+        with self._lock:
+            if not are_safe:
+                self.changed |= self._leaving
+            self._leaving = set()

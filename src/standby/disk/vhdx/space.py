@@ -66,10 +66,19 @@ class Space:
         lasts = starts[np.concatenate((breaks - 1, np.array([starts.size - 1]))).astype(np.int64)]
         self._released += zip(firsts.tolist(), (lasts + length).tolist(), strict=True)
 
-    def committed(self, file: BlockFile | None) -> None:
-        """All releases are durable: punch them out of `file` and offer them again; None: leave
-        them as they are, and leave them alone."""
+    def take_released(self) -> list[tuple[int, int]]:
+        """The (start, stop) ranges released so far: a commit's, to be given to `committed` or
+        `keep_released` when it is over."""
         released, self._released = self._released, []
+        return released
+
+    def keep_released(self, released: list[tuple[int, int]]) -> None:
+        """The commit failed: the next one tries again."""
+        self._released = released + self._released
+
+    def committed(self, released: list[tuple[int, int]], file: BlockFile | None) -> None:
+        """The releases are durable: punch them out of `file` and offer them again; None: leave
+        them as they are, and leave them alone."""
         if file is None:
             return
         for start, stop in released:

@@ -9,7 +9,8 @@ What reaches the file when (the reference's section 10):
 3. `commit`: payload and new bitmap blocks are synced; one log entry (few, if many pages changed:
    then bitmaps come first, and all table pages are in the last one) is written and synced. That is
    the commit point. The pages go to their own place afterwards, unsynced: the next sync covers
-   them before the log's room is used again.
+   them before the log's room is used again. A commit takes pages and file size as they are when it
+   begins, so that writing may go on during its syncs: all of that belongs to the next commit.
 4. Space that a committed change released is punched out, where that is wanted, and only then used
    again.
 
@@ -87,6 +88,9 @@ class Writer:
         self._judged = (0, 0)
         self._failure = ""
         self.lock = threading.RLock()
+        """Held for every change of the file but payload that a commit's syncs run beside."""
+        self._is_committing = False
+        self._commit_over = threading.Condition(self.lock)
 
     @property
     def geometry(self) -> Geometry:
@@ -127,10 +131,21 @@ class Writer:
             self.headers.update(data_write_guid=guid)
             self._data_begun = True
 
-    def _sync(self) -> None:
-        self._file.sync()
-        self._synced_size = self._file.size
+    def _sync(self, *, beside: bool = False) -> None:
+        """Sync what is written by now; `beside`: without the lock meanwhile."""
+        size = self._file.size
         self._unsynced = False
+        if beside:
+            self.lock.release()
+        try:
+            self._file.sync()
+        except BaseException:
+            self._unsynced = True
+            raise
+        finally:
+            if beside:
+                self.lock.acquire()
+        self._synced_size = size
 
     # --- payload ---
 
@@ -335,57 +350,77 @@ class Writer:
         stop = start + 8 * self.geometry.slot_count
         return sum(1 for page in self.layer.pages.changed if start <= page < stop)
 
-    def commit(self) -> None:
-        """Return when everything written so far survives a crash.
+    def commit(self, *, beside: bool = False) -> None:
+        """Return when everything written so far survives a crash. With `beside`, called without
+        the lock, other threads may change the disk during the syncs; that counts from the next
+        commit on, which waits for this one.
 
         DiskFull leaves the changes in memory, and a later call tries again; after any other
         failure the file is as it was at the last commit, and this object refuses to go on.
         """
         with self.lock:
-            pages = self.layer.pages
-            if not (self._unsynced or pages.changed or self._pending):
+            self._await_commit()
+            if not (self._unsynced or self.layer.pages.changed or self._pending):
                 return
             self.begin(data=False)
+            self._is_committing = True
             try:
-                self._commit()
+                self._commit(beside)
             except DiskFull:
                 raise
             except BaseException as exc:
                 self._failure = str(exc) or type(exc).__name__
                 raise
+            finally:
+                self._is_committing = False
+                self._commit_over.notify_all()
 
-    def _commit(self) -> None:
+    def _await_commit(self) -> None:
+        """Wait, the lock given up however often it is held, until no commit is under way."""
+        while self._is_committing:
+            self._commit_over.wait()
+
+    def _commit(self, beside: bool) -> None:
         pages = self.layer.pages
         self._put_in_place()
-        changed = sorted(pages.changed)
-        in_new = [p for p in changed if p & OFFSET_MASK in self._new_bitmaps]
-        for page in in_new:
-            self._file.write(pages.page(page), page)
-        if self._unsynced or in_new or self._file.size != self._synced_size:
-            self._sync()
-            self._log.settle()
-        logged = [p for p in changed if p & OFFSET_MASK not in self._new_bitmaps]
-        if logged:
-            self._write_entries(logged)
-        self._new_bitmaps.clear()
-        self._put_in_place()
-        pages.settle(changed)  # not before: a page that leaves the cache is read from its place
+        contents = pages.take_changed()
+        bitmaps, self._new_bitmaps = self._new_bitmaps, set()
+        released = self._space.take_released()
+        size = self._file.size
         self._judged = (0, 0)
-        self._space.committed(self._file if self.sparse else None)
+        try:
+            in_new = [page for page in contents if page & OFFSET_MASK in bitmaps]
+            for page in in_new:
+                self._file.write(contents[page], page)
+            if self._unsynced or in_new or size != self._synced_size:
+                self._sync(beside=beside)
+                self._log.settle()
+            for page in in_new:
+                del contents[page]
+            if contents:
+                self._write_entries(contents, size, beside)
+        except BaseException:
+            pages.settle(are_safe=False)
+            self._new_bitmaps |= bitmaps
+            self._space.keep_released(released)
+            raise
+        self._put_in_place()
+        pages.settle(are_safe=True)  # a page that leaves the cache is read from its place
+        self._space.committed(released, self._file if self.sparse else None)
 
-    def _write_entries(self, logged: list[int]) -> None:
-        """Log pages and sync: bitmaps first, all else in the last entry."""
-        pages, table = self.layer.pages, self.layer.table
+    def _write_entries(self, logged: dict[int, bytes], size: int, beside: bool) -> None:
+        """Log pages and sync: bitmaps first, all else in the last entry. The file needs `size`
+        bytes for what they name."""
+        table = self.layer.table
         first = [page for page in logged if not table.is_in_region(page)]
         last = [page for page in logged if table.is_in_region(page)]
         spare = max(0, PAGES_PER_ENTRY - len(last))
         cut = max(0, len(first) - spare)
         groups = [first[i : min(i + PAGES_PER_ENTRY, cut)] for i in range(0, cut, PAGES_PER_ENTRY)]
         groups.append(first[cut:] + last)
-        size = self._file.size
         waiting: dict[int, bytes] = {}
         for group in groups:
-            contents = [(page, pages.page(page)) for page in group]
+            contents = [(page, logged[page]) for page in group]
             if not self._log.has_room(len(group)):
                 self._sync()
                 self._pending.update(waiting)
@@ -395,7 +430,7 @@ class Writer:
                 self._log.settle()
             self._log.append(contents, self._synced_size, size)
             waiting.update(contents)
-        self._sync()
+        self._sync(beside=beside)
         self._pending.update(waiting)
 
     def _put_in_place(self) -> None:
@@ -408,6 +443,7 @@ class Writer:
         """Commit and leave an empty log: the file needs nothing but itself. After a failed commit
         the log stays as it is, for the next open to replay."""
         with self.lock:
+            self._await_commit()
             if self._failure or not self._log_begun:
                 return
             self.commit()
