@@ -82,6 +82,8 @@ ELSEWHERE = {
     "failover prepared",
     "file taken back",
     "generation raised",
+    "seed kept",
+    "seed kept aside",
     "merge: slice copied",
     "merge: slice given up",
     "disk merge: child accepts both",
@@ -89,7 +91,7 @@ ELSEWHERE = {
     "disk merge: identity passed on",
 }
 """No part of a session as it is run here: the tests of failing over, leases and merges kill there
-(test_commit_kill_points, test_merge_kill_points, tests of `disk merge`)."""
+(test_commit_kill_points, test_merge_kill_points, test_sessions, tests of `disk merge`)."""
 
 
 def test_every_kill_point_is_in_the_matrix():

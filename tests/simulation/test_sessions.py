@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from simulation.site import Site, add_disk
+from simulation.site import Site, add_disk, at_kill_point
 from standby.disk import vhdx
+from standby.errors import DiskIO
 from standby.host.folder import new_machine
 from standby.model.replica import ReplicaState
 from standby.road import target_host
@@ -550,6 +551,53 @@ def test_a_seed_is_updated_in_place_and_only_differences_travel(tmp_path, name):
     report = site.run()
     assert disks_of(report)["scsi:0:0"].mode == "incremental"
     assert site.check_points() == 2
+
+
+def grown(site, size, number=0):
+    disk = vhdx.open_vhdx(site.disk(number), writable=True)
+    disk.grow(size)
+    disk.close()
+
+
+def failing():
+    raise DiskIO("somewhere", "write", 0, 0, "as asked for")
+
+
+@pytest.mark.parametrize("cut", ["child created", "seed kept", "seed kept aside"])
+@pytest.mark.parametrize("is_still_asked_for", [True, False])
+def test_a_seed_is_used_although_the_source_is_resized_before_the_first_point(
+    tmp_path, cut, is_still_asked_for
+):
+    site = with_seed(tmp_path, "seed]\nvm1 = true\n#")
+    replica = site.folder / "target" / "vm1_replica"
+    replica.mkdir()
+    for number in (0, 1):
+        shutil.copy(site.disk(number), replica / f"disk{number}.vhdx")
+    with at_kill_point("child created", failing, 0):
+        assert site.run().outcome == "failed"
+    assert not (replica / "disk0.vhdx").exists()  # adopted
+    grown(site, 40 * MiB)
+    site.change()
+    if not is_still_asked_for:
+        edit(site.config, ("vm1 = true", "vm1 = false"))
+    if cut != "child created":
+        with at_kill_point(cut, failing):
+            assert site.run().outcome == "failed"
+    disk = disks_of(site.run())["scsi:0:0"]
+    assert (disk.mode, disk.written) == ("resume", 5 * 4096 + 300 * 1024)
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
+
+
+def test_a_first_transfer_that_was_cut_off_is_used_although_the_source_is_resized(site):
+    with at_kill_point("verified", failing, 0):
+        assert site.run().outcome == "failed"
+    grown(site, 40 * MiB)
+    site.change()
+    disk = disks_of(site.run())["scsi:0:0"]
+    assert (disk.mode, disk.written) == ("resume", 5 * 4096 + 300 * 1024)
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
 
 
 def test_a_raw_seed_is_copied_from(tmp_path):

@@ -6,13 +6,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from standby import killpoints
 from standby.clock import Clock
 from standby.disk import detected_format, vhdx
-from standby.errors import ConfigurationError, MachineRunning, StandbyError
+from standby.errors import (
+    ConfigurationError,
+    DiskCorrupt,
+    DiskUnsupported,
+    MachineRunning,
+    ParentRefused,
+    StandbyError,
+)
+from standby.files import remove_durably, rename_durably
 from standby.host.folder import FolderHost
 from standby.model.machine import Machine, PowerState
 from standby.model.replica import ReplicaIdentity
+from standby.road import resuming
 from standby.road.adopting import adopt_disk
+from standby.road.extent_log import ExtentLog, LogHeader
 from standby.road.lease import WriterLease
 from standby.road.naming import POINTS, folder_name
 from standby.road.replica import ReplicaFolder
@@ -98,6 +109,54 @@ def is_adoptable(file: Path, shape: tuple[int, int]) -> bool:
         return False
     is_sound = not (info.has_parent or info.log_is_dirty or info.is_fixed)
     return is_sound and (info.virtual_size, info.logical_sector_size) == shape
+
+
+KEPT = 0
+"""The generation, which no writer has, of an unfinished first disk that is copied from."""
+_KEPT_STATE = "kept"
+"""What the log of such a disk says it builds on, so that nobody goes on with the file itself."""
+
+
+def outgrown(
+    folder: ReplicaFolder, lease: WriterLease, disk_id: str, shape: tuple[int, int]
+) -> Path | None:
+    """The unfinished disk of the first point where its size or sector size is not the source's any
+    more, under a name of its own: what was received, or a seed that was adopted, is copied from it
+    and not sent again. It goes with what is unfinished; None where there is nothing like it."""
+    home = folder.disk_path(disk_id)
+    found = [item for item in resuming.candidates(home) if item.is_usable] if home.is_dir() else []
+    for item in found:
+        if item.generation == KEPT:
+            path = item.disk_path(home)
+            return path if _shape(path) is not None else None
+    for item in found:
+        path = item.disk_path(home)
+        found_shape = _shape(path)
+        if found_shape is None or item.generation > lease.generation:
+            continue
+        if found_shape == shape:
+            return None  # it is gone on with
+        lease.check()
+        header = LogHeader(disk_id, item.point_id, KEPT, "", found_shape[0], _KEPT_STATE)
+        ExtentLog.create(resuming.log_path(home, item.point_id, KEPT), header, []).close()
+        killpoints.reach("seed kept")
+        kept = resuming.partial_path(home, item.point_id, KEPT)
+        rename_durably(path, kept)
+        killpoints.reach("seed kept aside")
+        remove_durably(item.log_path(home))
+        return kept
+    return None
+
+
+def _shape(path: Path) -> tuple[int, int] | None:
+    """Virtual size and logical sector size of a disk of its own; None where it is none, or cannot
+    be read."""
+    try:
+        info = vhdx.read_info(path)
+        vhdx.open_vhdx(path).close()
+    except (DiskCorrupt, DiskUnsupported, ParentRefused):
+        return None
+    return None if info.has_parent else (info.virtual_size, info.logical_sector_size)
 
 
 def mapped_machine(root: Path, folder: str) -> Machine:

@@ -51,6 +51,7 @@ from standby.road.seeding import (
     FoundReplica,
     found_replica,
     mapped_machine,
+    outgrown,
     seed_of,
     seeded,
 )
@@ -371,9 +372,13 @@ class TargetVerbs:
                 chain = layers
                 digests = tuple(folder.digest_paths(newest.id, disk_id))
                 root = bytes.fromhex(held.root)
-        elif seed and newest is None:
+        elif held is None:
             shape = (virtual_size, logical_sector_size)
-            copy_from = seeded(folder, replica.lease, disk_id, seed_name, point, checkpoint, shape)
+            lease = replica.lease
+            if kept := outgrown(folder, lease, disk_id, shape):
+                copy_from = (kept,)
+            elif seed and newest is None:
+                copy_from = seeded(folder, lease, disk_id, seed_name, point, checkpoint, shape)
         disk_folder = folder.disk_path(disk_id)
         make_folder_durably(disk_folder)
         replica.lease.check()

@@ -106,10 +106,11 @@ def held_disk(folder: ReplicaFolder, disk_id: str, virtual_size: int) -> HeldDis
 
 
 def _follows(path: Path, chain: Sequence[Path], virtual_size: int) -> bool:
-    """Whether the unfinished file is of this size, and a child of the newest layer or of none."""
+    """Whether the session would go on with the unfinished file: it is of this size, and a child of
+    the newest layer or of none; or, with no point below it, copy from it."""
     try:
         info = read_info(path)
-        if info.virtual_size != virtual_size:
+        if info.virtual_size != virtual_size and (chain or info.has_parent):
             return False
         if not info.has_parent:
             return True
