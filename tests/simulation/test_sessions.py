@@ -109,11 +109,11 @@ def test_no_more_disks_are_under_way_than_the_job_allows(tmp_path, monkeypatch):
     under_way, most = [], []
     original = SourceVerbs._send_disk
 
-    def counted(self, wanted):
+    def counted(self, wanted, *rest):
         under_way.append(wanted.task)
         most.append(len(under_way))
         try:
-            return original(self, wanted)
+            return original(self, wanted, *rest)
         finally:
             under_way.remove(wanted.task)
 

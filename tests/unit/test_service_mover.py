@@ -79,7 +79,10 @@ def test_a_task_is_joined_again_after_the_link_dropped(far, mover):
     assert call.arguments == {"task": "web1 scsi:0:0 ab"}
     far.cut()
     joined = far.answer({"root": "aa"})
-    assert (joined.verb, joined.arguments) == ("rejoin", {"task": "web1 scsi:0:0 ab"})
+    assert (joined.verb, joined.arguments) == (
+        "rejoin",
+        {"task": "web1 scsi:0:0 ab", "verb": "send_disk"},
+    )
     assert future.result(10) == {"root": "aa"}
     assert far.attempts == 2
 

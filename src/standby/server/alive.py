@@ -8,7 +8,7 @@ begins the same way, so that `standby job start` and a server never run one job 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from standby.clock import Clock
 from standby.errors import JobBusy, UnknownName
@@ -57,11 +57,16 @@ class Alive:
                     report.ended_at = self._clock.now().isoformat()
                     self._store.save_session(report)
 
-    def release_dead_checkpoints(self, ours: str, hosts: Mapping[str, Host]) -> list[str]:
+    def release_dead_checkpoints(
+        self, ours: str, hosts: Mapping[str, Host], kept: Collection[str] = ()
+    ) -> list[str]:
         """Release the checkpoints of dead sessions of this installation, of any job (RULES 10);
-        what was released, by name. The lock of the job `ours` is held by the caller."""
+        what was released, by name. The lock of the job `ours` is held by the caller; `kept` are the
+        intents whose transfers are gone on with."""
         released = []
         for intent in self._store.open_intents():
+            if intent.id in kept:
+                continue
             owner = ours  # of a session that nobody knows any more
             with contextlib.suppress(UnknownName):
                 owner = self._store.session(intent.session).job

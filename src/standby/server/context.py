@@ -48,6 +48,8 @@ class SessionContext:
     accept_loss: bool = False
     progress: ProgressCallback | None = None
     clock: Clock = field(default_factory=lambda: SYSTEM_CLOCK)
+    may_join: bool = False
+    """Whether no other session of the job is alive, so that what one left is ours to go on with."""
     is_cancelled: threading.Event = field(default_factory=threading.Event)
     crews: list[Crew] = field(default_factory=list)
     """Those at work for the session now."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from standby.clock import new_token
-from standby.errors import RepositoryError
+from standby.errors import MoverDied, RepositoryError
 from standby.files import rename_durably
 from standby.host.folder import create_replica_machine, update_replica_machine
 from standby.model.machine import Machine
@@ -117,6 +117,7 @@ class Crew(Protocol):
     target: Handle
     source_root: str
     target_root: str
+    name: str
     target_proxy: str
     is_broken: bool
     can_retry: bool
@@ -132,6 +133,9 @@ class Crew(Protocol):
     def disk_link(self, task: DiskTask) -> AbstractContextManager[DiskLink]:
         """Wait for everything the task needs and hold it until the block ends."""
 
+    def joined_link(self, task: DiskTask, proxy: str) -> AbstractContextManager[DiskLink]:
+        """What `disk_link` gave for a task that runs already, sent by `proxy`."""
+
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
         """Make or update the replica VM of the replica at `path`, attached to its ready layers."""
 
@@ -143,6 +147,7 @@ class LocalCrew:
     """Both movers are children of this process."""
 
     can_retry = False
+    name = ""
     target_proxy = ""
 
     def __init__(
@@ -200,6 +205,10 @@ class LocalCrew:
             number = stack.enter_context(self._pair.connection())
             repository = str(self._repository)
             yield DiskLink(self.source, self.source_root, repository, number, number)
+
+    def joined_link(self, task: DiskTask, proxy: str) -> AbstractContextManager[DiskLink]:
+        """Child movers end with their server: nothing runs that could be joined."""
+        raise MoverDied(proxy, "it ended with its server")
 
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
         """See Crew."""

@@ -76,8 +76,10 @@ class Crews:
         machine: str,
         slots: TaskSlots | None = None,
         avoid: Collection[str] = (),
+        joins: tuple[str, str] | None = None,
     ) -> Iterator[Crew]:
-        """The crew of one VM. `avoid` are target proxies to choose only where there is no other."""
+        """The crew of one VM. `avoid` are target proxies to choose only where there is no other;
+        `joins` is the (name, target proxy) of a crew whose tasks are gone on with."""
         config = self._config
         if job.source in config.hosts and uses_services(config, job):
             crew = ServiceCrew(
@@ -88,6 +90,7 @@ class Crews:
                 session,
                 machine,
                 avoid=avoid,
+                joins=joins,
                 clock=self._clock,
             )
             with self.fleet.writer(crew.target_proxy):

@@ -45,6 +45,7 @@ from standby.road.points import DiskMatches, TargetState, match_disks
 from standby.server import facts
 from standby.server.context import ProgressCallback, SessionContext, TaskSlots
 from standby.server.crew import Crew, RepositoryView, replica_name
+from standby.server.journey import Journey, JourneyBook, age_s
 from standby.server.plan import DiskPlan, Mode
 from standby.server.retention import changed_share, is_changed_share_unusual
 from standby.server.store import CHANGED_SHARE
@@ -56,7 +57,14 @@ __all__ = ["MachineDriver", "ProgressCallback", "SessionContext", "TaskSlots"]
 class MachineDriver:
     """Drives one VM; `run` never raises, the report says how it ended."""
 
-    def __init__(self, context: SessionContext, machine: Machine, crew: Crew) -> None:
+    def __init__(
+        self,
+        context: SessionContext,
+        machine: Machine,
+        crew: Crew,
+        journey: Journey | None = None,
+    ) -> None:
+        """`journey`: a transfer that the crew's movers were left with, to be gone on with."""
         self.context = context
         self.machine = machine
         self.crew = crew
@@ -75,6 +83,8 @@ class MachineDriver:
         self._is_released = False
         self._is_mapped = False
         self._lost_points = 0
+        self._journey = journey
+        self._book = JourneyBook(context, machine.id)
 
     def run(self) -> MachineReport:
         """Bring one new restore point of the VM to the target."""
@@ -146,22 +156,14 @@ class MachineDriver:
                 ping.result()
         repository = self.crew.open_repository()
         try:
-            with self._step("prepare"):
-                state = self._prepare(repository)
-                matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
-                self._register(matches)
-                free = int(self.crew.target.call("free_bytes", path=self._path))
-            # From here to the release nothing waits for the target but the transfer, which has the
-            # checkpoint's age limit: no link holds the source hostage.
-            with self._step("checkpoint"):
-                checkpoint = self._take_checkpoint()
-            with self._step("plan"):
-                plans = self._plans(repository, state, checkpoint, matches)
-                self._check_space(plans, free)
-            point = self._point_id(state)
+            if self._journey is not None:
+                with self._step("join"):
+                    journey = self._joined(self._journey)
+            else:
+                journey = self._begun(repository)
+            checkpoint, plans, point = journey.checkpoint, journey.plans, journey.point
             with self._step("transfer"):
-                replan = partial(self._replan, repository, checkpoint, matches)
-                roots = self._transfer(checkpoint, plans, point, state.generation, replan)
+                roots = self._transfer(journey, partial(self._replan, repository, checkpoint))
             with self._step("release"):
                 context.source.confirm_checkpoint(checkpoint)
                 trackers = self._release()
@@ -181,6 +183,50 @@ class MachineDriver:
                 self._retain(repository)
         finally:
             repository.close()
+
+    def _begun(self, repository: RepositoryView) -> Journey:
+        """Everything up to the transfer."""
+        with self._step("prepare"):
+            state = self._prepare(repository)
+            matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
+            self._register(matches)
+            free = int(self.crew.target.call("free_bytes", path=self._path))
+        # From here to the release nothing waits for the target but the transfer, which has the
+        # checkpoint's age limit: no link holds the source hostage.
+        with self._step("checkpoint"):
+            checkpoint = self._take_checkpoint()
+        with self._step("plan"):
+            plans = self._plans(repository, state, checkpoint, matches)
+            self._check_space(plans, free)
+        journey = Journey(
+            self.crew.name,
+            self.crew.target_proxy,
+            self._path,
+            self.report.replica,
+            self._point_id(state),
+            state.generation,
+            self._intent,
+            checkpoint,
+            plans,
+            self.report.disks,
+            self.report.warnings,
+        )
+        if self.crew.can_retry:
+            self._book.begin(journey)
+        return journey
+
+    def _joined(self, journey: Journey) -> Journey:
+        """Go on with what a process that died left: the mover still has the replica open for it,
+        else this raises ProtocolError and the VM is begun anew."""
+        self._path, self.report.replica = journey.path, journey.replica
+        self._intent, self._checkpoint = journey.intent, journey.checkpoint
+        age = age_s(journey.checkpoint.taken_at, self.context.clock)
+        self._checkpoint_started = self.context.clock.monotonic() - age
+        self.report.disks = journey.reports
+        self.report.warnings = [*journey.warnings, "went on with what another process began"]
+        self.crew.target.call("points", path=self._path)
+        self._book.begin(journey)
+        return journey
 
     # --- prepare -----------------------------------------------------------------------------
 
@@ -336,12 +382,12 @@ class MachineDriver:
         self,
         repository: RepositoryView,
         checkpoint: Checkpoint,
-        matches: DiskMatches,
         place: str,
     ) -> DiskPlan:
         """How to go on with one disk whose transfer failed: from what the target holds now."""
         held = self.crew.target.call("inspect_replica", path=self._path)
         state = msgspec.convert(held, TargetState)
+        matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
         return self._disk_plans(repository, state, checkpoint, matches)[place]
 
     def _check_space(self, plans: dict[str, DiskPlan], free: int) -> None:
@@ -360,10 +406,7 @@ class MachineDriver:
 
     def _transfer(
         self,
-        checkpoint: Checkpoint,
-        plans: dict[str, DiskPlan],
-        point: str,
-        generation: int,
+        journey: Journey,
         replan: Callable[[str], DiskPlan],
     ) -> dict[str, str]:
         """Send every disk; the digest roots as the source computed them, hex, by disk id."""
@@ -375,13 +418,16 @@ class MachineDriver:
                 self.crew,
                 self._path,
                 self.key,
-                point,
-                checkpoint,
+                journey.point,
+                journey.checkpoint,
                 reports,
-                generation,
+                journey.generation,
                 replan,
-            ).run(plans, self._checkpoint_started)
+                self._book,
+                dict(journey.senders) if self._journey is not None else {},
+            ).run(journey.plans, self._checkpoint_started)
         finally:
+            self._book.drop()
             for disk in reports.values():
                 if disk.resent_blocks:
                     self._alarm(

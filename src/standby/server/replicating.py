@@ -13,10 +13,11 @@ from standby.model.report import MachineReport
 from standby.server.context import SessionContext
 from standby.server.crew import Crew
 from standby.server.driver import MachineDriver
+from standby.server.journey import Journey, JourneyBook
 from standby.server.transfer import Patience
 
-Lend = Callable[[Machine, tuple[str, ...]], AbstractContextManager[Crew]]
-"""Lends a crew for the VM, with target proxies to avoid."""
+Lend = Callable[[Machine, tuple[str, ...], tuple[str, str] | None], AbstractContextManager[Crew]]
+"""Lends a crew for the VM: (VM, target proxies to avoid, crew to join), see `Crews.lent`."""
 
 
 def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineReport:
@@ -24,7 +25,8 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
     if context.is_cancelled.is_set() or machine.name in context.stopped:
         text = str(SessionStopped(context.job.name, machine.name))
         return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
-    driver, proxy = _driven(context, machine, lend, ())
+    journey = JourneyBook(context, machine.id).found() if context.may_join else None
+    driver, proxy = _driven(context, machine, lend, (), journey)
     if driver is None:
         return MachineReport(machine.name, machine.id, outcome="failed", error=proxy)
     patience = Patience(context.clock)
@@ -44,17 +46,22 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
 
 
 def _driven(
-    context: SessionContext, machine: Machine, lend: Lend, avoid: tuple[str, ...]
+    context: SessionContext,
+    machine: Machine,
+    lend: Lend,
+    avoid: tuple[str, ...],
+    journey: Journey | None = None,
 ) -> tuple[MachineDriver | None, str]:
     """The driver, run to its end, and its target proxy; or None, and why no crew could be had."""
     try:
-        with lend(machine, avoid) as crew:
+        joins = (journey.crew, journey.target_proxy) if journey is not None else None
+        with lend(machine, avoid, joins) as crew:
             context.crews.append(crew)
             context.at_work[machine.name] = crew
             if context.is_cancelled.is_set() or machine.name in context.stopped:
                 crew.cut()
             try:
-                driver = MachineDriver(context, machine, crew)
+                driver = MachineDriver(context, machine, crew, journey)
                 driver.run()
                 return driver, crew.target_proxy
             finally:

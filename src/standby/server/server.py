@@ -41,6 +41,7 @@ from standby.server.crew import Crew
 from standby.server.crews import Crews
 from standby.server.fleet import Station
 from standby.server.inventory import failed_report, name_of, taken_by, wanted_of
+from standby.server.journey import is_too_old
 from standby.server.movers import MoverPair, child_movers
 from standby.server.plan import JobPlan, MachinePlan
 from standby.server.planner import Planner
@@ -204,6 +205,7 @@ class BackupServer:
                 self._alive.end_dead_sessions(wanted.name)
             self.store.begin_session(report)
             context = self._context(report.id, wanted, take_over, accept_loss, progress)
+            context = replace(context, may_join=is_alone)
             try:
                 released = self._released(wanted) if is_alone else []
                 found = wanted_of(wanted, inventory_of(context.source), machines)
@@ -318,16 +320,27 @@ class BackupServer:
                     if text := self._overdue(job, known.name, machine_id):
                         self.store.raise_alarm(RPO, job.name, machine_id, text)
 
+    def _gone_on_with(self) -> set[str]:
+        """The checkpoint intents of transfers that may still be gone on with."""
+        found = set()
+        for intent, (job, changed_at) in self.store.journey_intents().items():
+            wanted = self.config.jobs.get(job)
+            if wanted is not None and not is_too_old(wanted, changed_at, self.clock):
+                found.add(intent)
+        return found
+
     def _released(self, job: ReplicationJob) -> list[str]:
         """Release what dead sessions left on the hosts; what, by name."""
         hosts = {name: self.host(name) for name in self.config.hosts}
-        released = self._alive.release_dead_checkpoints(job.name, hosts)
+        released = self._alive.release_dead_checkpoints(job.name, hosts, self._gone_on_with())
         return [*released, *self.host(job.source).release_leftovers()]
 
     def _replicate(self, context: SessionContext, machine: Machine) -> MachineReport:
-        def lend(machine: Machine, avoid: tuple[str, ...]) -> AbstractContextManager[Crew]:
+        def lend(
+            machine: Machine, avoid: tuple[str, ...], joins: tuple[str, str] | None
+        ) -> AbstractContextManager[Crew]:
             slots, session = context.slots, context.session
-            return self.crews.lent(context.job, session, machine.name, slots, avoid)
+            return self.crews.lent(context.job, session, machine.name, slots, avoid, joins)
 
         return replicate(context, machine, lend)
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import RepositoryError
+from standby.errors import MoverDied, RepositoryError
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.repository import DiskState, StagedDisk
@@ -94,21 +94,25 @@ class ServiceCrew:
         machine: str,
         *,
         avoid: Collection[str] = (),
+        joins: tuple[str, str] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """Choose the writer; NoProxy where none of the target's proxies answers."""
+        """Choose the writer; NoProxy where none of the target's proxies answers. `joins` is the
+        (name, target proxy) of a crew whose tasks this one goes on with."""
         self.is_broken = False
         self._config = config
         self._fleet = fleet
         self._resources = resources
         self._job = job
         self._session = session
-        self._name = f"{session}/{machine}/{new_token(4)}"
+        self.name = joins[0] if joins else f"{session}/{machine}/{new_token(4)}"
         self._clock = clock
         self._handles: dict[str, CrewHandle] = {}
         self._is_cut = False
         targets = fleet.stations(job, "target")
         self.target_proxy = fleet.least_busy(targets, avoid)
+        if joins and joins[1] in targets:
+            self.target_proxy = joins[1]
         self._sources = fleet.stations(job, "source")
         station = targets[self.target_proxy]
         self.target: Handle = self._handle(station.mover)
@@ -121,7 +125,7 @@ class ServiceCrew:
         """The mover as this session uses it."""
         handle = self._handles.get(mover)
         if handle is None:
-            handle = CrewHandle(self._fleet.mover(mover), self._name)
+            handle = CrewHandle(self._fleet.mover(mover), self.name)
             self._handles[mover] = handle
             if self._is_cut:
                 handle.cut()
@@ -148,9 +152,8 @@ class ServiceCrew:
             )
         )
 
-    def _request(self, task: DiskTask) -> TaskRequest:
+    def _request(self, task: DiskTask, proxies: Collection[str]) -> TaskRequest:
         job = self._job
-        sources = tuple(sorted(set(self._sources) - task.avoid)) or tuple(sorted(self._sources))
         return TaskRequest(
             job.name,
             self._session,
@@ -159,7 +162,7 @@ class ServiceCrew:
             job.source,
             job.target,
             job.repository,
-            sources,
+            tuple(sorted(proxies)),
             (self.target_proxy,),
             priority=job.priority,
             weight=job.weight,
@@ -170,7 +173,8 @@ class ServiceCrew:
     @contextlib.contextmanager
     def disk_link(self, task: DiskTask) -> Iterator[DiskLink]:
         """See Crew; both ends get one ticket, and so do source and repository."""
-        with self._resources.taken(self._request(task)) as grant:
+        proxies = set(self._sources) - task.avoid or set(self._sources)
+        with self._resources.taken(self._request(task, proxies)) as grant:
             station = self._sources[grant.source_proxy]
             keeper = self._keeper()
             at_target, at_source = self._tickets(task, station.mover, self.target.name, TO_TARGET)
@@ -191,6 +195,15 @@ class ServiceCrew:
                 at_keeper,
                 kept_at,
             )
+
+    @contextlib.contextmanager
+    def joined_link(self, task: DiskTask, proxy: str) -> Iterator[DiskLink]:
+        """See Crew; it takes the slots that it had."""
+        if proxy not in self._sources:
+            raise MoverDied(proxy, "it is no longer among the source's proxies")
+        with self._resources.taken(self._request(task, (proxy,))):
+            station = self._sources[proxy]
+            yield DiskLink(self._handle(station.mover), "", "", None, None, proxy)
 
     def _tickets(
         self, task: DiskTask, source: str, target: str, direction: str

@@ -74,7 +74,9 @@ class ServiceMover:
         `task` names work that outlives the connection: its future waits for the mover to be back.
         """
         future: Future[Any] = Future()
-        link, number = self._entered(_Pending(future, verb, str(arguments.get("task", ""))))
+        task = str(arguments.get("task", ""))
+        whose = str(arguments.get("verb", "")) if verb == "rejoin" else verb
+        link, number = self._entered(_Pending(future, whose, task))
         try:
             link.send(Call(number, verb, arguments))
         except LinkError:
@@ -167,7 +169,8 @@ class ServiceMover:
                     self._changed.notify_all()
                 with contextlib.suppress(LinkError):  # then `_receive` fails at once
                     for number, pending in running:
-                        link.send(Call(number, "rejoin", {"task": pending.task}))
+                        again = {"task": pending.task, "verb": pending.verb}
+                        link.send(Call(number, "rejoin", again))
                 return link
             waited = self._clock.monotonic() - self._lost_at
             if waited >= self._reconnect.for_s:

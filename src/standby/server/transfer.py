@@ -30,6 +30,7 @@ from standby.model.machine import Checkpoint, CheckpointDisk, Machine
 from standby.model.report import DiskReport
 from standby.server.context import SessionContext
 from standby.server.crew import Crew, DiskLink, DiskTask, Handle, replica_name
+from standby.server.journey import JourneyBook, Sender
 from standby.server.plan import DiskPlan, Mode
 
 PROGRESS_INTERVAL_S = 0.25
@@ -53,9 +54,12 @@ class Transfer:
         reports: Mapping[str, DiskReport],
         generation: int = 0,
         replan: Callable[[str], DiskPlan] | None = None,
+        book: JourneyBook | None = None,
+        running: Mapping[str, Sender] | None = None,
     ) -> None:
         """`replan` says, by controller place, how to go on with a disk after a failure, from what
-        the target holds now; without it a failed disk stays failed."""
+        the target holds now; without it a failed disk stays failed. `running` are transfers, by
+        place, that another process began and that are joined; `book` records who sends what."""
         self._context = context
         self._machine = machine
         self._crew = crew
@@ -66,6 +70,8 @@ class Transfer:
         self._reports = reports
         self._generation = generation
         self._replan = replan
+        self._book = book
+        self._running = dict(running or {})
         self._senders: dict[str, Handle] = {}
         self._files = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
 
@@ -88,7 +94,8 @@ class Transfer:
         failed: dict[str, StandbyError] = {}
         patience = Patience(self._context.clock)
         while True:
-            task = f"{self._machine.name} {plan.place} {new_token(4)}"
+            running = self._running.pop(plan.place, None)
+            task = running.task if running else f"{self._machine.name} {plan.place} {new_token(4)}"
             wanted = DiskTask(
                 task,
                 self._machine.name,
@@ -99,8 +106,12 @@ class Transfer:
                 plan.send.value,
                 frozenset(failed),
             )
-            proxy = ""
+            proxy = running.proxy if running else ""
             try:
+                if running is not None:
+                    with self._crew.joined_link(wanted, running.proxy) as link:
+                        self._senders[task] = link.source
+                        return self._rejoin(plan, task, link)
                 with self._crew.disk_link(wanted) as link:
                     proxy = link.proxy
                     self._senders[task] = link.source
@@ -110,6 +121,11 @@ class Transfer:
                 plan = self._replanned(plan, exc, proxy, failed, patience)
             finally:
                 self._senders.pop(task, None)
+
+    def _rejoin(self, plan: DiskPlan, task: str, link: DiskLink) -> str:
+        receiving = self._crew.target.start("rejoin", task=task, verb="receive_disk")
+        sending = link.source.start("rejoin", task=task, verb="send_disk")
+        return self._ended(plan, link, sending, receiving)
 
     def _replanned(
         self,
@@ -177,6 +193,8 @@ class Transfer:
             "compression": link.compression(context.job.compression),
             "virtual_size": disk.virtual_size,
         }
+        if self._book is not None and link.proxy:
+            self._book.sending(plan.place, Sender(task, link.proxy))
         receiving = self._crew.target.start(
             "receive_disk",
             path=self._path,
@@ -191,6 +209,12 @@ class Transfer:
         except StandbyError:
             self._crew.cut()  # nobody sends: the receiver would wait
             raise
+        return self._ended(plan, link, sending, receiving)
+
+    def _ended(
+        self, plan: DiskPlan, link: DiskLink, sending: Future[Any], receiving: Future[Any]
+    ) -> str:
+        """The digest root, when both ends agree that everything is there."""
         if self._crew.can_retry:
             one_of_two_ended(sending, receiving)
         sent, received = both(sending, receiving)

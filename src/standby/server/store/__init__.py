@@ -295,6 +295,40 @@ class Store:
             for row in rows
         ]
 
+    # --- transfers under way -----------------------------------------------------------------
+
+    def save_journey(self, job: str, machine_id: str, intent: str, journey: str) -> None:
+        """Record how far the VM's transfer by movers of other machines is, as text, so that another
+        process can go on with it. One per job and VM."""
+        values = {"intent": intent, "journey": journey, "changed_at": self._now()}
+        with self._database.writing() as connection:
+            upsert(connection, tables.journeys, {"job": job, "machine_id": machine_id}, values)
+
+    def journey(self, job: str, machine_id: str) -> str:
+        """What `save_journey` recorded last, '' for nothing."""
+        query = sa.select(tables.journeys.c.journey).where(
+            tables.journeys.c.job == job, tables.journeys.c.machine_id == machine_id
+        )
+        with self._database.reading() as connection:
+            return str(connection.execute(query).scalar() or "")
+
+    def journey_intents(self) -> dict[str, tuple[str, str]]:
+        """(job, time of recording) of each checkpoint intent that a journey needs."""
+        query = sa.select(
+            tables.journeys.c.intent, tables.journeys.c.job, tables.journeys.c.changed_at
+        )
+        with self._database.reading() as connection:
+            return {row.intent: (row.job, row.changed_at) for row in connection.execute(query)}
+
+    def drop_journey(self, job: str, machine_id: str) -> None:
+        """The transfer has ended, or is not gone on with."""
+        with self._database.writing() as connection:
+            connection.execute(
+                tables.journeys.delete().where(
+                    tables.journeys.c.job == job, tables.journeys.c.machine_id == machine_id
+                )
+            )
+
     # --- replicas ----------------------------------------------------------------------------
 
     def known_replica(self, identity: ReplicaIdentity) -> KnownReplica | None:

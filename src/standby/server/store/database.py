@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from standby.errors import StateDatabaseError, StateDatabaseUnreachable
 from standby.files import make_folder_durably
-from standby.server.store import schema, tables
+from standby.server.store import schema, statements
 from standby.server.store.opening import WRITES, database_name, database_url, make_engine
 
 CHANNEL = "standby"
@@ -75,10 +75,9 @@ class Database:
 
     def _count_change(self, connection: sa.Connection) -> None:
         if self.is_sqlite:
-            counter = tables.changes.c.counter
-            connection.execute(tables.changes.update().values(counter=counter + 1))
+            connection.execute(statements.COUNT_CHANGE)
         else:
-            connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+            connection.exec_driver_sql(f"NOTIFY {CHANNEL}")
 
     @contextlib.contextmanager
     def own_connection(self) -> Iterator[sa.Connection]:

@@ -36,9 +36,8 @@ from standby.model.session import (
     next_session_states,
     next_task_states,
     session_states_before,
-    task_states_before,
 )
-from standby.server.store import tables
+from standby.server.store import statements, tables
 from standby.server.store.database import Database
 from standby.server.store.lease import ServerLease
 from standby.server.store.runs import encoded, request_of, session_of, task_of
@@ -74,6 +73,9 @@ class Dispatch:
 
     def _owner(self) -> dict[str, Any]:
         return {"server": self._lease.server, "generation": self._lease.generation}
+
+    def _me(self) -> dict[str, Any]:
+        return {"my_server": self._lease.server, "my_generation": self._lease.generation}
 
     def _is_ours(self, columns: Any) -> sa.ColumnElement[bool]:
         ours: sa.ColumnElement[bool] = sa.and_(
@@ -224,42 +226,17 @@ class Dispatch:
         They are RUNNING, this server's, and their attempt is counted. What another one takes at
         the same instant is passed over."""
         now = self._now()
-        is_due = sa.and_(_TASKS.state == TaskState.WAITING, _TASKS.next_attempt_at <= now)
-        query = (
-            sa.select(_TASKS.id)
-            .join(tables.session_runs, _RUNS.id == _TASKS.session)
-            .where(
-                _RUNS.state == SessionState.RUNNING,
-                sa.or_(_TASKS.state == TaskState.QUEUED, is_due),
-            )
-            .order_by(_RUNS.priority.desc(), _RUNS.queued_at, _TASKS.session, _TASKS.position)
-            .limit(limit)
-            .with_for_update(of=tables.task_runs, skip_locked=True)
-        )
-        if sessions is not None:
-            query = query.where(_TASKS.session.in_(sorted(sessions)))
-        if tasks is not None:
-            query = query.where(_TASKS.id.in_(sorted(tasks)))
+        query = statements.tasks_to_take(sessions is not None, tasks is not None)
+        chosen = {"sessions": sorted(sessions or ()), "tasks": sorted(tasks or ())}
+        owner = self._me()
         with self._database.writing(is_durable=False) as connection:
             self._lease.guard(connection)
-            wanted = list(connection.execute(query).scalars())
+            values = {"now": now, "count": limit, **chosen}
+            wanted = list(connection.execute(query, values).scalars())
             found: dict[str, TaskRun] = {}
             for start in range(0, len(wanted), _BATCH):
-                rows = connection.execute(
-                    tables.task_runs.update()
-                    .where(_TASKS.id.in_(wanted[start : start + _BATCH]))
-                    .values(
-                        state=TaskState.RUNNING,
-                        attempt=_TASKS.attempt + 1,
-                        next_attempt_at="",
-                        started_at=now,
-                        ended_at="",
-                        changed_at=now,
-                        transfers="{}",
-                        **self._owner(),
-                    )
-                    .returning(tables.task_runs)
-                )
+                values = {"tasks": wanted[start : start + _BATCH], "now": now, **owner}
+                rows = connection.execute(statements.TAKE_TASKS, values)
                 found.update((row.id, task_of(row)) for row in rows)
         return [found[name] for name in wanted]
 
@@ -280,24 +257,15 @@ class Dispatch:
 
     def _moved(self, connection: sa.Connection, move: TaskMove, now: str) -> TaskRun:
         assert move.to is not TaskState.RUNNING
-        legal = task_states_before(move.to)
-        values: dict[str, Any] = {
-            "state": move.to,
-            "changed_at": now,
-            "detail": move.detail,
-            "next_attempt_at": move.next_attempt_at,
-            "ended_at": now if move.to in TASK_ENDS else "",
+        values = {
+            "task": move.task,
+            "now": now,
+            "new_detail": move.detail,
+            "new_attempt_at": move.next_attempt_at,
+            "new_end": now if move.to in TASK_ENDS else "",
+            **self._me(),
         }
-        row = connection.execute(
-            tables.task_runs.update()
-            .where(
-                _TASKS.id == move.task,
-                _TASKS.state.in_(legal),
-                sa.or_(_TASKS.state != TaskState.RUNNING, self._is_ours(_TASKS)),
-            )
-            .values(values)
-            .returning(tables.task_runs)
-        ).first()
+        row = connection.execute(statements.task_moved(move.to), values).first()
         if row is None:
             raise self._refused_task(connection, move)
         return task_of(row)

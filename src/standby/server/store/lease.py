@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ServerFenced, StandbyError, StateDatabaseUnreachable
-from standby.server.store import tables
+from standby.server.store import statements, tables
 from standby.server.store.database import Database
 
 LEASE_S = 15.0
@@ -163,8 +163,8 @@ class ServerLease:
     def guard(self, connection: sa.Connection) -> None:
         """Raise ServerFenced unless this server is the active one; it stays so until the
         transaction of `connection` has ended."""
-        query = sa.select(tables.lease.c.generation).where(*self._is_ours())
-        if connection.execute(query.with_for_update(read=True, key_share=True)).first() is None:
+        mine = {"my_server": self.server, "my_generation": self._generation}
+        if connection.execute(statements.GUARD, mine).first() is None:
             raise self._fenced(connection)
 
     def _is_ours(self) -> tuple[sa.ColumnElement[bool], ...]:

@@ -228,6 +228,16 @@ requests = sa.Table(
     sa.Column("result", _text(), nullable=False),
 )
 
+journeys = sa.Table(
+    "journeys",
+    metadata,
+    sa.Column("job", _text(64), primary_key=True),
+    sa.Column("machine_id", _text(64), primary_key=True),
+    sa.Column("intent", _text(36), nullable=False),
+    sa.Column("journey", _text(), nullable=False),
+    sa.Column("changed_at", _text(40), nullable=False),
+)
+
 tokens = sa.Table(
     "api_tokens",
     metadata,

@@ -174,6 +174,14 @@ def _make_requests_and_tokens() -> None:
         _column("result"),
     )
     op.create_table(
+        "journeys",
+        sa.Column("job", _text(64), primary_key=True),
+        sa.Column("machine_id", _text(64), primary_key=True),
+        _column("intent", 36),
+        _column("journey"),
+        sa.Column("changed_at", _text(40), nullable=False),
+    )
+    op.create_table(
         "api_tokens",
         sa.Column("name", _text(64), primary_key=True),
         _column("role", 16),

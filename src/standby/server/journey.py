@@ -1,0 +1,119 @@
+"""How far the transfer of one VM is, recorded so that another process can go on with it.
+
+Service movers finish what they were told whoever dies meanwhile (RULES 18). A server that starts
+again, or one that takes over, finds here what runs where: it joins those very tasks, and goes on
+behind them with release and commit. A journey begins when the disks are planned and ends with the
+transfer; outside of it a session that died is begun anew, which costs no data (RULES 8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass, field
+
+import msgspec
+
+from standby.clock import Clock
+from standby.errors import StandbyError
+from standby.model.job import ReplicationJob
+from standby.model.machine import Checkpoint
+from standby.model.report import DiskReport
+from standby.road.points import parsed_time
+from standby.server.context import SessionContext
+from standby.server.plan import DiskPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """A disk's transfer: the movers' id of it, and the proxy that sends."""
+
+    task: str
+    proxy: str
+
+
+@dataclass(slots=True)
+class Journey:
+    """A transfer under way. `crew` is what its movers call it; `plans` and `senders` are by
+    controller place."""
+
+    crew: str
+    target_proxy: str
+    path: str
+    replica: str
+    point: str
+    generation: int
+    intent: str
+    checkpoint: Checkpoint
+    plans: dict[str, DiskPlan]
+    reports: list[DiskReport]
+    warnings: list[str]
+    senders: dict[str, Sender] = field(default_factory=dict)
+
+
+class JourneyBook:
+    """The journey of one VM of a job in the state database."""
+
+    def __init__(self, context: SessionContext, machine_id: str) -> None:
+        self._context = context
+        self._machine_id = machine_id
+        self._lock = threading.Lock()
+        self._journey: Journey | None = None
+
+    def found(self) -> Journey | None:
+        """What a process that died left, while its checkpoint may still be used; older ones, and
+        those of another release, are dropped."""
+        text = self._context.store.journey(self._context.job.name, self._machine_id)
+        if not text:
+            return None
+        try:
+            journey = msgspec.json.decode(text, type=Journey)
+        except msgspec.MsgspecError:
+            self.drop()
+            return None
+        if is_too_old(self._context.job, journey.checkpoint.taken_at, self._context.clock):
+            self.drop()
+            return None
+        return journey
+
+    def begin(self, journey: Journey) -> None:
+        """The disks are planned."""
+        with self._lock:
+            self._journey = journey
+            self._save()
+
+    def sending(self, place: str, sender: Sender) -> None:
+        """A disk is about to be sent. The store must know before the movers do: what it knows and
+        they do not is planned again."""
+        with self._lock:
+            if self._journey is not None:
+                self._journey.senders[place] = sender
+                self._save()
+
+    def drop(self) -> None:
+        """The transfer has ended."""
+        with self._lock:
+            self._journey = None
+        with contextlib.suppress(StandbyError):
+            self._context.store.drop_journey(self._context.job.name, self._machine_id)
+
+    def _save(self) -> None:
+        assert self._journey is not None
+        self._context.store.save_journey(
+            self._context.job.name,
+            self._machine_id,
+            self._journey.intent,
+            msgspec.json.encode(self._journey).decode(),
+        )
+
+
+def age_s(taken_at: str, clock: Clock) -> float:
+    """Seconds since then by the wall clock: nothing else outlives a process."""
+    taken = parsed_time(taken_at)
+    return max(0.0, (clock.now() - taken).total_seconds()) if taken is not None else 0.0
+
+
+def is_too_old(job: ReplicationJob, taken_at: str, clock: Clock) -> bool:
+    """Whether a checkpoint of then is past the job's limit."""
+    limit = job.checkpoint_max_age_s
+    return bool(limit) and age_s(taken_at, clock) > limit
