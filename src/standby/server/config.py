@@ -18,6 +18,7 @@ from standby.model.job import ReplicationJob
 from standby.server.references import read_reference
 from standby.server.schedule import Schedule
 from standby.server.schedule_config import check_chains, parse_schedule, parse_zone
+from standby.server.watch_config import LogConfig, WebhookConfig, parse_logs, parse_webhook
 from standby.strict_toml import Table, nearest, read_toml
 from standby.units import MiB
 
@@ -125,6 +126,8 @@ class Config:
     says where small files beside the state lie."""
 
     server: ServerConfig = ServerConfig(Path("identity"), Path("authority"))
+    webhooks: dict[str, WebhookConfig] = field(default_factory=dict)
+    logs: LogConfig = field(default_factory=LogConfig)
 
     def state_place(self) -> Path | str:
         """The SQLite file, or the URL, of the state database: what `Store` opens."""
@@ -169,6 +172,8 @@ def load_config(path: Path) -> Config:
         if (schedule := parse_schedule(table.table("schedule"), name))
     }
     check_chains(root.table("jobs"), schedules, tuple(jobs))
+    webhooks = {name: parse_webhook(name, table) for name, table in _named(root, "webhooks")}
+    logs = parse_logs(root.table("logs"))
     root.done()
     return Config(
         path.absolute(),
@@ -185,6 +190,8 @@ def load_config(path: Path) -> Config:
         stores=stores,
         state_url=state_url,
         server=server,
+        webhooks=webhooks,
+        logs=logs,
     )
 
 

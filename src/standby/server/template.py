@@ -76,6 +76,20 @@ rpo = "24h"                           # alarm when the newest point is older
 # [limits]
 # max_tasks = 4                       # disks at once, over all jobs
 # task_memory = "64 MiB"              # batches in flight per disk
+
+# --- what `standby server` tells ------------------------------------------------------------
+
+# [logs]
+# format = "text"                     # or "json", a line per event
+# level = "info"
+# file = "standby-server.log"         # beside stderr; "" for none
+
+# [webhooks.ops]                      # one POST of JSON per session result and per alarm
+# url = "https://example.org/hook"    # or a reference, where the URL is a secret: "env:HOOK_URL"
+# events = ["result", "alarm"]
+# timeout = "10s"
+# attempts = 6
+# headers = {{ Authorization = "env:HOOK_TOKEN" }}
 """
 
 
