@@ -13,7 +13,8 @@ SIZE_MAX = 64 * 1024
 
 def read_reference(reference: str, where: str, folder: Path) -> str:
     """The secret that `reference` names, without the line end; a relative path counts from
-    `folder`. It is masked from now on (`masking`). ConfigurationError about `where` (never with the secret) when it is not there."""
+    `folder`. It is masked from now on (`masking`). ConfigurationError about `where` (never with the
+    secret) when it is not there."""
     kind, _, name = reference.partition(":")
     if kind == "env":
         value = os.environ.get(name, "")
