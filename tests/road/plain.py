@@ -1,5 +1,4 @@
-"""Service movers in this process over plain TCP on the loopback device: wire.tls without the TLS,
-and links that can be cut after so many bytes."""
+"""Service movers in this process over plain TCP on loopback: wire.tls without the TLS."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,22 @@ from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Hello, Reply
 
 WAIT_S = 30
+
+
+class ManualClock(Clock):
+    """The system's clock, until somebody lets time pass."""
+
+    def __init__(self) -> None:
+        self.passed = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.passed
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.passed.total_seconds()
+
+    def advance(self, seconds: float) -> None:
+        self.passed += timedelta(seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -65,27 +81,20 @@ class PlainListener:
         self._thread.join(timeout=10)
 
 
-class CutLink(Link):
-    """Ends for both sides once it has sent so many bytes."""
-
-    bytes_left = 1 << 62
-
-    def send(self, message: Any, *payload: Any) -> None:
-        super().send(message, *payload)
-        if self.sent_bytes >= self.bytes_left:
-            self.shutdown()
-
-
-def connected(address: str, our_name: str, role: str, their_name: str) -> CutLink:
+def connected(address: str, our_name: str, role: str, their_name: str) -> Link:
     """A link to a PlainListener, as whoever we say we are."""
     host, _, port = address.rpartition(":")
-    link = CutLink(socket.create_connection((host, int(port)), WAIT_S), their_name)
+    try:
+        connection = socket.create_connection((host, int(port)), WAIT_S)
+    except OSError as exc:
+        raise LinkError(their_name, f"cannot connect: {exc}") from exc
+    link = Link(connection, their_name)
     link.send(Hello(1, role, our_name))
     return link
 
 
 class Machine:
-    """A service mover with its listener. `cut_after` bytes of its next data link end it."""
+    """A service mover with its listener."""
 
     def __init__(
         self,
@@ -102,8 +111,6 @@ class Machine:
         self.name = name
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.cut_after = 1 << 62
-        self.links: list[CutLink] = []
         config = ServiceConfig(
             name,
             "127.0.0.1:0",
@@ -125,10 +132,7 @@ class Machine:
         self.listener = PlainListener(self.mover.on_link)
 
     def _connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
-        link = connected(address, self.name, own_role, name)
-        link.bytes_left = self.cut_after
-        self.links.append(link)
-        return link
+        return connected(address, self.name, own_role, name)
 
     def close(self) -> None:
         self.listener.close()
@@ -147,7 +151,7 @@ class Server:
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
 
-    def start(self, verb: str, **arguments: Any) -> Future[Any]:
+    def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
         with self._lock:
             self._count += 1
@@ -156,7 +160,7 @@ class Server:
         self.link.send(Call(number, verb, arguments))
         return future
 
-    def call(self, verb: str, **arguments: Any) -> Any:
+    def call(self, verb: str, /, **arguments: Any) -> Any:
         return self.start(verb, **arguments).result(WAIT_S)
 
     def _receive(self) -> None:

@@ -352,8 +352,10 @@ class ServiceMover:
                 files.write_durably(self.config.state / GENERATION_FILE, data)
                 self._generation = generation
             owner.generation = generation
-            fenced = [
-                link for link, other in self._sessions.items() if other.generation < generation
+            fenced = [  # those that have not said theirs yet are not known to be older
+                link
+                for link, other in self._sessions.items()
+                if 0 < other.generation < generation
             ]
         for link in fenced:
             link.shutdown()
