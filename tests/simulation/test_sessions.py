@@ -333,6 +333,96 @@ def test_an_excluded_disk_is_neither_read_nor_kept(tmp_path):
     assert site.check_points() == 3
 
 
+EXCLUDING = 'exclude_disks = ["vm1:scsi:0:1"]'
+
+
+def excluding(site, is_excluded):
+    if is_excluded:
+        edit(site.config, ("restore_points", f"{EXCLUDING}\nrestore_points"))
+    else:
+        edit(site.config, (f"{EXCLUDING}\n", ""))
+
+
+@pytest.mark.parametrize("how", ["excluded", "removed", "repository lost"])
+def test_a_disk_that_was_left_out_goes_on_from_the_newest_point_that_has_it(tmp_path, how):
+    site = Site(tmp_path / "site", restore_points=4)
+    site.add_machine()
+    site.fill()
+    site.run()
+    last = site.run().machines[0].point
+    toml = vm_toml(site).read_text()
+    for _ in range(2):
+        drop_disk(site, 1) if how == "removed" else excluding(site, True)
+        site.change()
+        assert [disk.place for disk in site.run().machines[0].disks if disk.written] == ["scsi:0:0"]
+        vm_toml(site).write_text(toml) if how == "removed" else excluding(site, False)
+    assert site.check_points() == 4
+    if how == "repository lost":
+        shutil.rmtree(site.folder / "repository")
+    plan = site.plan(scan=True)
+    report = site.run()
+    check_as_planned(plan, report)
+    disk = disks_of(report)["scsi:0:1"]
+    # 6 MiB came and went with each of the two changes; 2 MiB are there since the first session.
+    assert (disk.mode, disk.written) == ("incremental", 4096)
+    assert planned(plan)["scsi:0:1"].send.value == 4096
+    assert f"the newest that has the disk is {last}" in disk.reason
+    newest = site.replica().points()[-1]
+    assert [len(disk.chain) for disk in newest.disks][1] in (2, 3)
+    # Retention merges across the points without the disk, one by one, to the end.
+    for _ in range(4):
+        assert site.check_points() == 4
+        site.change()
+        assert site.run().outcome == "done"
+    assert site.check_points() == 4
+    site.check_nothing_leaked()
+
+
+def test_a_disk_that_was_left_out_and_resized_is_copied_from_what_the_target_holds(site):
+    site.run()
+    excluding(site, True)
+    site.run()
+    excluding(site, False)
+    grown(site, 12 * MiB, 1)
+    site.change()
+    plan = site.plan(scan=True)
+    report = site.run()
+    check_as_planned(plan, report)
+    disk = disks_of(report)["scsi:0:1"]
+    assert (disk.mode, disk.written) == ("new chain", 4096)
+    assert site.check_points() == 3
+    site.check_nothing_leaked()
+
+
+def test_a_disk_left_out_is_gone_on_with_after_a_cut(site):
+    site.run()
+    excluding(site, True)
+    site.run()
+    excluding(site, False)
+    site.change()
+    with at_kill_point("verified", failing, 0):
+        assert site.run().outcome == "failed"
+    disk = disks_of(site.run())["scsi:0:1"]
+    assert (disk.mode, disk.written) == ("resume", 0)
+    assert site.check_points() == 3
+    site.check_nothing_leaked()
+
+
+def test_a_disk_left_out_until_its_last_point_went_is_full_again(tmp_path):
+    site = Site(tmp_path / "site", restore_points=2)
+    site.add_machine()
+    site.fill()
+    site.run()
+    excluding(site, True)
+    site.run()
+    site.run()
+    assert list((site.replica().path / "disk1").glob("*.vhdx")) == []
+    excluding(site, False)
+    report = site.run()
+    assert disks_of(report)["scsi:0:1"].mode == "full"
+    assert site.check_points() == 2
+
+
 # --- whose replica ---------------------------------------------------------------------------
 
 

@@ -150,7 +150,8 @@ def _placed(
         )
     below = _chain_below(folder, disk.disk_id, sealed.partial_path)
     base = f"{disk.disk_id}/{naming.BASE}"
-    is_first = not below and base not in files_claimed_by(folder.points())
+    taken = files_claimed_by(folder.points()) | _files_to_go(folder)
+    is_first = not below and base not in taken
     final = base if is_first else f"{disk.disk_id}/{point.id}.vhdx"
     layer = replace(found, file=final)
     digests = folder.digests_path(point.id, disk.disk_id).relative_to(folder.path).as_posix()
@@ -158,6 +159,14 @@ def _placed(
         Move(partial, final, layer),
         Move(sealed.digests_path.relative_to(folder.path).as_posix(), digests),
     ]
+
+
+def _files_to_go(folder: ReplicaFolder) -> set[str]:
+    """What a merge under way removes when it ends: no name for a file of a new point."""
+    from standby.road.merge_plan import pending_merge
+
+    merge = pending_merge(folder)
+    return set() if merge is None else {*merge.removed, *(disk.child for disk in merge.disks)}
 
 
 def _chain_below(folder: ReplicaFolder, disk_id: str, partial: Path) -> tuple[LayerFile, ...]:

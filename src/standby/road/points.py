@@ -38,6 +38,12 @@ def disk_of(point: RestorePoint, disk_id: str) -> PointDisk | None:
     return None
 
 
+def newest_with(points: Sequence[RestorePoint], disk_id: str) -> RestorePoint | None:
+    """The newest of `points`, oldest first, that has the disk: the next state of it builds on
+    that one."""
+    return next((point for point in reversed(points) if disk_of(point, disk_id)), None)
+
+
 def replicated_disks(point: RestorePoint) -> tuple[PointDisk, ...]:
     """The point's disks that have files."""
     return tuple(disk for disk in point.disks if disk.chain and not disk.excluded)
@@ -203,7 +209,8 @@ def _number(disk_id: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TargetDisk:
-    """What the newest point holds of one disk: `root` is hex, sizes are bytes."""
+    """What the newest point holds of one disk: `root` is hex, sizes are bytes. `point` is '' but
+    for a disk that the newest point has not: then the newest that has it."""
 
     disk_id: str
     root: str
@@ -213,6 +220,7 @@ class TargetDisk:
     physical_sector_size: int
     identity: str
     place: str = ""
+    point: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +238,8 @@ class PartialState:
 
 @dataclass(frozen=True, slots=True)
 class TargetState:
-    """What prepare begins with: who the replica is, where it stands, what it holds."""
+    """What prepare begins with: who the replica is, where it stands, what it holds. `disks` are
+    those of the newest point, `older` those that only points before it have."""
 
     identity: ReplicaIdentity
     generation: int
@@ -240,6 +249,7 @@ class TargetState:
     known_disks: tuple[ReplicaDisk, ...]
     disks: tuple[TargetDisk, ...]
     partials: tuple[PartialState, ...]
+    older: tuple[TargetDisk, ...] = ()
 
 
 def target_disks(point: RestorePoint) -> tuple[TargetDisk, ...]:
@@ -257,6 +267,19 @@ def target_disks(point: RestorePoint) -> tuple[TargetDisk, ...]:
         )
         for disk in replicated_disks(point)
     )
+
+
+def older_disks(points: Sequence[RestorePoint]) -> tuple[TargetDisk, ...]:
+    """What `points`, oldest first, hold of the disks that the newest of them has not (excluded, or
+    not in the VM). No tracker id: it was given up when a newer point came."""
+    seen = {disk.disk_id for disk in replicated_disks(points[-1])} if points else set()
+    found: list[TargetDisk] = []
+    for point in reversed(points[:-1]):
+        for disk in target_disks(point):
+            if disk.disk_id not in seen:
+                seen.add(disk.disk_id)
+                found.append(replace(disk, tracker_id="", point=point.id))
+    return tuple(found)
 
 
 def files_claimed_by(points: Iterable[RestorePoint]) -> set[str]:

@@ -6,12 +6,19 @@ import shutil
 from dataclasses import dataclass
 
 from standby.errors import ReplicaConflict, ReplicaMissing, StandbyError
+from standby.model.point import RestorePoint
 from standby.model.replica import ReplicaIdentity, ReplicaState, legal_commands
 from standby.road import naming
 from standby.road.extent_log import ExtentLog
 from standby.road.lease import holder_of, is_processing
 from standby.road.merging import pending_merge
-from standby.road.points import PartialState, TargetState, parsed_time, target_disks
+from standby.road.points import (
+    PartialState,
+    TargetState,
+    older_disks,
+    parsed_time,
+    target_disks,
+)
 from standby.road.replica import ReplicaFolder
 
 
@@ -33,7 +40,15 @@ def target_state(folder: ReplicaFolder) -> TargetState:
         known_disks=record.disks,
         disks=target_disks(newest) if newest else (),
         partials=partials(folder),
+        older=older_disks([point for point in scan.valid if point.id != retiring]),
     )
+
+
+def lasting_points(folder: ReplicaFolder) -> tuple[RestorePoint, ...]:
+    """The points that count, oldest first, without one that a merge under way retires: nothing may
+    build on what goes with it."""
+    merge = pending_merge(folder)
+    return tuple(point for point in folder.points() if merge is None or point.id != merge.point)
 
 
 def partials(folder: ReplicaFolder) -> tuple[PartialState, ...]:

@@ -45,7 +45,7 @@ from standby.road.naming import READY
 from standby.road.owners import Owner, current_owner
 from standby.road.partial import PartialDisk, PartialSpec, SealedDisk
 from standby.road.places import LOCAL_PLACES, Places, plain_name
-from standby.road.points import disk_of, points_kept_by
+from standby.road.points import disk_of, newest_with, points_kept_by
 from standby.road.replica import ReplicaFolder
 from standby.road.seeding import (
     FoundReplica,
@@ -55,7 +55,7 @@ from standby.road.seeding import (
     seed_of,
     seeded,
 )
-from standby.road.surveying import target_state
+from standby.road.surveying import lasting_points, target_state
 from standby.road.target_proxy import TargetProxy
 from standby.road.target_rules import load_target_rules
 from standby.road.telling import HeldDisk, held_disk, tell
@@ -359,18 +359,19 @@ class TargetVerbs:
             replica.partials.pop(disk_id).close()
         folder = replica.folder
         newest = folder.newest()
-        held = disk_of(newest, disk_id) if newest is not None else None
+        owner = newest_with(lasting_points(folder), disk_id)
+        held = disk_of(owner, disk_id) if owner is not None else None
         chain: tuple[Path, ...] = ()
         digests: tuple[Path, ...] = ()
         copy_from: tuple[Path, ...] = ()
         root = b""
-        if held is not None and newest is not None and (has_parent or copy):
-            layers = folder.chain_paths(newest, disk_id)
+        if held is not None and owner is not None and (has_parent or copy):
+            layers = folder.chain_paths(owner, disk_id)
             if copy:
                 copy_from = layers
             else:
                 chain = layers
-                digests = tuple(folder.digest_paths(newest.id, disk_id))
+                digests = tuple(folder.digest_paths(owner.id, disk_id))
                 root = bytes.fromhex(held.root)
         elif held is None:
             shape = (virtual_size, logical_sector_size)

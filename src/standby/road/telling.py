@@ -20,8 +20,9 @@ from standby.ports import VirtualDisk
 from standby.road import resuming
 from standby.road.baseline import open_digests
 from standby.road.pages import Leaves, data_mask, page_range, read_leaves, zero_page
-from standby.road.points import disk_of
+from standby.road.points import disk_of, newest_with
 from standby.road.replica import ReplicaFolder
+from standby.road.surveying import lasting_points
 from standby.wire.link import Link
 from standby.wire.messages import (
     Attach,
@@ -88,9 +89,9 @@ def held_disk(folder: ReplicaFolder, disk_id: str, virtual_size: int) -> HeldDis
     """What a session would find of the disk: its unfinished transfer, else the newest point's
     state; nothing where there is neither."""
     home = folder.disk_path(disk_id)
-    newest = folder.newest() if folder.exists() else None
+    newest = newest_with(lasting_points(folder), disk_id) if folder.exists() else None
     disk = disk_of(newest, disk_id) if newest is not None else None
-    chain = folder.chain_paths(newest, disk_id) if newest is not None and disk is not None else ()
+    chain = folder.chain_paths(newest, disk_id) if newest is not None else ()
     if home.is_dir():
         for candidate in resuming.candidates(home):
             path = resuming.partial_path(home, candidate.point_id, candidate.generation)

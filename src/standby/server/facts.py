@@ -83,6 +83,7 @@ def disk_plans(
     had where it has none now; `mapped_places` are those of the VM at the target that is to become
     the first point."""
     at_target = {disk.disk_id: disk for disk in state.disks} if state else {}
+    older = {disk.disk_id: disk for disk in state.older} if state else {}
     newest = state.newest if state else ""
     partials = {
         item.disk_id: item for item in (state.partials if state else ()) if item.point_id > newest
@@ -97,7 +98,7 @@ def disk_plans(
     plans = {}
     for disk in checkpoint.disks:
         disk_id = matches.matched[disk.place].id
-        held = at_target.get(disk_id)
+        held = at_target.get(disk_id) or older.get(disk_id)
         partial = partials.get(disk_id)
         tracked, reason = _tracked(
             source, machine, disk, held.tracker_id if held else "", checkpoint
@@ -116,7 +117,11 @@ def disk_plans(
             target=None
             if held is None
             else TargetDiskFacts(
-                held.root, held.virtual_size, held.logical_sector_size, held.tracker_id
+                held.root,
+                held.virtual_size,
+                held.logical_sector_size,
+                held.tracker_id,
+                held.point,
             ),
             partial=None
             if partial is None

@@ -51,12 +51,14 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class TargetDiskFacts:
-    """The disk in the replica's newest point."""
+    """The disk in the replica's newest point; `point` names an older one where the newest has not
+    the disk."""
 
     root: str
     virtual_size: int
     logical_sector_size: int
     tracker_id: str = ""
+    point: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,8 @@ def plan_disk(facts: DiskFacts) -> DiskPlan:
         mode, baseline = Mode.INCREMENTAL, "repository"
         why = facts.tracker_reason or "no change tracker"
         reason = f"compared with the repository's digests ({why})"
+    if target is not None and target.point:
+        reason += f"; the newest that has the disk is {target.point}"
     forecast = _forecasts(facts, mode, candidates)
     return DiskPlan(
         facts.place,
