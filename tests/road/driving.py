@@ -36,7 +36,11 @@ class Session:
         clock: Clock = SYSTEM_CLOCK,
         session: str = "",
         server: str = "server",
+        source_root: str = "data:",
+        target_root: str = "data:",
     ) -> None:
+        self.source_root = source_root
+        self.target_root = target_root
         self.machines = source, target, keeper or source
         self.clock = clock
         self.session = session or f"session-{new_token(4)}"
@@ -63,18 +67,18 @@ class Session:
     # --- steps -----------------------------------------------------------------------------------
 
     def prepare(self, *, take_over: bool = False) -> None:
-        found = self.source.call("host_machines", root="data:", host="prod")
+        found = self.source.call("host_machines", root=self.source_root, host="prod")
         self.vm = msgspec.convert(found[0], Vm)
         identity = ReplicaIdentity("test", "prod", self.vm.id, "job")
         opened = self.target.call(
             "open_replica",
-            root="data:",
+            root=self.target_root,
             identity=msgspec.to_builtins(identity),
             wanted=f"{self.vm.name}_replica",
             session=self.session,
             take_over=take_over,
             must_exist=False,
-            expected="data:",
+            expected=self.target_root,
         )
         self.path = opened["path"]
         self.state = msgspec.convert(opened["state"], TargetState)
@@ -87,7 +91,7 @@ class Session:
     def take_checkpoint(self) -> None:
         taken = self.source.call(
             "host_take_checkpoint",
-            root="data:",
+            root=self.source_root,
             host="prod",
             machine=msgspec.to_builtins(self.vm),
             intent_id=new_token(4),
@@ -97,7 +101,7 @@ class Session:
     def release(self) -> None:
         given = msgspec.to_builtins(self.checkpoint)
         for verb in ("host_confirm_checkpoint", "host_release_checkpoint"):
-            self.source.call(verb, root="data:", host="prod", checkpoint=given)
+            self.source.call(verb, root=self.source_root, host="prod", checkpoint=given)
 
     def begin(self) -> dict[str, Any]:
         disk = self.checkpoint.disks[0]
@@ -187,7 +191,7 @@ class Session:
             "send_disk",
             task=task,
             connection=connection,
-            disk={"root": "data:", "files": list(disk.files)},
+            disk={"root": self.source_root, "files": list(disk.files)},
             repository=repository,
             replica=self.key,
             disk_id=self.disk_id,
