@@ -18,6 +18,8 @@ from standby.model.job import ReplicationJob
 from standby.server.references import read_reference
 from standby.server.schedule import Schedule
 from standby.server.schedule_config import check_chains, parse_schedule, parse_zone
+from standby.server.traffic import TrafficRule
+from standby.server.traffic_config import parse_traffic
 from standby.server.watch_config import LogConfig, WebhookConfig, parse_logs, parse_webhook
 from standby.strict_toml import Table, nearest, read_toml
 from standby.units import MiB
@@ -121,6 +123,7 @@ class Config:
     time_zone: tzinfo = LOCAL_ZONE
     stores: dict[str, RepositoryConfig] = field(default_factory=dict)
     """The repositories with all that is said of them; `repositories` has their paths."""
+    traffic: dict[str, TrafficRule] = field(default_factory=dict)
     state_url: str = ""
     """Where the state is PostgreSQL: its URL, or a reference to one. `state_database` then only
     says where small files beside the state lie."""
@@ -174,6 +177,7 @@ def load_config(path: Path) -> Config:
     check_chains(root.table("jobs"), schedules, tuple(jobs))
     webhooks = {name: parse_webhook(name, table) for name, table in _named(root, "webhooks")}
     logs = parse_logs(root.table("logs"))
+    traffic = {name: parse_traffic(name, table) for name, table in _named(root, "traffic")}
     root.done()
     return Config(
         path.absolute(),
@@ -188,6 +192,7 @@ def load_config(path: Path) -> Config:
         schedules,
         time_zone,
         stores=stores,
+        traffic=traffic,
         state_url=state_url,
         server=server,
         webhooks=webhooks,

@@ -1,0 +1,129 @@
+"""A traffic rule's limit, lent to movers in parts: who may send how fast. Pure but for its memory.
+
+Each mover tells every few seconds how much it sends under a rule and whether it was held back
+(`Demand`), and gets a `Lease`: a rate until a deadline. The parts never add up to more than the
+limit, also while answers are lost: what was lent counts until the mover says that it holds a later
+lease, or until the lease ran out; then it counts as the floor that the mover falls to by itself.
+
+Shares are max-min fair by weight: who wants less than its share gets what it wants, the others
+divide the rest by the weights of their links. What nobody wants is divided too, so that a link
+that begins finds some rate at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+
+from standby.server.schedule import Schedule, Window, is_permitted
+from standby.wire.throttle import Demand, Lease, RuleSpec
+
+LASTS_S = 15.0
+"""How long a lease lasts; movers ask every LASTS_S / 5, so that some lost answers do no harm."""
+
+HEADROOM = 1.25
+"""A mover that was not held back is lent this much more than it sent, to grow into."""
+
+FLOOR_SHARE = 0.005
+"""Of the limit, per mover: what it falls to by itself, and what one gets while all is lent out. Ten
+movers that lost their server exceed the limit by 5 % at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficRule:
+    """A [traffic.NAME] table. `limit_bps` bytes per second for what `sources` send to `targets`
+    (CIDR networks, () any) in `windows`; without windows always."""
+
+    name: str
+    limit_bps: int
+    sources: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    windows: tuple[Window, ...] = ()
+
+    @property
+    def spec(self) -> RuleSpec:
+        """What movers are told of it."""
+        return RuleSpec(self.name, self.sources, self.targets)
+
+    def limit_at(self, at: datetime, zone: tzinfo) -> int | None:
+        """Bytes per second at that moment, None outside of its windows."""
+        is_on = is_permitted(Schedule(windows=self.windows), at, zone)
+        return self.limit_bps if is_on else None
+
+
+def fair_shares(limit_bps: float, demands: Mapping[str, Demand]) -> dict[str, float]:
+    """The limit divided among the movers, weighted max-min fair; all of it is given out."""
+    wants = {
+        name: float("inf") if demand.is_limited else demand.rate_bps * HEADROOM
+        for name, demand in demands.items()
+    }
+    weights = {name: max(demand.weight, 1e-3) for name, demand in demands.items()}
+    shares: dict[str, float] = {}
+    left = limit_bps
+    # By what each wants per weight: once one gets less than it wants, so do all that follow.
+    order = sorted(demands, key=lambda name: (wants[name] / weights[name], name))
+    weight_left = sum(weights.values())
+    for name in order:
+        shares[name] = min(wants[name], left * weights[name] / weight_left)
+        left -= shares[name]
+        weight_left -= weights[name]
+    total = sum(weights.values())
+    return {name: share + max(0.0, left) * weights[name] / total for name, share in shares.items()}
+
+
+@dataclass(slots=True)
+class _Borrower:
+    """A mover under one rule: its last demand, and the leases it may be working with."""
+
+    demand: Demand
+    leases: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Number: (rate, until when it may count)."""
+    floor_bps: float = 0.0
+
+    def lent(self, now: float) -> float:
+        """The most it may be sending."""
+        live = [rate for rate, until in self.leases.values() if now < until]
+        return max([self.floor_bps, *live])
+
+
+class TrafficLedger:
+    """What is lent of one rule. `lasts_s` as LASTS_S. Not thread-safe: one thread lends."""
+
+    def __init__(self, lasts_s: float = LASTS_S) -> None:
+        self._lasts_s = lasts_s
+        self._borrowers: dict[str, _Borrower] = {}
+        self._number = 0
+
+    def lend(self, mover: str, demand: Demand, limit_bps: float | None, now: float) -> Lease:
+        """The mover's next lease. `demand.lease` is the one it holds: those before it are over.
+        `now` is monotonic; `limit_bps` None: no limit at this time."""
+        borrower = self._borrowers.setdefault(mover, _Borrower(demand))
+        borrower.demand = demand
+        borrower.leases = {
+            number: lease
+            for number, lease in borrower.leases.items()
+            if number >= demand.lease and now < lease[1]
+        }
+        self._number += 1
+        if limit_bps is None:
+            borrower.leases.clear()
+            borrower.floor_bps = 0.0
+            return Lease(self._number, None, 0.0, self._lasts_s)
+        floor_bps = limit_bps * FLOOR_SHARE
+        demands = {name: item.demand for name, item in self._borrowers.items()}
+        others = sum(item.lent(now) for name, item in self._borrowers.items() if name != mover)
+        share = fair_shares(limit_bps, demands)[mover]
+        rate_bps = max(floor_bps, min(share, limit_bps - others))
+        borrower.floor_bps = floor_bps
+        # It counts from its arrival at the mover, which is later: a second lease time for that.
+        borrower.leases[self._number] = (rate_bps, now + 2 * self._lasts_s)
+        return Lease(self._number, rate_bps, floor_bps, self._lasts_s)
+
+    def forget(self, mover: str) -> None:
+        """The mover's links are gone, for certain: it ended, or was told that the rule is over."""
+        self._borrowers.pop(mover, None)
+
+    def lent_bps(self, now: float) -> dict[str, float]:
+        """What each mover may be sending at most, for metrics."""
+        return {name: item.lent(now) for name, item in self._borrowers.items()}

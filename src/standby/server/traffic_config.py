@@ -1,0 +1,75 @@
+"""The [traffic.NAME] tables of standby.toml.
+
+    [traffic.wan]
+    from = ["10.1.0.0/16"]
+    to = ["10.2.0.0/16"]
+    limit = "100 Mbit/s"
+    times = "mon-fri 08:00-18:00"     # or a list; without it always
+
+A rule holds in one direction: another one with `from` and `to` exchanged limits failback. Times
+are those of [standby] time_zone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from standby.server.schedule import Window
+from standby.server.schedule_config import parse_window
+from standby.server.traffic import TrafficRule
+from standby.strict_toml import Table
+from standby.units import format_rate, parse_rate
+
+LIMIT_MIN_BPS = 125_000
+"""1 Mbit/s: below that, a link shared by some tasks is slower than what counts as stalled."""
+
+
+def parse_traffic(name: str, table: Table) -> TrafficRule:
+    """One table; ConfigurationError for the first thing that is wrong."""
+    rule = TrafficRule(
+        name,
+        _limit(table),
+        _networks(table, "from"),
+        _networks(table, "to"),
+        _windows(table),
+    )
+    if not rule.sources and not rule.targets:
+        raise table.error(
+            "from", "is missing, and so is to", 'write for example to = ["10.2.0.0/16"]'
+        )
+    table.done()
+    return rule
+
+
+def _limit(table: Table) -> int:
+    text = table.text("limit")
+    try:
+        limit_bps = parse_rate(text)
+    except ValueError as exc:
+        raise table.error("limit", str(exc)) from None
+    if limit_bps < LIMIT_MIN_BPS:
+        raise table.error("limit", f"{text} is too low", f"at least {format_rate(LIMIT_MIN_BPS)}")
+    return limit_bps
+
+
+def _networks(table: Table, key: str) -> tuple[str, ...]:
+    if not table.has(key):
+        return ()
+    networks = table.text_or_texts(key)
+    for text in networks:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as exc:
+            hint = "an address, or a network such as 10.2.0.0/16 without host bits"
+            raise table.error(key, str(exc), hint) from None
+    return networks
+
+
+def _windows(table: Table) -> tuple[Window, ...]:
+    windows = []
+    for text in table.text_or_texts("times") if table.has("times") else ():
+        try:
+            windows.append(parse_window(text))
+        except ValueError as exc:
+            raise table.error("times", str(exc)) from None
+    return tuple(windows)
