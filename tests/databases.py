@@ -1,7 +1,8 @@
 """A private PostgreSQL for the tests, and state databases in it.
 
-The cluster lives in a temporary folder, listens on a Unix socket only, never syncs, and ends with
-the test session. PostgreSQL refuses to run as root: then it runs as its own user, or nobody.
+The cluster lives in a temporary folder, listens on a Unix socket only, never syncs (but for a
+bench), and ends with the test session. PostgreSQL refuses to run as root: then it runs as its own
+user, or nobody.
 """
 
 from __future__ import annotations
@@ -52,13 +53,14 @@ def _user() -> dict[str, Any]:
 class Cluster:
     """A running PostgreSQL. The socket's folder is its own, so its port may be the usual one."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make one in an empty `folder` and start it."""
+    def __init__(self, folder: Path, *, is_durable: bool = False) -> None:
+        """Make one in an empty `folder` and start it. Unless `is_durable` it never syncs."""
         judging.require_module("psycopg")
         programs = _programs()
         self._numbers = itertools.count()
         self._folder = folder
         self._user = _user()
+        self._is_durable = is_durable
         if self._user:
             os.chown(folder, self._user["user"], self._user["group"])
         subprocess.run(
@@ -80,12 +82,11 @@ class Cluster:
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self._folder),
-            "fsync": "off",
-            "full_page_writes": "off",
-            "autovacuum": "off",
-            "shared_buffers": "16MB",
             "max_connections": "60",
         }
+        if not self._is_durable:
+            settings |= {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
+            settings |= {"shared_buffers": "16MB"}
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -127,12 +128,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running_cluster() -> Iterator[Cluster]:
-    """A cluster until the block ends."""
-    in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+def running_cluster(*, is_durable: bool = False) -> Iterator[Cluster]:
+    """A cluster until the block ends: in memory, or on the disk of temporary files where what it
+    commits is to be durable."""
+    in_memory = "/dev/shm" if not is_durable and os.access("/dev/shm", os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="standby-pg-", dir=in_memory))
     try:
-        cluster = Cluster(folder)
+        cluster = Cluster(folder, is_durable=is_durable)
         try:
             yield cluster
         finally:

@@ -301,7 +301,7 @@ class Store:
         """Record how far the VM's transfer by movers of other machines is, as text, so that another
         process can go on with it. One per job and VM."""
         values = {"intent": intent, "journey": journey, "changed_at": self._now()}
-        with self._database.writing() as connection:
+        with self._writing() as connection:
             upsert(connection, tables.journeys, {"job": job, "machine_id": machine_id}, values)
 
     def journey(self, job: str, machine_id: str) -> str:
@@ -322,7 +322,7 @@ class Store:
 
     def drop_journey(self, job: str, machine_id: str) -> None:
         """The transfer has ended, or is not gone on with."""
-        with self._database.writing() as connection:
+        with self._writing() as connection:
             connection.execute(
                 tables.journeys.delete().where(
                     tables.journeys.c.job == job, tables.journeys.c.machine_id == machine_id

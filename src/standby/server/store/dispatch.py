@@ -226,17 +226,25 @@ class Dispatch:
         They are RUNNING, this server's, and their attempt is counted. What another one takes at
         the same instant is passed over."""
         now = self._now()
-        query = statements.tasks_to_take(sessions is not None, tasks is not None)
-        chosen = {"sessions": sorted(sessions or ()), "tasks": sorted(tasks or ())}
+        values = {"now": now, "sessions": sorted(sessions or ()), "tasks": sorted(tasks or ())}
+        next_session = statements.session_to_serve(sessions is not None, tasks is not None)
+        next_tasks = statements.tasks_to_take(tasks is not None)
         owner = self._me()
+        wanted: list[str] = []
+        served: list[str] = []
         with self._database.writing(is_durable=False) as connection:
             self._lease.guard(connection)
-            values = {"now": now, "count": limit, **chosen}
-            wanted = list(connection.execute(query, values).scalars())
+            while len(wanted) < limit:
+                session = connection.execute(next_session, {**values, "served": served}).scalar()
+                if session is None:
+                    break
+                served.append(session)
+                room = {"session": session, "count": limit - len(wanted)}
+                wanted += connection.execute(next_tasks, {**values, **room}).scalars()
             found: dict[str, TaskRun] = {}
             for start in range(0, len(wanted), _BATCH):
-                values = {"tasks": wanted[start : start + _BATCH], "now": now, **owner}
-                rows = connection.execute(statements.TAKE_TASKS, values)
+                batch = {"tasks": wanted[start : start + _BATCH], "now": now, **owner}
+                rows = connection.execute(statements.TAKE_TASKS, batch)
                 found.update((row.id, task_of(row)) for row in rows)
         return [found[name] for name in wanted]
 
@@ -250,25 +258,41 @@ class Dispatch:
     def move_tasks(self, moves: Iterable[TaskMove]) -> list[TaskRun]:
         """Move several tasks on in one transaction: all, or none and IllegalStep for the first
         that may not."""
+        moves = list(moves)
         with self._database.writing(is_durable=False, wakes=True) as connection:
             self._lease.guard(connection)
             now = self._now()
-            return [self._moved(connection, move, now) for move in moves]
+            together: dict[tuple[TaskState, str, str], list[TaskMove]] = {}
+            for move in moves:
+                key = (move.to, move.detail, move.next_attempt_at)
+                together.setdefault(key, []).append(move)
+            found: dict[str, TaskRun] = {}
+            for alike in together.values():
+                found |= self._moved(connection, alike, now)
+        return [found[move.task] for move in moves]
 
-    def _moved(self, connection: sa.Connection, move: TaskMove, now: str) -> TaskRun:
-        assert move.to is not TaskState.RUNNING
+    def _moved(
+        self, connection: sa.Connection, moves: Sequence[TaskMove], now: str
+    ) -> dict[str, TaskRun]:
+        """The tasks by id, after moves that differ in the task only."""
+        one = moves[0]
+        assert one.to is not TaskState.RUNNING
         values = {
-            "task": move.task,
             "now": now,
-            "new_detail": move.detail,
-            "new_attempt_at": move.next_attempt_at,
-            "new_end": now if move.to in TASK_ENDS else "",
+            "new_detail": one.detail,
+            "new_attempt_at": one.next_attempt_at,
+            "new_end": now if one.to in TASK_ENDS else "",
             **self._me(),
         }
-        row = connection.execute(statements.task_moved(move.to), values).first()
-        if row is None:
-            raise self._refused_task(connection, move)
-        return task_of(row)
+        found: dict[str, TaskRun] = {}
+        for start in range(0, len(moves), _BATCH):
+            batch = {"tasks": [move.task for move in moves[start : start + _BATCH]], **values}
+            rows = connection.execute(statements.tasks_moved(one.to), batch)
+            found.update((row.id, task_of(row)) for row in rows)
+        for move in moves:
+            if move.task not in found:
+                raise self._refused_task(connection, move)
+        return found
 
     def _refused_task(self, connection: sa.Connection, move: TaskMove) -> IllegalStep | UnknownName:
         row = connection.execute(tables.task_runs.select().where(_TASKS.id == move.task)).first()

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 import sqlalchemy.exc
 from sqlalchemy import event
 
+from standby.clock import SYSTEM_CLOCK
 from standby.errors import ConfigurationError, StateDatabaseError
 
 BUSY_TIMEOUT_S = 60
@@ -21,6 +22,9 @@ BUSY_TIMEOUT_S = 60
 IDLE_TRANSACTION_S = 10
 """PostgreSQL ends the connection of a server that stops in the middle of a transaction (paused,
 cut off), so that its locks do not outlive it."""
+
+TRUSTED_S = 1.0
+"""How long a pooled connection that lay idle is taken to be alive without asking."""
 
 WRITES = "standby_writes"
 
@@ -98,10 +102,24 @@ def _sqlite_engine(url: sa.URL, synchronous: str) -> sa.Engine:
 
 
 def _postgresql_engine(url: sa.URL, is_durable: bool) -> sa.Engine:
-    # A server of the database that was restarted costs one connection, not one error.
     engine = sa.create_engine(
-        url, pool_pre_ping=True, connect_args={"connect_timeout": 10, "application_name": "standby"}
+        url, connect_args={"connect_timeout": 10, "application_name": "standby"}
     )
+
+    @event.listens_for(engine, "checkin")
+    def put_back(_: Any, record: Any) -> None:
+        record.info["idle_since"] = SYSTEM_CLOCK.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def taken(connection: Any, record: Any, _: object) -> None:
+        # A restarted PostgreSQL costs a new connection, not an error; but to ask before each
+        # transaction would be a round trip in six.
+        idle_s = SYSTEM_CLOCK.monotonic() - record.info.get("idle_since", 0.0)
+        try:
+            if "idle_since" in record.info and idle_s > TRUSTED_S:
+                engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as exc:
+            raise sqlalchemy.exc.DisconnectionError from exc
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _: object) -> None:

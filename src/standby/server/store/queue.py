@@ -32,6 +32,8 @@ from standby.server.store.runs import encoded, request_of, session_of, task_of
 _RUNS = tables.session_runs.c
 _TASKS = tables.task_runs.c
 _REQUESTS = tables.requests.c
+_IS_OPEN = sa.text("task_runs.state IN ('queued', 'waiting', 'running')")
+"""The words of the partial index over tasks."""
 
 
 def new_session_id(clock: Clock) -> str:
@@ -230,6 +232,7 @@ class SessionQueue:
             .join(tables.session_runs, _RUNS.id == _TASKS.session)
             .where(
                 _RUNS.state == SessionState.RUNNING,
+                _IS_OPEN,
                 _TASKS.state == TaskState.WAITING,
                 _TASKS.next_attempt_at <= now.isoformat(),
             )
@@ -243,7 +246,7 @@ class SessionQueue:
         query = (
             sa.select(sa.func.min(_TASKS.next_attempt_at))
             .join(tables.session_runs, _RUNS.id == _TASKS.session)
-            .where(_RUNS.state == SessionState.RUNNING, _TASKS.state == TaskState.WAITING)
+            .where(_RUNS.state == SessionState.RUNNING, _IS_OPEN, _TASKS.state == TaskState.WAITING)
         )
         with self._database.reading() as connection:
             return str(connection.execute(query).scalar() or "")

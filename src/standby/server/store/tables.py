@@ -208,8 +208,8 @@ sa.Index("task_runs_of_session", task_runs.c.session, task_runs.c.position, uniq
 IS_OPEN_TASK = sa.text("state IN ('queued', 'waiting', 'running')")
 sa.Index(
     "open_task_runs",
-    task_runs.c.state,
-    task_runs.c.next_attempt_at,
+    task_runs.c.session,
+    task_runs.c.position,
     sqlite_where=IS_OPEN_TASK,
     postgresql_where=IS_OPEN_TASK,
 )

@@ -152,7 +152,7 @@ def _make_runs() -> None:
     op.create_index(
         "open_task_runs",
         "task_runs",
-        ["state", "next_attempt_at"],
+        ["session", "position"],
         sqlite_where=is_open,
         postgresql_where=is_open,
     )
