@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from road.plain import WAIT_S, Machine, Server
+from road.plain import WAIT_S, Server
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.disk import open_disk
 from standby.errors import LinkError
@@ -29,9 +29,9 @@ class Session:
 
     def __init__(
         self,
-        source: Machine,
-        target: Machine,
-        keeper: Machine | None = None,
+        source: Any,
+        target: Any,
+        keeper: Any = None,
         *,
         clock: Clock = SYSTEM_CLOCK,
         session: str = "",
@@ -137,7 +137,7 @@ class Session:
             )
         )
         ticket |= changes
-        where = {"name": target.name, "address": target.listener.address}
+        where = {"name": target.name, "address": target.address}
         return {"accept": ticket}, {"connect": where, "ticket": ticket}
 
     def transfer(

@@ -134,6 +134,14 @@ class Machine:
     def _connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
         return connected(address, self.name, own_role, name)
 
+    def server_link(self, server: str) -> Link:
+        """A control connection of that server."""
+        return connected(self.listener.address, server, "server", self.name)
+
+    @property
+    def address(self) -> str:
+        return self.listener.address
+
     def close(self) -> None:
         self.listener.close()
         self.mover.close()
@@ -142,9 +150,9 @@ class Machine:
 class Server:
     """A backup server's control connection to one mover."""
 
-    def __init__(self, machine: Machine, name: str = "server") -> None:
+    def __init__(self, machine: Any, name: str = "server") -> None:
         self.machine = machine
-        self.link = connected(machine.listener.address, name, "server", machine.name)
+        self.link = machine.server_link(name)
         self._futures: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
         self._count = 0

@@ -23,6 +23,8 @@ Verbs, with their arguments. P is a place "ROOT:relative/path", CONNECTION a spe
                                                 replicas
   leave()                                       the same for all that came over this connection
   progress()                                    {task: [done, total]}
+  certificate_request(), install_certificate(certificate), install_revocations(revocations)
+                                                see wire.renewing
 
  role source
   measure_disk(disk {root P, files})            {virtual_size, allocated}
@@ -150,15 +152,17 @@ class ServiceMover:
         clock: Clock = SYSTEM_CLOCK,
         log: EventLog | None = None,
         connections: ServiceConnections | None = None,
+        more: Sequence[Verbs] = (),
     ) -> None:
-        """`connect(address, name, role, own role, timeout_s)` makes links to other movers."""
+        """`connect(address, name, role, own role, timeout_s)` makes links to other movers; `more`
+        are verbs of every mover, whatever its roles."""
         self.config = config
         self.connections = connections or ServiceConnections(config.name, connect, clock)
         self._clock = clock
         self._log = log or EventLog(None)
         files.make_folder_durably(config.state)
         self._places = RootPlaces(config.roots)
-        self._roles = _roles(config, self.connections, self._places, clock)
+        self._roles = [*_roles(config, self.connections, self._places, clock), *more]
         self._tasks = Tasks(clock)
         self._changed = threading.Condition()
         self._sessions: dict[Link, Owner] = {}
@@ -353,9 +357,7 @@ class ServiceMover:
                 self._generation = generation
             owner.generation = generation
             fenced = [  # those that have not said theirs yet are not known to be older
-                link
-                for link, other in self._sessions.items()
-                if 0 < other.generation < generation
+                link for link, other in self._sessions.items() if 0 < other.generation < generation
             ]
         for link in fenced:
             link.shutdown()
@@ -532,6 +534,7 @@ def run_service(
     from standby import killpoints
     from standby.wire import tls
     from standby.wire.identity import IdentityFolder
+    from standby.wire.renewing import CertificateVerbs
 
     killpoints.be_called(config.name)
     files.make_folder_durably(config.state)
@@ -541,7 +544,8 @@ def run_service(
     def connect(address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
         return tls.connect(address, identity, name, role, timeout_s, role=own_role)
 
-    mover = ServiceMover(config, connect, clock=clock, log=log)
+    certificates = CertificateVerbs(identity)
+    mover = ServiceMover(config, connect, clock=clock, log=log, more=[certificates])
     try:
         listener = tls.Listener(
             config.listen,
