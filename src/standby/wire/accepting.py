@@ -66,6 +66,10 @@ class Visit:
         self._door = door
         self.host = host
 
+    def hold(self, connection: socket.socket) -> None:
+        """The connection is this object from now on."""
+        self.connection = connection
+
     def admit(self) -> bool:
         """The peer is known now; False when there are as many links as there may be."""
         return self._door._admitted(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from collections.abc import Callable
 
 from standby.clock import SYSTEM_CLOCK
 from standby.errors import CertificateRefused, LinkError, LinkTimeout, RefusedByPeer
@@ -59,13 +60,16 @@ def shaken(
     until: Until,
     *,
     is_server: bool = False,
+    hold: Callable[[ssl.SSLSocket], None] = lambda _: None,
 ) -> ssl.SSLSocket:
-    """The connection after its handshake; our typed errors."""
+    """The connection after its handshake; our typed errors. `hold` gets it before: the TLS socket
+    takes the plain one's place, and whoever wants to end a handshake must shut that one down."""
     try:
         connection.settimeout(until.left_s())
         tls = context.wrap_socket(connection, server_side=is_server, do_handshake_on_connect=False)
     except OSError as exc:
         raise LinkError(who, f"ended before the handshake: {exc.strerror or exc}") from exc
+    hold(tls)
     try:
         tls.do_handshake()
     except TimeoutError:

@@ -191,7 +191,6 @@ class Listener:
         except BaseException:
             visit.connection.close()
             raise
-        visit.connection = tls
         link = Link(tls, visit.address, hello_limits(until))
         try:
             peer = self._introduced(link, tls, visit)
