@@ -22,7 +22,17 @@ from typing import Any, NoReturn
 import click
 
 import standby
-from standby.cli import authority, demo, disk, jobs, mover, replicas, setup
+from standby.cli import (
+    authority,
+    demo,
+    disk,
+    job_requests,
+    jobs,
+    mover,
+    replicas,
+    server,
+    setup,
+)
 from standby.cli.output import print_error, show_error
 from standby.errors import StandbyError
 
@@ -92,10 +102,13 @@ for command in (
     demo.demo,
     jobs.job,
     replicas.replica,
+    server.server,
     mover.mover,
     disk.disk,
 ):
     cli.add_command(command)
+for asking in job_requests.COMMANDS:
+    jobs.job.add_command(asking)
 mover.mover.add_command(authority.enroll)
 
 

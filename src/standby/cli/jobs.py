@@ -46,16 +46,31 @@ def list_jobs(config: Path, as_json: bool) -> None:
     \b
     Example: standby job list --json
     """
+    from standby.cli.times import when
+    from standby.server.serve import job_times
+
     with opened_server(config) as server:
         jobs = server.jobs()
+        times = {item.job: item for item in job_times(server)}
+        now, zone = server.clock.now(), server.config.time_zone
     if as_json:
-        print_json({"jobs": jobs})
+        runs = {name: item.next_run for name, item in times.items()}
+        print_json({"jobs": jobs, "next_runs": runs})
         return
     rows = [
-        (item.name, item.source, ", ".join(item.machines), item.target, str(item.restore_points))
+        (
+            item.name,
+            item.source,
+            ", ".join(item.machines),
+            item.target,
+            str(item.restore_points),
+            times[item.name].schedule,
+            when(times[item.name].next_run, now, zone),
+        )
         for item in jobs
     ]
-    print_table("", ("job", "source", "~machines", "target", ">restore points"), rows)
+    columns = ("job", "source", "~machines", "target", ">restore points", "~schedule", "next run")
+    print_table("", columns, rows)
 
 
 @job.command()

@@ -30,7 +30,6 @@ from standby.model.session import (
 )
 from standby.server.config import Config
 from standby.server.logs import Log
-from standby.server.replicas import Replicas
 from standby.server.schedule import Schedule, retry_due
 from standby.server.store import Store
 from standby.server.store.dispatch import Dispatch, TaskMove
@@ -38,6 +37,12 @@ from standby.server.store.dispatch import Dispatch, TaskMove
 OPTIONS = ("take_over", "accept_loss")
 """What a session of the queue may carry to `BackupServer.start`."""
 ALL_TASKS = 1_000_000
+
+
+class Ages(Protocol):
+    """What the daemon asks of replicas."""
+
+    def newest_age_s(self, job: ReplicationJob, machine_id: str) -> float | None: ...
 
 
 class Runner(Protocol):
@@ -50,7 +55,7 @@ class Runner(Protocol):
     @property
     def clock(self) -> Clock: ...
     @property
-    def replicas(self) -> Replicas: ...
+    def replicas(self) -> Ages: ...
     def machines(self, job: ReplicationJob) -> list[Machine]: ...
     def start(
         self,
@@ -252,6 +257,8 @@ class RunningSession:
                 self._report_failure(exc)
             else:
                 work.on_report(run, report)
+        if self.intent is Intent.NONE and work.store.is_asked_to_stop(self.report_id):
+            self.intent = Intent.STOP  # by `standby job stop`, which knows reports only
         found = {item.machine: item for item in report.machines}
         now = work.runner.clock.now()
         with self._lock:

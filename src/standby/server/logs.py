@@ -73,7 +73,9 @@ class _Lines(logging.Formatter):
         self._secrets = secrets
 
     def format(self, record: logging.LogRecord) -> str:
-        now = self._clock.now().isoformat(timespec="milliseconds")
+        # Once per event, not per place that it is written to.
+        now = getattr(record, "at", "") or self._clock.now().isoformat(timespec="milliseconds")
+        record.at = now
         of: dict[str, Any] = getattr(record, "of", {})
         fields = {name: str(of[name]) for name in FIELDS if of.get(name)}
         message = record.getMessage()

@@ -1,0 +1,94 @@
+"""`standby job next`, `pause`, `resume`, `retry`: what the running server does and is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from standby.cli.output import json_option, print_json, print_table
+from standby.cli.serving import config_option, opened_server
+
+machine_option = click.option("--machine", default="", help="Only this VM of the session.")
+
+
+@click.command("next")
+@click.argument("name", required=False)
+@config_option
+@json_option
+def next_runs(name: str | None, config: Path, as_json: bool) -> None:
+    """When each job (or the job NAME) runs next by its schedule, while `standby server` runs.
+
+    \b
+    Example: standby job next nightly
+    """
+    from standby.cli.times import when
+    from standby.server.serve import job_times
+
+    with opened_server(config) as server:
+        if name is not None:
+            server.config.job(name)
+        found = [item for item in job_times(server) if name in (None, item.job)]
+        now, zone = server.clock.now(), server.config.time_zone
+    if as_json:
+        print_json({"jobs": found})
+        return
+    rows = [(item.job, item.schedule, when(item.next_run, now, zone)) for item in found]
+    print_table("", ("job", "~schedule", "next run"), rows)
+
+
+def _ask(kind: str, name: str, machine: str, config: Path, as_json: bool) -> None:
+    from standby.server.serve import asked
+
+    with opened_server(config) as server:
+        run, text = asked(server, name, kind, machine)
+    if as_json:
+        print_json({"job": name, "session": run.id, "machine": machine, "asked": kind})
+    else:
+        click.echo(text)
+
+
+@click.command()
+@click.argument("name")
+@machine_option
+@config_option
+@json_option
+def pause(name: str, machine: str, config: Path, as_json: bool) -> None:
+    """Pause the server's session of the job NAME: what was transferred is kept, and nothing of the
+    job runs until `job resume`. With --machine the other VMs go on.
+
+    \b
+    Example: standby job pause nightly --machine db01
+    """
+    _ask("pause", name, machine, config, as_json)
+
+
+@click.command()
+@click.argument("name")
+@machine_option
+@config_option
+@json_option
+def resume(name: str, machine: str, config: Path, as_json: bool) -> None:
+    """Go on with the paused session of the job NAME, or with one VM of it.
+
+    \b
+    Example: standby job resume nightly
+    """
+    _ask("resume", name, machine, config, as_json)
+
+
+@click.command()
+@click.argument("name")
+@machine_option
+@config_option
+@json_option
+def retry(name: str, machine: str, config: Path, as_json: bool) -> None:
+    """Try the VMs of the job's newest session that were not done again, now.
+
+    \b
+    Example: standby job retry nightly
+    """
+    _ask("retry", name, machine, config, as_json)
+
+
+COMMANDS = (next_runs, pause, resume, retry)
