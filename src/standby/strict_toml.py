@@ -46,6 +46,8 @@ def format_duration(duration_s: int) -> str:
 def read_toml(path: Path, hint_missing: str = "") -> Table:
     """The whole file as a table; ConfigurationError when it is missing, unreadable or not TOML."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+            raise ConfigurationError(str(path), "is not a file", hint_missing)
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise ConfigurationError(str(path), "no such file", hint_missing) from None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 
+from standby.disk import open_disk
 from standby.host.folder import new_machine
 from standby.server.config import load_config
 from standby.units import MiB
@@ -65,6 +69,118 @@ def test_init_never_overwrites_unasked(run, here: Path) -> None:
 def test_init_refuses_a_name_that_the_file_would_refuse(run, here: Path) -> None:
     assert "--installation" in run("init", "--installation", "a b", expect=2).err
     assert not Path("standby.toml").exists()
+
+
+def findings(run, site, expect: int) -> list[dict[str, str]]:
+    return run("check", "--config", site.config, "--json", expect=expect).json["findings"]
+
+
+def test_check_makes_no_state_database_and_looks_at_one_that_is_there(run, site) -> None:
+    before = {path: path.stat().st_mtime_ns for path in site.folder.rglob("*")}
+    run("check", "--config", site.config)
+    assert {path: path.stat().st_mtime_ns for path in site.folder.rglob("*")} == before
+    database = site.folder / "standby-state.sqlite"
+    database.write_bytes(b"no database at all" * 100)
+    (finding,) = findings(run, site, expect=10)
+    assert finding["where"] == "[standby] state_database"
+    assert "not a database" in finding["problem"]
+    database.unlink()
+    with sqlite3.connect(database) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    other.close()
+    (finding,) = findings(run, site, expect=10)
+    assert "is another program's database" in finding["problem"]
+    database.unlink()
+    site.run()
+    assert findings(run, site, expect=0) == []
+
+
+def test_check_opens_the_repository(run, site) -> None:
+    site.run()
+    file = site.folder / "repository" / "repository.sqlite"
+    for suffix in ("-wal", "-shm"):
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
+    content = file.read_bytes()
+    for damage, words in (
+        (content[:4096] + b"\xff" * (len(content) - 4096), "damaged"),
+        (content[:68] + b"else" + content[72:], "another program's database"),
+    ):
+        file.write_bytes(damage)
+        (finding,) = findings(run, site, expect=10)
+        assert (finding["level"], finding["where"]) == ("error", "[repositories.main]")
+        assert words in finding["problem"]
+    file.write_bytes(content)
+    assert findings(run, site, expect=0) == []
+
+
+def test_check_looks_at_the_disks_of_the_vms_that_jobs_take(run, site) -> None:
+    site.add_machine("vm2", (4 * MiB,))
+    site.disk().write_bytes(b"vhdxfile" + bytes(2 * MiB))
+    site.disk(1).unlink()
+    site.disk(0, "vm2").write_bytes(b"")
+    first, second, third = findings(run, site, expect=10)
+    assert first["where"] == "VM vm1 of host source, scsi:0:0"
+    assert "disk0.vhdx: " in first["problem"]
+    assert (second["where"], third["where"]) == (
+        "VM vm1 of host source, scsi:0:1",
+        "VM vm2 of host source, scsi:0:0",
+    )
+    site.config.write_text(
+        site.config.read_text().replace(
+            'machines = ["*"]', 'machines = ["vm1"]\nexclude_disks = ["vm1:scsi:0:0"]'
+        )
+    )
+    (only,) = findings(run, site, expect=10)
+    assert only == second
+
+
+def test_check_of_a_vm_that_runs_has_nothing_to_say_of_its_disks(run, site) -> None:
+    held = open_disk(site.disk(), writable=True)  # as QEMU would
+    try:
+        assert findings(run, site, expect=0) == []
+    finally:
+        held.close()
+
+
+def test_check_warns_of_names_that_match_nothing(run, site) -> None:
+    text = site.config.read_text().replace(
+        'machines = ["*"]',
+        'machines = ["*"]\nexclude_disks = ["VM1:scsi:0:1", "vm1:scsi:0:7", "vm9:*"]',
+    )
+    text += '[jobs.job.seed]\nvm8 = true\nvm7 = false\n[jobs.job.map]\nvm9 = "x"\nvm1 = "old"\n'
+    site.config.write_text(text)
+    new_machine(site.folder / "target", "old", {"ide:0:0": MiB})
+    assert [(item["level"], item["where"]) for item in findings(run, site, expect=3)] == [
+        ("warning", "[jobs.job] exclude_disks"),
+        ("warning", "[jobs.job] exclude_disks"),
+        ("warning", "[jobs.job.seed] vm8"),
+        ("warning", "[jobs.job.map] vm9"),
+        ("warning", "[jobs.job.map] vm1"),
+    ]
+    found = findings(run, site, expect=3)
+    assert ["'vm1:scsi:0:7'" in found[0]["problem"], "'vm9:*'" in found[1]["problem"]] == [True] * 2
+    assert "no disk at a place where vm1 has one" in found[4]["problem"]
+    (site.folder / "target" / "old" / "vm.toml").unlink()
+    assert "old" in findings(run, site, expect=3)[4]["problem"]
+
+
+def test_check_says_who_acts_on_a_schedule(run, site) -> None:
+    site.config.write_text(site.config.read_text() + '[jobs.job.schedule]\ndaily = "22:00"\n')
+    (finding,) = findings(run, site, expect=3)
+    assert finding["where"] == "[jobs.job] schedule"
+    assert "not acted on by `standby job start`" in finding["problem"]
+    assert "`standby server`" in finding["hint"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+def test_a_configuration_that_is_no_file_is_an_error_and_never_waited_for(run, here: Path) -> None:
+    os.mkfifo(here / "standby.toml")
+    assert "standby.toml: is not a file" in run("check", expect=10).err
+    (here / "standby.toml").unlink()
+    (here / "standby.toml").mkdir()
+    assert "standby.toml: is not a file" in run("check", "--config", ".", expect=10).err
+    (here / "standby.toml" / "standby.toml").mkdir()
+    assert "is not a file" in run("check", expect=10).err
 
 
 def test_check_as_json(run, site) -> None:

@@ -10,7 +10,7 @@ import click
 
 import standby
 from standby.cli.output import json_option, print_json, print_table
-from standby.cli.serving import config_option, opened_server
+from standby.cli.serving import config_option
 
 ERRORS_EXIT = 10
 WARNINGS_EXIT = 3
@@ -75,19 +75,21 @@ def init(
 @config_option
 @json_option
 def check(config: Path, as_json: bool) -> int:
-    """Validate standby.toml and every path in it; says what to do next.
+    """Validate standby.toml, every path in it, the VMs and their disks; changes nothing and says
+    what to do next.
 
     Exit code 0: sound; 3: warnings; 10: a job would fail.
 
     \b
     Example: standby check --config /etc/standby/standby.toml
     """
+    from standby.server.checking import check_configuration, hosts_of
     from standby.server.config import load_config
 
-    load_config(config)  # before the server is: a mistake in the file makes no state database
-    with opened_server(config) as server:
-        findings = server.check()
-        jobs = [job.name for job in server.jobs()]
+    loaded = load_config(config)
+    with hosts_of(loaded) as host:  # no server: that would make a state database
+        findings = check_configuration(loaded, host)
+    jobs = list(loaded.jobs)
     errors = [item for item in findings if item.level.value == "error"]
     step = _next_step(config, bool(errors), jobs)
     if as_json:

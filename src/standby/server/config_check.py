@@ -113,7 +113,7 @@ def check_paths(config: Config) -> list[Finding]:
             findings += _readable(where, host.path)
         if host.name not in sources | targets:
             findings.append(Finding(Level.WARNING, f"[hosts.{host.name}]", "no job uses this host"))
-    for name, path in _repositories(config).items():
+    for name, path in local_repositories(config).items():
         findings += _writable(f"[repositories.{name}] path", path)
     findings += _writable("[standby] state_database", config.state_database.parent)
     if not config.jobs:
@@ -164,7 +164,7 @@ def _resolved(config: Config) -> dict[str, Path]:
     }
 
 
-def _repositories(config: Config) -> dict[str, Path]:
+def local_repositories(config: Config) -> dict[str, Path]:
     """The repositories of this machine."""
     return {
         name: path
@@ -205,7 +205,7 @@ def _nested_folders(config: Config) -> list[Finding]:
                         "keep hosts' folders apart",
                     )
                 )
-    for name, path in _repositories(config).items():
+    for name, path in local_repositories(config).items():
         for host, parent in hosts.items():
             if parent in (path.resolve(), *path.resolve().parents):
                 findings.append(

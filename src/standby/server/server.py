@@ -27,15 +27,9 @@ from standby.model.report import MachineReport, SessionReport
 from standby.ports import Host, inventory_of
 from standby.server.alive import Alive
 from standby.server.all_replicas import AllReplicas
+from standby.server.checking import check_configuration
 from standby.server.config import Config, load_config
-from standby.server.config_check import (
-    Finding,
-    Level,
-    check_paths,
-    replica_conflicts,
-    selects,
-    unusable_machines,
-)
+from standby.server.config_check import Finding
 from standby.server.context import ProgressCallback, SessionContext
 from standby.server.crew import Crew
 from standby.server.crews import Crews
@@ -124,42 +118,9 @@ class BackupServer:
         return list(taken_by(job, inventory_of(self.host(job.source))).machines)
 
     def check(self) -> list[Finding]:
-        """Everything wrong with the configuration, its paths, and VMs that two jobs claim."""
-        findings = list(check_paths(self.config))
-        inventory: dict[str, Sequence[Machine]] = {}
-        refused = {item.where for item in findings if item.level is Level.ERROR}
-        for name in sorted({job.source for job in self.jobs()}):
-            try:
-                found = inventory_of(self.host(name))
-                inventory[name] = found.machines
-                findings += unusable_machines(name, found.problems, self.jobs())
-            except StandbyError as exc:
-                if f"[hosts.{name}] path" not in refused:
-                    findings.append(Finding(Level.ERROR, f"[hosts.{name}]", str(exc)))
-        for job in self.jobs():
-            known = inventory.get(job.source)
-            if known is not None and not any(selects(job, item.name) for item in known):
-                findings.append(
-                    Finding(
-                        Level.WARNING,
-                        f"[jobs.{job.name}] machines",
-                        f"{', '.join(job.machines)} matches none of the {len(known)} VMs of host "
-                        f"{job.source}",
-                        "a VM is a folder with a vm.toml in the host's folder",
-                    )
-                )
-            if job.checkpoint_max_growth and isinstance(self.host(job.source), FolderHost):
-                findings.append(
-                    Finding(
-                        Level.WARNING,
-                        f"[jobs.{job.name}] checkpoint_max_growth",
-                        f"has no effect: the checkpoints of folder host {job.source} do not grow",
-                        "checkpoint_max_age bounds them",
-                    )
-                )
-        targets = {name: host.path for name, host in self.config.hosts.items()}
-        findings.extend(replica_conflicts(self.jobs(), inventory, targets))
-        return findings
+        """Everything wrong with the configuration, its paths, what is there in them, and the VMs it
+        takes."""
+        return check_configuration(self.config, self.host)
 
     def sessions(self, job: str | None = None, limit: int = 50) -> list[SessionReport]:
         """Past sessions, newest first."""

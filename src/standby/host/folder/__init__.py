@@ -21,7 +21,15 @@ from pathlib import Path
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.disk import open_disk
-from standby.errors import HostError, MachineRunning, SourceChanged, UnknownName
+from standby.errors import (
+    ConfigurationError,
+    DiskBusy,
+    DiskError,
+    HostError,
+    MachineRunning,
+    SourceChanged,
+    UnknownName,
+)
 from standby.host.folder import checkpoint as checkpoints
 from standby.host.folder import inventory
 from standby.host.folder.checkpoint import Held
@@ -114,6 +122,21 @@ class FolderHost:
             if name in (problem.name, problem.id, problem.folder):
                 raise problem.error
         raise UnknownName("VM", name, tuple(item.machine.name for item in found))
+
+    def disk_problems(self, machine: Machine) -> dict[str, str]:
+        """By controller place, what is wrong with the files of the VM's disks: one that is
+        missing, damaged or not a disk, a chain that is not whole. Contents are not read."""
+        folder = inventory.plain_path(self.path, machine.folder)
+        problems = {}
+        for disk in machine.disks:
+            try:
+                paths = [layer.path for layer in inventory.disk_chain(folder, disk.file)]
+                open_disk(paths[0], parents=paths[1:]).close()
+            except DiskBusy:
+                continue  # a VM that runs
+            except (DiskError, ConfigurationError) as exc:
+                problems[disk.place] = str(exc)
+        return problems
 
     def machine_in(self, folder: str) -> Machine:
         """The VM in that folder below the host's, replica or not."""

@@ -26,13 +26,13 @@ def prepare(engine: sa.Engine, name: str, file: Path | None) -> None:
     """Bring the database to SCHEMA_VERSION. A SQLite `file` is copied beside itself before an
     upgrade."""
     with engine.connect() as connection:
-        if _version(connection, name) == tables.SCHEMA_VERSION:
+        if version_of(connection, name) == tables.SCHEMA_VERSION:
             return
     with engine.connect() as connection:
         with connection.execution_options(**{WRITES: True}).begin():
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
-            found = _version(connection, name)
+            found = version_of(connection, name)
             if found == tables.SCHEMA_VERSION:
                 return
             if found is None:
@@ -46,7 +46,7 @@ def prepare(engine: sa.Engine, name: str, file: Path | None) -> None:
             migrations.upgrade(connection, found)
 
 
-def _version(connection: sa.Connection, name: str) -> int | None:
+def version_of(connection: sa.Connection, name: str) -> int | None:
     """The database's schema; None for an empty one."""
     names = sa.inspect(connection).get_table_names()
     if tables.version.name not in names:

@@ -1,0 +1,256 @@
+"""`standby check`: everything that would keep a job from running, found without running it.
+
+Nothing is made or changed, the state database included: that is looked at where it is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from standby.clock import SYSTEM_CLOCK
+from standby.errors import StandbyError
+from standby.host.folder import FolderHost
+from standby.model.job import ReplicationJob
+from standby.model.machine import Inventory, Machine
+from standby.ports import Host, inventory_of
+from standby.repository import Repository
+from standby.repository.database import FILE_NAME
+from standby.server.config import Config
+from standby.server.config_check import (
+    Finding,
+    Level,
+    check_paths,
+    excludes_disk,
+    local_repositories,
+    replica_conflicts,
+    selects,
+    unusable_machines,
+)
+from standby.server.fleet import Fleet, Station
+from standby.server.inventory import name_of, taken_by
+from standby.server.remote_host import RemoteHost
+from standby.server.store.looking import problem_of
+
+Hosts = Callable[[str], Host]
+"""A host by its name in the configuration."""
+
+
+@contextlib.contextmanager
+def hosts_of(config: Config) -> Iterator[Hosts]:
+    """The configuration's hosts with no backup server around them."""
+    fleet = Fleet(config, SYSTEM_CLOCK)
+    made: dict[str, Host] = {}
+
+    def host(name: str) -> Host:
+        if name not in made:
+            found = config.hosts[name]
+            made[name] = (
+                RemoteHost(name, fleet, Station(found.mover, str(found.path)))
+                if found.mover
+                else FolderHost(name, found.path, config.state_database.parent)
+            )
+        return made[name]
+
+    try:
+        yield host
+    finally:
+        fleet.close()
+
+
+def check_configuration(config: Config, host: Hosts) -> list[Finding]:
+    """Everything wrong with the configuration, its paths, what is there in them, the VMs it takes
+    and their disks."""
+    findings = check_paths(config)
+    refused = {item.where for item in findings if item.level is Level.ERROR}
+    jobs = list(config.jobs.values())
+    inventories: dict[str, Inventory] = {}
+    for name in sorted({job.source for job in jobs}):
+        try:
+            inventories[name] = inventory_of(host(name))
+        except StandbyError as exc:
+            if f"[hosts.{name}] path" not in refused:
+                findings.append(Finding(Level.ERROR, f"[hosts.{name}]", str(exc)))
+            continue
+        findings += unusable_machines(name, inventories[name].problems, jobs)
+    for job in jobs:
+        if job.source in inventories:
+            findings += _machines_of(job, inventories[job.source])
+            findings += _names(config, job, inventories[job.source])
+        findings += _without_effect(config, job, host)
+    machines = {name: found.machines for name, found in inventories.items()}
+    targets = {name: found.path for name, found in config.hosts.items()}
+    findings += replica_conflicts(jobs, machines, targets)
+    for name, found in inventories.items():
+        findings += _disks(name, host(name), found.machines, jobs)
+    for name, path in local_repositories(config).items():
+        if f"[repositories.{name}] path" not in refused:
+            findings += _repository(f"[repositories.{name}]", path)
+    try:
+        problem = problem_of(config.state_place())
+    except StandbyError as exc:
+        problem = str(exc)
+    if problem and "[standby] state_database" not in refused:
+        findings.append(Finding(Level.ERROR, "[standby] state_database", problem))
+    return findings
+
+
+# --- VMs and disks -------------------------------------------------------------------------------
+
+
+def _machines_of(job: ReplicationJob, inventory: Inventory) -> list[Finding]:
+    taken = taken_by(job, inventory)
+    if taken.machines or taken.problems:
+        return []
+    return [
+        Finding(
+            Level.WARNING,
+            f"[jobs.{job.name}] machines",
+            f"{', '.join(job.machines)} matches none of the {len(inventory.machines)} VMs of host "
+            f"{job.source}",
+            "a VM is a folder with a vm.toml in the host's folder",
+        )
+    ]
+
+
+def _disks(
+    name: str, host: Host, machines: Sequence[Machine], jobs: Sequence[ReplicationJob]
+) -> list[Finding]:
+    """Disks that a session could not open: every file of the chain is looked at, headers and
+    tables of one, not the content."""
+    findings = []
+    for machine in machines:
+        takers = [job for job in jobs if job.source == name and selects(job, machine.name)]
+        wanted = [
+            disk.place
+            for disk in machine.disks
+            if not all(excludes_disk(job, machine.name, disk.place) for job in takers)
+        ]
+        if isinstance(host, FolderHost):
+            problems: Mapping[str, str] = host.disk_problems(machine)
+        else:
+            problems = {
+                disk.place: f"{disk.file} cannot be read"
+                for disk in machine.disks
+                if not disk.virtual_size
+            }
+        findings += [
+            Finding(Level.ERROR, f"VM {machine.name} of host {name}, {place}", problem)
+            for place, problem in problems.items()
+            if takers and place in wanted
+        ]
+    return findings
+
+
+# --- names that match nothing --------------------------------------------------------------------
+
+
+def _names(config: Config, job: ReplicationJob, inventory: Inventory) -> list[Finding]:
+    """`exclude_disks`, `seed` and `map` that name a VM or place that is not there."""
+    taken = taken_by(job, inventory)
+    machines = {machine.name: machine for machine in taken.machines}
+    unreadable = {name for item in taken.problems for name in (name_of(item), item.folder)}
+    findings = []
+    for pattern in job.exclude_disks:
+        single = replace(job, exclude_disks=(pattern,))
+        matches = any(
+            excludes_disk(single, machine.name, disk.place)
+            for machine in taken.machines
+            for disk in machine.disks
+        )
+        vm = pattern.partition(":")[0].casefold()
+        if not matches and not any(fnmatchcase(name.casefold(), vm) for name in unreadable):
+            findings.append(
+                Finding(
+                    Level.WARNING,
+                    f"[jobs.{job.name}] exclude_disks",
+                    f"{pattern!r} matches no disk of the job's VMs",
+                    "write VM:place, for example db01:scsi:0:1; vm.toml has the places",
+                )
+            )
+    for table, names in (
+        ("seed", [vm for vm, is_so in job.seed.items() if is_so]),
+        ("map", job.map),
+    ):
+        for name in names:
+            if name not in machines and name not in unreadable:
+                findings.append(
+                    Finding(
+                        Level.WARNING,
+                        f"[jobs.{job.name}.{table}] {name}",
+                        "the job takes no VM of that name",
+                        f"its VMs: {', '.join(machines) or 'none'}",
+                    )
+                )
+    target = config.hosts[job.target]
+    for name, folder in job.map.items():
+        if name in machines and not target.mover:
+            findings += _mapped(job, machines[name], folder, target.path)
+    return findings
+
+
+def _mapped(job: ReplicationJob, machine: Machine, folder: str, target: Path) -> list[Finding]:
+    where = f"[jobs.{job.name}.map] {machine.name}"
+    try:
+        found = FolderHost(job.target, target).machine_in(folder)
+    except StandbyError as exc:
+        return [
+            Finding(Level.WARNING, where, str(exc), f"name the folder of a VM in {target}, or none")
+        ]
+    if {disk.place for disk in found.disks} & {disk.place for disk in machine.disks}:
+        return []
+    return [
+        Finding(
+            Level.WARNING,
+            where,
+            f"the VM in {target / folder} has no disk at a place where {machine.name} has one",
+        )
+    ]
+
+
+def _without_effect(config: Config, job: ReplicationJob, host: Hosts) -> list[Finding]:
+    """What the file says and nobody acts on."""
+    findings = []
+    if job.checkpoint_max_growth and isinstance(host(job.source), FolderHost):
+        findings.append(
+            Finding(
+                Level.WARNING,
+                f"[jobs.{job.name}] checkpoint_max_growth",
+                f"has no effect: the checkpoints of folder host {job.source} do not grow",
+                "checkpoint_max_age bounds them",
+            )
+        )
+    if job.name in config.schedules:
+        findings.append(
+            Finding(
+                Level.WARNING,
+                f"[jobs.{job.name}] schedule",
+                "is not acted on by `standby job start`; nothing starts the job by itself unless "
+                "a scheduler runs",
+                "keep `standby server` running",
+            )
+        )
+    return findings
+
+
+# --- repositories --------------------------------------------------------------------------------
+
+
+def _repository(where: str, path: Path) -> list[Finding]:
+    """What keeps the repository from being used; one that is not there yet is made by a session."""
+    file = path / FILE_NAME
+    if not file.exists():
+        return []
+    if not os.access(file, os.W_OK):
+        return [Finding(Level.ERROR, where, f"{file} cannot be written by this user")]
+    try:
+        with Repository(path, create=False) as repository:
+            for key in repository.replicas():
+                repository.states(key)
+    except StandbyError as exc:
+        return [Finding(Level.ERROR, where, str(exc))]
+    return []
