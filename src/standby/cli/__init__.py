@@ -32,6 +32,7 @@ from standby.cli import (
     replicas,
     server,
     setup,
+    support,
 )
 from standby.cli.output import print_error, show_error
 from standby.errors import StandbyError
@@ -105,6 +106,7 @@ for command in (
     server.server,
     mover.mover,
     disk.disk,
+    support.support,
 ):
     cli.add_command(command)
 for asking in job_requests.COMMANDS:
