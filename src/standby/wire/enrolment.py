@@ -205,12 +205,17 @@ class EnrolmentServer:
         try:
             try:
                 tls = shaken(
-                    visit.connection, self._context(), visit.address, until, is_server=True, hold=visit.hold
+                    visit.connection,
+                    self._context(),
+                    visit.address,
+                    until,
+                    is_server=True,
+                    hold=visit.hold,
                 )
             except BaseException:
                 visit.connection.close()
                 raise
-                with Link(tls, visit.address, hello_limits(until)) as link:
+            with Link(tls, visit.address, hello_limits(until)) as link:
                 try:
                     link.send(self._answered(link, visit))
                 except StandbyError as exc:

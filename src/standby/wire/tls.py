@@ -187,7 +187,9 @@ class Listener:
         until = Until(self._acceptor.door.half_open_s)
         try:
             context = self._identity.context(is_server=True)
-            tls = shaken(visit.connection, context, visit.address, until, is_server=True)
+            tls = shaken(
+                visit.connection, context, visit.address, until, is_server=True, hold=visit.hold
+            )
         except BaseException:
             visit.connection.close()
             raise
