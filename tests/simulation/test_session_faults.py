@@ -297,6 +297,47 @@ def test_sessions_go_on_above_a_merge_that_no_space_is_left_to_end(tmp_path, mon
     site.check_nothing_leaked()
 
 
+@pytest.fixture
+def read_only_target(tmp_path):
+    """A site with two points whose target is mounted read-only; skipped where this user may not
+    mount."""
+    site = made(tmp_path)
+    for _ in range(2):
+        site.run()
+        site.change()
+    target = str(site.folder / "target")
+    done = subprocess.run(
+        ["mount", "--bind", target, target], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", target], check=True)
+        yield site
+    finally:
+        subprocess.run(["umount", "-l", target], check=True)
+
+
+def test_verbs_on_a_read_only_target_say_so_and_looking_works(read_only_target):
+    site = read_only_target
+    with site.server() as server:
+        shown = server.replicas.show("vm1_replica")
+        assert (len(shown.points), shown.findings) == (2, ())
+        for point in (None, shown.points[0].id):
+            with pytest.raises(ReplicaConflict, match="mounted read-only"):
+                server.replicas.failover("vm1_replica", point=point)
+        assert all(item.is_ok for item in server.replicas.verify("vm1_replica"))
+        assert "cannot be written" in server.check()[0].problem
+    report = site.run()
+    assert only(report).outcome == "failed"
+    assert "Read-only file system" in only(report).error
+    for verb in ("--dry-run", "--yes"):
+        ended = site.command("replica", "failover", "vm1_replica", verb)
+        assert ended.returncode == 13
+        assert ended.stderr.startswith("error: replica vm1_replica: ")
+        assert "mounted read-only" in ended.stderr
+
+
 # --- the target's own say --------------------------------------------------------------------
 
 

@@ -155,6 +155,26 @@ def test_undo_is_refused_while_the_vm_runs(tmp_path: Path) -> None:
     undo_failover(folder, is_running=lambda: False)
 
 
+def test_every_verb_names_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = new_replica(tmp_path / "r")
+    add_point(folder)
+    before = folder.record()
+    with monkeypatch.context() as patched:
+        patched.setattr("os.access", lambda path, mode: False)
+        with pytest.raises(ReplicaConflict, match="mounted read-only, or this user has no right"):
+            failover(folder)
+        with pytest.raises(ReplicaConflict, match="mounted read-only"):
+            undo_failover(folder, drop_writes=True)
+    assert folder.record() == before
+    failover(folder)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ReplicaConflict, match="mounted read-only"):
+        permanent_failover(folder, TargetRules())
+    assert folder.record().state is ReplicaState.FAILOVER
+
+
 def test_undo_without_a_failover_is_refused(tmp_path: Path) -> None:
     folder = new_replica(tmp_path / "r")
     add_point(folder)

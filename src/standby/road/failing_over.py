@@ -7,6 +7,7 @@ Every verb can be killed anywhere and repeated: the state is the last thing writ
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ __all__ = [
     "ReplicaStatus",
     "check_given_up",
     "check_startable",
+    "check_writable",
     "damage_warnings",
     "failover",
     "findings",
@@ -83,6 +85,7 @@ def failover(
     """
     record = folder.record()
     check_legal(record, folder.name, Action.FAILOVER)
+    check_writable(folder)
     if source_running and not source_may_run:
         raise ReplicaConflict(
             folder.name,
@@ -119,6 +122,19 @@ def failover(
             failover_started_at=f"{folder.clock.now():%Y-%m-%dT%H:%M:%SZ}",
         )
     return FailoverResult(record, chosen, renewed, fenced, tuple(warnings))
+
+
+def check_writable(folder: ReplicaFolder) -> None:
+    """Raise ReplicaConflict where the replica's records cannot be written: a verb would stop at
+    its first lock, with less to say."""
+    for path in (folder.path, folder.lock_path):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise ReplicaConflict(
+                folder.name,
+                f"{path} cannot be written: its file system is mounted read-only, or this user has "
+                "no right to",
+                "Make it writable, then repeat; nothing was changed",
+            )
 
 
 def damage_warnings(record: ReplicaRecord) -> list[str]:
@@ -243,6 +259,7 @@ def undo_failover(
     if is_unasked and drop_writes:
         action = Action.SESSION if record.state is ReplicaState.READY else Action.VERIFY
     check_legal(record, folder.name, action)
+    check_writable(folder)
     if is_running is not None and is_running():
         raise MachineRunning("target", record.name, "a failover is undone with the replica VM off")
     with WriterLease.acquire(folder, "undo-failover", action=action) as lease:
@@ -269,6 +286,7 @@ def permanent_failover(folder: ReplicaFolder, rules: TargetRules) -> ReplicaReco
     is removed. Refused (TargetRefuses) while the target's own rules keep any point: nobody would
     keep it any more."""
     check_legal(folder.record(), folder.name, Action.PERMANENT_FAILOVER)
+    check_writable(folder)
     with WriterLease.acquire(
         folder, "permanent-failover", action=Action.PERMANENT_FAILOVER
     ) as lease:

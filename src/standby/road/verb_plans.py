@@ -16,6 +16,7 @@ from standby.model.replica import Action, ReplicaRecord, ReplicaState, next_stat
 from standby.road import ready
 from standby.road.failing_over import (
     check_given_up,
+    check_writable,
     damage_warnings,
     startable_point,
     state_after_undo,
@@ -57,6 +58,7 @@ def plan_failover(
     folder = replicas.folder(name)
     record = folder.record()
     check_legal(record, folder.name, Action.FAILOVER)
+    check_writable(folder)
     warnings = damage_warnings(record)
     if replicas.source_is_running(record):
         if not source_may_run:
@@ -95,6 +97,7 @@ def plan_undo_failover(replicas: ReplicaWork, name: str, *, drop_writes: bool = 
     if not (is_unasked and drop_writes):
         folder.check_ready()
         check_legal(record, folder.name, Action.UNDO_FAILOVER)
+    check_writable(folder)
     replicas.check_off(folder)
     newest = chosen_point(folder.name, folder.points(), None)
     for layer, evidence in folder.touched_layers([newest]):
@@ -121,6 +124,7 @@ def plan_permanent_failover(replicas: ReplicaWork, name: str) -> VerbPlan:
     folder = replicas.folder(name)
     record = folder.record()
     check_legal(record, folder.name, Action.PERMANENT_FAILOVER)
+    check_writable(folder)
     check_given_up(folder, replicas.rules(folder))
     points = folder.points()
     chosen = chosen_point(folder.name, points, record.failover_point or None)
