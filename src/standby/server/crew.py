@@ -23,6 +23,7 @@ from standby.model.machine import Machine
 from standby.repository import DiskState, Repository, StagedDisk
 from standby.server.context import TaskSlots
 from standby.server.movers import MoverPair
+from standby.server.service_mover import Reconnect
 
 
 class Handle(Protocol):
@@ -30,8 +31,8 @@ class Handle(Protocol):
 
     name: str
 
-    def start(self, verb: str, **arguments: Any) -> Future[Any]: ...
-    def call(self, verb: str, **arguments: Any) -> Any: ...
+    def start(self, verb: str, /, **arguments: Any) -> Future[Any]: ...
+    def call(self, verb: str, /, **arguments: Any) -> Any: ...
 
 
 class RepositoryView(Protocol):
@@ -120,6 +121,7 @@ class Crew(Protocol):
     name: str
     target_proxy: str
     is_broken: bool
+    reconnect: Reconnect
     can_retry: bool
     """Whether a broken link is worth another try within the session."""
 
@@ -147,6 +149,7 @@ class LocalCrew:
     """Both movers are children of this process."""
 
     can_retry = False
+    reconnect = Reconnect()
     name = ""
     target_proxy = ""
 

@@ -44,15 +44,15 @@ class Crews:
         self,
         config: Config,
         make_movers: Callable[[int], MoverPair],
+        fleet: Fleet,
         clock: Clock = SYSTEM_CLOCK,
-        fleet: Fleet | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
         self._make_movers = make_movers
         self._idle: list[MoverPair] = []
         self._server_slots = threading.Semaphore(config.limits.max_tasks)
-        self.fleet = fleet or Fleet(config, clock)
+        self.fleet = fleet
         self.resources = Resources(clock)
         self.resources.configure(capacities(config))
 

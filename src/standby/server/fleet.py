@@ -50,7 +50,7 @@ class Fleet:
         self._config = config
         self._clock = clock
         server = config.server
-        self._reconnect = reconnect or Reconnect(server.reconnect_every_s, server.reconnect_for_s)
+        self.reconnect = reconnect or Reconnect(server.reconnect_every_s, server.reconnect_for_s)
         self._make_link = make_link or self._tls_link
         self._lock = threading.Lock()
         self._movers: dict[str, ServiceMover] = {}
@@ -72,7 +72,7 @@ class Fleet:
             if name not in self._movers:
                 config = self._config.movers[name]
                 self._movers[name] = ServiceMover(
-                    name, lambda: self._make_link(config), self._reconnect, self._clock
+                    name, lambda: self._make_link(config), self.reconnect, self._clock
                 )
             return self._movers[name]
 

@@ -53,7 +53,7 @@ class MoverHandle:
         self._thread = threading.Thread(target=self._receive, name=f"{name} replies", daemon=True)
         self._thread.start()
 
-    def start(self, verb: str, **arguments: Any) -> Future[Any]:
+    def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
         """Ask for `verb`; the future ends with its result, its error, or MoverDied."""
         future: Future[Any] = Future()
         with self._lock:
@@ -70,7 +70,7 @@ class MoverHandle:
             raise self._death() from None
         return future
 
-    def call(self, verb: str, **arguments: Any) -> Any:
+    def call(self, verb: str, /, **arguments: Any) -> Any:
         """Ask for `verb` and wait for its result."""
         return self.start(verb, **arguments).result()
 

@@ -29,7 +29,7 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
     driver, proxy = _driven(context, machine, lend, (), journey)
     if driver is None:
         return MachineReport(machine.name, machine.id, outcome="failed", error=proxy)
-    patience = Patience(context.clock)
+    patience = Patience(context.clock, driver.crew.reconnect)
     went_on: list[str] = []
     while _is_worth_another_try(context, driver):
         went_on.append(f"went on after: {driver.report.error}")

@@ -28,12 +28,12 @@ from standby.ports import Host, inventory_of
 from standby.server.alive import Alive
 from standby.server.all_replicas import AllReplicas
 from standby.server.checking import check_configuration
-from standby.server.config import Config, load_config
+from standby.server.config import Config, MoverConfig, load_config
 from standby.server.config_check import Finding
 from standby.server.context import ProgressCallback, SessionContext
 from standby.server.crew import Crew
 from standby.server.crews import Crews
-from standby.server.fleet import Station
+from standby.server.fleet import Fleet, Station
 from standby.server.inventory import failed_report, name_of, taken_by, wanted_of
 from standby.server.journey import is_too_old
 from standby.server.movers import MoverPair, child_movers
@@ -44,6 +44,7 @@ from standby.server.replicas import Replicas
 from standby.server.replicating import replicate
 from standby.server.stopping import StopWatcher, stop_sessions
 from standby.server.store import Store
+from standby.wire.link import Link
 
 RPO = "rpo"
 """The kind of alarm of a replica whose newest point is too old."""
@@ -60,12 +61,15 @@ class BackupServer:
         clock: Clock = SYSTEM_CLOCK,
         hosts: dict[str, Host] | None = None,
         make_movers: Callable[[int], MoverPair] = child_movers,
+        make_link: Callable[[MoverConfig], Link] | None = None,
     ) -> None:
-        """`config` is a loaded Config, a standby.toml or the folder of one. `hosts` and
-        `make_movers` replace configured hosts and child processes, for tests."""
+        """`config` is a loaded Config, a standby.toml or the folder of one. `hosts`, `make_movers`
+        and `make_link` replace configured hosts, child processes and TLS connections to service
+        movers, for tests."""
         self.config = config if isinstance(config, Config) else load_config(Path(config))
         self.clock = clock
-        self.crews = Crews(self.config, make_movers, clock)
+        fleet = Fleet(self.config, clock, make_link=make_link)
+        self.crews = Crews(self.config, make_movers, fleet, clock)
         self._at_work: dict[str, SessionContext] = {}
         self._hosts = dict(hosts or {})
         make_folder_durably(self.config.state_database.parent)

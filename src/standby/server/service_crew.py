@@ -32,14 +32,15 @@ class RemoteRepository:
     def __init__(self, mover: Handle, folder: str, create: bool) -> None:
         self._mover = mover
         self._folder = folder
-        self._create = create
+        # Whether it is there, or made now: what follows opens it as it is.
+        self._call("states", replica="", create=create)
 
     def _call(self, verb: str, **arguments: Any) -> Any:
         return self._mover.call(f"repository_{verb}", repository=self._folder, **arguments)
 
     def states(self, replica: str) -> dict[str, DiskState]:
         """See Repository."""
-        found = self._call("states", replica=replica, create=self._create)
+        found = self._call("states", replica=replica)
         return {
             disk: DiskState(
                 state["point_id"],
@@ -100,6 +101,7 @@ class ServiceCrew:
         """Choose the writer; NoProxy where none of the target's proxies answers. `joins` is the
         (name, target proxy) of a crew whose tasks this one goes on with."""
         self.is_broken = False
+        self.reconnect = fleet.reconnect
         self._config = config
         self._fleet = fleet
         self._resources = resources

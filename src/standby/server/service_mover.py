@@ -67,7 +67,7 @@ class ServiceMover:
 
     # --- calls -------------------------------------------------------------------------------
 
-    def start(self, verb: str, **arguments: Any) -> Future[Any]:
+    def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
         """Ask for `verb`, waiting for a connection; the future ends with its result or error.
 
         Raises MoverDied when the mover could not be reached within the time for that. An argument
@@ -87,7 +87,7 @@ class ServiceMover:
             raise
         return future
 
-    def call(self, verb: str, **arguments: Any) -> Any:
+    def call(self, verb: str, /, **arguments: Any) -> Any:
         """Ask for `verb` and wait for its result."""
         return self.start(verb, **arguments).result()
 
@@ -228,7 +228,7 @@ class CrewHandle:
         self._waiting: set[Future[Any]] = set()
         self._is_cut = False
 
-    def start(self, verb: str, **arguments: Any) -> Future[Any]:
+    def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
         """As `ServiceMover.start`; MoverDied once this session was cut off."""
         ours: Future[Any] = Future()
         with self._lock:
@@ -244,7 +244,7 @@ class CrewHandle:
         theirs.add_done_callback(lambda done: self._finish(ours, done))
         return ours
 
-    def call(self, verb: str, **arguments: Any) -> Any:
+    def call(self, verb: str, /, **arguments: Any) -> Any:
         """Ask for `verb` and wait for its result."""
         return self.start(verb, **arguments).result()
 

@@ -32,10 +32,9 @@ from standby.server.context import SessionContext
 from standby.server.crew import Crew, DiskLink, DiskTask, Handle, replica_name
 from standby.server.journey import JourneyBook, Sender
 from standby.server.plan import DiskPlan, Mode
+from standby.server.service_mover import Reconnect
 
 PROGRESS_INTERVAL_S = 0.25
-RETRY_S, RETRY_FOR_S = 15.0, 30 * 60.0
-"""A dropped link is tried again every so often, for so long."""
 GRACE_S = 20.0
 
 
@@ -92,7 +91,7 @@ class Transfer:
     def _disk(self, plan: DiskPlan, disk: CheckpointDisk) -> str:
         """Send the disk, through as many proxies as it takes."""
         failed: dict[str, StandbyError] = {}
-        patience = Patience(self._context.clock)
+        patience = Patience(self._context.clock, self._crew.reconnect)
         while True:
             running = self._running.pop(plan.place, None)
             task = running.task if running else f"{self._machine.name} {plan.place} {new_token(4)}"
@@ -267,10 +266,10 @@ class Transfer:
 class Patience:
     """How long a disk whose only proxy fails is tried again."""
 
-    def __init__(self, clock: Clock, every_s: float = RETRY_S, for_s: float = RETRY_FOR_S) -> None:
+    def __init__(self, clock: Clock, reconnect: Reconnect) -> None:
         self._clock = clock
-        self._every_s = every_s
-        self._until = clock.monotonic() + for_s
+        self._every_s = reconnect.every_s
+        self._until = clock.monotonic() + reconnect.for_s
 
     def wait(self) -> bool:
         """Wait for the next attempt; False when it is too late for one."""
@@ -307,6 +306,6 @@ def most_telling(failures: list[BaseException]) -> BaseException:
     def rank(error: BaseException) -> int:
         if isinstance(error, MoverDied):
             return 1
-        return 2 if isinstance(error, LinkError) else 0
+        return 2 if isinstance(error, LinkError) and not isinstance(error, ProtocolError) else 0
 
     return min(failures, key=rank)
