@@ -19,6 +19,7 @@ import xxhash
 from standby import comparing, digesting
 from standby._kernels import blocks
 from standby.digesting import PIECE, ZERO_LEAF
+from standby.files import File
 from standby.units import KiB, MiB, TiB
 
 SIZES = [PIECE, 256 * KiB, MiB, 64 * MiB]
@@ -156,6 +157,44 @@ def test_scan_of_data_off_alignment(measure, variant: str):
     stored = digesting.leaves(data)
     out, runs = np.empty_like(stored), np.empty((len(stored), 3), np.int64)
     assert measure(lambda: comparing.scan(data, stored, out, runs), MiB, "scan 1024 KiB") == 0
+
+
+@pytest.fixture
+def file_of_data(tmp_path: Path) -> Iterator[File]:
+    (tmp_path / "data").write_bytes(data_of(64 * MiB).tobytes())
+    with File(tmp_path / "data") as file:
+        yield file
+
+
+@pytest.mark.skipif(not comparing.CAN_READ_FILES, reason="no pread on this system")
+def test_file_scan(measure, variant: str, file_of_data: File):
+    """Read, hash and compare in one call; what differs nowhere stays out of the way."""
+    size = file_of_data.size
+    windows, segments = np.array([[0, size, 0]]), np.array([[0, size, 0, 0]])
+    stored = digesting.leaves(data_of(size))
+    leaves, slot = np.empty_like(stored), comparing.aligned_buffer(MiB)
+    rows, kept = np.empty((256, 3), np.int64), np.empty(257, np.uint64)
+
+    def scan() -> tuple[int, int, int]:
+        found = comparing.FileScan(windows, segments, (file_of_data,), stored, leaves)
+        assert found.run(slot, rows, kept)
+        return found.made
+
+    assert measure(scan, size, "scan of a file") == (0, 0, 0)
+    assert (leaves == stored).all()
+
+
+def test_file_scan_by_reads_and_xxhash(measure, file_of_data: File):
+    size, chunk = file_of_data.size, comparing.READ_CHUNK
+    buffer = comparing.aligned_buffer(chunk)
+
+    def read() -> int:
+        for offset in range(0, size, chunk):
+            file_of_data.read_into(buffer, offset)
+            digest = xxhash.xxh3_64_intdigest(buffer)
+        return digest
+
+    assert measure(read, size, "scan of a file")
 
 
 @pytest.mark.parametrize("size", SIZES[1:], ids=_name)

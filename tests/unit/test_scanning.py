@@ -324,6 +324,18 @@ def test_no_row_table_is_fuller_than_a_batch_may_be(tmp_path):
         assert counters.changed == 9 * PAGE // 2
 
 
+def test_any_number_of_threads_counts_the_same(tmp_path):
+    with sparse(tmp_path) as disk:
+        stored = Stored(disk, 1)
+        pages = np.arange(0, 40 * 64, 17)
+        stored.index = lambda: (pages, np.empty((len(pages), 16), np.uint8))
+        found = [counted_changes(disk, stored, None, threads) for threads in (1, 2, 3, 8)]
+        assert found[0].changed > 900 * KiB
+        for counters in found:
+            counters.busy_s = {}
+        assert all(counters == found[0] for counters in found)
+
+
 def test_windows_lie_on_pieces_borders_in_the_pages_asked_for():
     candidates = tuple(
         Extent(*pair) for pair in ((PAGE - 512, 1024), (100, 5), (PAGE + 3000, 2000), (3 * PAGE, 9))
