@@ -28,8 +28,8 @@ def job(run, site: Site):
 
 def test_list(job) -> None:
     assert job("list").out == (
-        "job  source  machines  target  restore points\n"
-        "job  source  *         target               7\n"
+        "job  source  machines  target  restore points  schedule  next run\n"
+        "job  source  *         target               7  by hand   -\n"
     )
 
 

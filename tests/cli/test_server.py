@@ -197,3 +197,13 @@ def test_requests_are_left_for_the_server(tmp_path: Path, run: Run) -> None:
     with Store(site.folder / "standby-state.sqlite") as store:
         (request,) = store.queue.requests()
     assert (request.kind, request.machine, request.asked_by) == ("pause", "vm1", "command line")
+
+
+def test_a_session_is_queued_for_the_server(tmp_path: Path, run: Run) -> None:
+    site = Site(tmp_path / "site")
+    arguments = ("job", "start", "job", "--queue", "--machine", "vm1", "--accept-loss")
+    found = run(*arguments, "--config", site.config, "--json").json
+    queued_run, _ = session(site)
+    assert found == {"job": "job", "session": queued_run.id, "state": "queued"}
+    assert (queued_run.machines, queued_run.reason) == (("vm1",), Reason.MANUAL)
+    assert queued_run.options == {"take_over": False, "accept_loss": True}

@@ -82,10 +82,7 @@ class Runner:
     def machines(self, job: object) -> list[Machine]:
         if self.host_error is not None:
             raise self.host_error
-        return [
-            Machine(f"id-{name}", name, name)
-            for name in self.names
-        ]
+        return [Machine(f"id-{name}", name, name) for name in self.names]
 
     def start(
         self,
@@ -163,13 +160,15 @@ class Site:
         """Let time pass, look, and let every session that began end."""
         self.clock.wall += timedelta(**passed)
         next_at = self.daemon.step()
-        while running := self.daemon.running():
-            for session in running:
+        while True:
+            for session in self.daemon.running():
                 found = self.daemon._running_session(session)
                 if found is not None:
                     assert found.join(10)
-            next_at = self.daemon.step()
-        return next_at
+            self.daemon._rpo.join(10)
+            before, next_at = next_at, self.daemon.step()
+            if next_at == before and not self.daemon.running():
+                return next_at
 
     def at_work(self, **passed: float) -> SessionRun:
         """Let time pass, and return when the session that is due is in the middle of its work."""

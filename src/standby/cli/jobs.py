@@ -20,6 +20,7 @@ from standby.cli.serving import config_option, opened_server
 from standby.model.report import MachineReport, SessionReport
 
 if TYPE_CHECKING:
+    from standby.server import BackupServer
     from standby.server.plan import Figure, JobPlan
 
 WARNINGS_EXIT = 3
@@ -104,6 +105,7 @@ def _planned(made: JobPlan, as_json: bool) -> int:
 @click.option("--machine", "machines", multiple=True, help="Only this VM; may be repeated.")
 @click.option("--take-over", is_flag=True, help="Fence another writer that hangs.")
 @click.option("--accept-loss", is_flag=True, help="Go on although the target lost points.")
+@click.option("--queue", is_flag=True, help="Have the running `standby server` do it.")
 @dry_run_option
 @config_option
 @json_option
@@ -112,6 +114,7 @@ def start(
     machines: tuple[str, ...],
     take_over: bool,
     accept_loss: bool,
+    queue: bool,
     dry_run: bool,
     config: Path,
     as_json: bool,
@@ -127,6 +130,8 @@ def start(
     with opened_server(config) as server:
         if dry_run:
             return _planned(_only(server.plan(name), machines), as_json)
+        if queue:
+            return _queue(server, name, machines, as_json, take_over, accept_loss)
         try:
             with progress_bars(not as_json) as update:
                 report = server.start(
@@ -146,6 +151,34 @@ def start(
     else:
         show_report(report)
     return OUTCOME_EXIT[report.outcome]
+
+
+def _queue(
+    server: BackupServer,
+    name: str,
+    machines: tuple[str, ...],
+    as_json: bool,
+    take_over: bool,
+    accept_loss: bool,
+) -> int:
+    """Queue a session for the active server."""
+    from standby.model.session import Reason
+
+    job = server.config.job(name)
+    run = server.store.queue.enqueue(
+        name,
+        Reason.MANUAL,
+        priority=job.priority,
+        machines=machines,
+        options={"take_over": take_over, "accept_loss": accept_loss},
+        asked_by="command line",
+    )
+    assert run is not None  # only a slot can be taken already
+    if as_json:
+        print_json({"job": name, "session": run.id, "state": run.state})
+    else:
+        click.echo(f"session {run.id} of job {name} is queued; see `standby server status`")
+    return 0
 
 
 def _only(made: JobPlan, machines: tuple[str, ...]) -> JobPlan:

@@ -73,7 +73,7 @@ class Daemon:
         self._running: dict[str, RunningSession] = {}
         self._lock = threading.Lock()
         self._due = DueTimes(runner)
-        self._rpo = RpoWatch(runner, self.log)
+        self._rpo = RpoWatch(runner, self.log, self._wakeups.wake)
         self._last_alarm = max((alarm.id for alarm in runner.store.alarms()), default=0)
 
     # --- from other threads ------------------------------------------------------------------
@@ -229,7 +229,7 @@ class Daemon:
             job,
             Reason.AFTER_JOB if called_by else Reason.SCHEDULE,
             slot=slot.astimezone(UTC).isoformat(timespec="microseconds"),
-            priority=int(getattr(self.runner.config.job(job), "priority", 0)),
+            priority=self.runner.config.job(job).priority,
             asked_by="schedule",
             after=called_by,
         )

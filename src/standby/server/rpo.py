@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from standby.errors import StandbyError
@@ -15,11 +16,17 @@ KIND = "rpo"
 
 
 class RpoWatch:
-    """Knows when the next replica becomes too old, and raises the alarm then."""
+    """Knows when the next replica becomes too old, and raises the alarm then. It looks in a thread
+    of its own: a target that is away must not hold up the server."""
 
-    def __init__(self, runner: Runner, log: Log) -> None:
+    def __init__(
+        self, runner: Runner, log: Log, on_looked: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_looked` is called from that thread when `check` knows more."""
         self._runner = runner
         self._log = log
+        self._on_looked = on_looked
+        self._thread: threading.Thread | None = None
         self._since = runner.clock.now()
         self._next: dict[str, datetime] = {}
         self._again: set[str] = set()
@@ -31,17 +38,47 @@ class RpoWatch:
             self._again.add(job)
 
     def check(self, now: datetime) -> datetime | None:
-        """Raise the alarms that are due; when the next one may be."""
+        """Begin to look after the jobs of which a replica may be too old now; when the next one
+        may be, as far as is known."""
         with self._lock:
-            again, self._again = self._again, set()
-        for job in self._runner.config.jobs.values():
-            if job.rpo_s and (job.name in again or self._next.get(job.name, now) <= now):
+            if self._thread is not None:
+                return None
+            jobs = [
+                job
+                for job in self._runner.config.jobs.values()
+                if job.rpo_s and (job.name in self._again or self._next.get(job.name, now) <= now)
+            ]
+            self._again.clear()
+            if jobs:
+                self._thread = threading.Thread(
+                    target=self._look, args=(jobs, now), name="rpo", daemon=True
+                )
+                self._thread.start()
+            return min(self._next.values(), default=None)
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait for a look that is under way."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+
+    def _look(self, jobs: list[ReplicationJob], now: datetime) -> None:
+        found: dict[str, datetime] = {}
+        try:
+            for job in jobs:
+                found[job.name] = now + timedelta(seconds=min(job.rpo_s, 600))
                 try:
-                    self._next[job.name] = self._checked(job, now)
+                    found[job.name] = self._checked(job, now)
                 except StandbyError as exc:
                     self._log.error(f"cannot look after its rpo: {exc}", job=job.name)
-                    self._next[job.name] = now + timedelta(seconds=min(job.rpo_s, 600))
-        return min(self._next.values(), default=None)
+        except Exception as exc:
+            self._log.error(f"unexpected {type(exc).__name__}: {exc}", error=exc)
+        finally:
+            with self._lock:
+                self._next.update(found)
+                self._thread = None
+            self._on_looked()
 
     def _checked(self, job: ReplicationJob, now: datetime) -> datetime:
         """Raise the job's alarms that are due; when the next one may be."""
