@@ -24,6 +24,15 @@ import judging
 KINDS = ("sqlite", "postgresql")
 
 _PATIENCE_S = 60
+_MEMORY = Path("/dev/shm")
+_MEMORY_FREE_MIN = 1 << 30
+
+
+def _has_room(folder: Path) -> bool:
+    """A container's memory folder may hold less than a cluster takes."""
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return False
+    return shutil.disk_usage(folder).free >= _MEMORY_FREE_MIN
 
 
 def _programs() -> Path:
@@ -131,8 +140,8 @@ class Cluster:
 def running_cluster(*, is_durable: bool = False) -> Iterator[Cluster]:
     """A cluster until the block ends: in memory, or on the disk of temporary files where what it
     commits is to be durable."""
-    in_memory = "/dev/shm" if not is_durable and os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="standby-pg-", dir=in_memory))
+    parent = None if is_durable or not _has_room(_MEMORY) else _MEMORY
+    folder = Path(tempfile.mkdtemp(prefix="standby-pg-", dir=parent))
     try:
         cluster = Cluster(folder, is_durable=is_durable)
         try:

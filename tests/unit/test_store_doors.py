@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,7 +105,10 @@ def test_a_database_that_does_not_answer_is_tried_later_and_no_secret_is_shown(u
     assert "topsecret" not in repr(caught.value) + str(caught.value) + str(caught.value.__cause__)
 
 
-@pytest.mark.parametrize("url", ["postgresql://me:topsecret@x:port/y", "mysql://me:topsecret@x/y"])
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://me:topsecret@x:port/y", "mysql://me:topsecret@x/y", "sqlite://", "nonsense"],
+)
 def test_a_url_of_nothing_we_know_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Store(url)
@@ -115,7 +117,7 @@ def test_a_url_of_nothing_we_know_is_refused_and_not_shown(url: str) -> None:
 
 
 def test_a_missing_driver_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(StateDatabaseError, match=r"pip install 'standby\[postgresql\]'"):
         Store("postgresql://me@db/standby")
 

@@ -13,7 +13,8 @@ _TEMPLATE = """\
 # Who this installation is; replicas carry the name, so never change it.
 installation = {installation}
 # Sessions, alarms, caches. Losing it loses history, never a replica.
-# state_database = "standby-state.sqlite"
+# state_database = "standby-state.sqlite"   # or "postgresql://user@host/database"; a URL with a
+#                                           # password by reference: "env:NAME", "file:PATH"
 # time_zone = "Europe/Berlin"           # of the times in this file; without it the machine's own
 
 # --- hosts: where VMs run and where replicas are kept ---------------------------------------

@@ -174,7 +174,7 @@ class Store:
 
     def ask_to_stop(self, session: str) -> None:
         """Record that the session is to end; its process looks for that (`stopping`)."""
-        with self._writing() as connection:
+        with self._writing(wakes=True) as connection:
             upsert(
                 connection, tables.stop_requests, {"session": session}, {"asked_at": self._now()}
             )

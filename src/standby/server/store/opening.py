@@ -5,7 +5,7 @@ A URL may hold a password, so none is ever shown: messages carry the host and th
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def database_url(database: Path | str) -> sa.URL:
             "password",
         ) from None
     kind = url.get_backend_name()
-    if kind == "sqlite":
+    if kind == "sqlite" and url.database:
         return url
     if kind not in ("postgresql", "postgres"):
         raise ConfigurationError(
@@ -53,12 +53,14 @@ def database_url(database: Path | str) -> sa.URL:
             f"{kind} is not supported",
             "Use a SQLite file or postgresql://…",
         )
-    if importlib.util.find_spec("psycopg") is None:
+    try:
+        importlib.import_module("psycopg")
+    except ImportError as exc:  # also where libpq is missing
         raise StateDatabaseError(
             database_name(url),
             "the PostgreSQL driver is not installed",
             "pip install 'standby[postgresql]'",
-        )
+        ) from exc
     return url.set(drivername="postgresql+psycopg")
 
 
