@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import http.server
+import ipaddress
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from standby.errors import ConfigurationError
 from standby.server.masking import SECRETS
@@ -293,6 +300,58 @@ def test_what_cannot_be_sent_at_all_is_told_at_once(
 def test_a_url_that_must_not_be_used_is_refused(url: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         checked_url(url, has_secrets=True)
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate for 127.0.0.1, signed by itself, with its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hook")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "hook.pem"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+def test_a_certificate_is_verified_and_may_be_named(tmp_path: Path, receive: Any) -> None:
+    receiver = receive(200)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate(tmp_path))
+    receiver.server.socket = context.wrap_socket(receiver.server.socket, server_side=True)
+    receiver.server.handle_error = lambda *_: None  # a client that does not trust it goes away
+    url = receiver.url.replace("http:", "https:")
+    failures = Failures()
+    webhooks = sending(tmp_path, WebhookConfig("strange", url), failures=failures)
+    webhooks.publish("result", {})
+    assert failures.came.acquire(timeout=10)
+    webhooks.close()
+    assert "its certificate is not trusted: self" in failures.texts[0]
+    assert webhooks.states()[0].attempts == 1
+    trusting = sending(tmp_path, WebhookConfig("ops", url, authority=tmp_path / "hook.pem"))
+    trusting.publish("result", {"job": "nightly"})
+    assert receiver.arrived.acquire(timeout=10)
+    trusting.close()
+    assert [body["job"] for _, body in receiver.got] == ["nightly"]
 
 
 def test_the_words_of_a_webhook() -> None:

@@ -273,10 +273,10 @@ class _Sender:
         try:
             connection.request("POST", path, json.dumps(body).encode(), headers)
             status = connection.getresponse().status
-        except ValueError:  # a header that cannot be sent; the message would hold it
-            raise _Refused("a header holds a character that cannot be sent") from None
         except ssl.SSLCertVerificationError as exc:
             raise _Refused(f"its certificate is not trusted: {exc.verify_message}") from None
+        except ValueError:  # a header that cannot be sent; the message would hold it
+            raise _Refused("a header holds a character that cannot be sent") from None
         finally:
             cut.cancel()
             with self._changed:
