@@ -540,6 +540,62 @@ def test_of_two_servers_one_acts_and_a_fenced_one_says_so(made: Callable[..., Si
     second.close()
 
 
+def test_a_server_that_lost_its_lease_ends_its_sessions_and_says_so(tmp_path: Path) -> None:
+    clock = HeldClock()
+    runner = Runner(tmp_path, clock, nightly=NIGHTLY)
+    runner.gate = threading.Event()
+    runner.store.queue.enqueue("nightly", Reason.MANUAL, asked_by="test")
+    daemon = Daemon(runner, lease_s=0.3)
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            daemon.run()
+        except ServerFenced as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert runner.begun.acquire(timeout=10)
+    with runner.store._database.writing() as connection:
+        connection.exec_driver_sql("UPDATE server_lease SET server = 'b', generation = 7")
+    thread.join(20)
+    assert not thread.is_alive()
+    assert "held by b" in str(raised[0])
+    (run_now,) = runner.store.queue.last_sessions("nightly")
+    assert run_now.state is S.RUNNING  # the other server's to adopt
+    runner.store.close()
+
+
+def test_a_bug_ends_its_session_and_nothing_else(
+    made: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = made(nightly=NIGHTLY, other='daily = "22:00"')
+    start = site.runner.start
+
+    def broken(job: str, **arguments: Any) -> SessionReport:
+        if job == "nightly":
+            raise RuntimeError("a bug")
+        return start(job, **arguments)
+
+    monkeypatch.setattr(site.runner, "start", broken)
+    site.step(hours=8)
+    assert site.runs()[0].state is S.FAILED
+    assert "unexpected RuntimeError: a bug" in site.runs()[0].detail
+    assert site.runs("other")[0].state is S.DONE
+
+
+def test_job_stop_of_the_command_line_is_no_failure_to_try_again(
+    made: Callable[..., Site],
+) -> None:
+    site = made(nightly=NIGHTLY)
+    run = site.at_work(hours=8)
+    site.runner.store.ask_to_stop(run.id)
+    site.step()
+    assert site.runs()[0].state is S.STOPPED
+    assert set(site.states(run).values()) == {T.INTERRUPTED}
+
+
 # --- rpo -------------------------------------------------------------------------------------
 
 
