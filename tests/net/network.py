@@ -1,0 +1,313 @@
+"""Two sites with a line between them, made of network namespaces: hosts with addresses of their
+own, links that can be cut, lines with delay, rate and loss, bytes as the kernel counts them.
+
+    with Network(wan=Line(delay_s=0.02, rate_bps=12_500_000)) as network:
+        source, target = network["source"], network["target"]
+        target.popen([sys.executable, "-m", "standby", "mover", "run", ...])
+        source.run(["ping", "-c", "1", target.address])
+        network.wan.down()
+        source.link.counters().sent_bytes
+
+The source site has `source`, `px1`, `px2` and `repository`, the target site `target` and `server`;
+each site is a bridge, the line joins the two. Needs root. A line with delay, rate or loss is netem
+where the kernel has it, else a process that carries frames between two TAP devices (`tap_line`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import judging
+
+SITES: Mapping[str, Sequence[str]] = {
+    "a": ("source", "px1", "px2", "repository"),
+    "b": ("target", "server"),
+}
+NETWORKS = {"a": "10.77.1.0/24", "b": "10.77.2.0/24"}
+"""The addresses of each site, for rules; one link-layer network carries both."""
+
+_CLONE_NEWNET = 0x40000000
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One direction's delay and loss (share of frames), and the rate in bytes per second; None:
+    as fast as the machine."""
+
+    delay_s: float = 0.0
+    rate_bps: int | None = None
+    loss: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it does nothing to what it carries."""
+        return not self.delay_s and self.rate_bps is None and not self.loss
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What an interface has carried."""
+
+    sent_bytes: int
+    received_bytes: int
+    sent_packets: int
+    received_packets: int
+
+
+def _ip(*words: str | int) -> str:
+    command = ["ip", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def obstacle() -> str:
+    """Why no network can be made here; '' when it can."""
+    if sys.platform != "linux":
+        return "Linux (network namespaces)"
+    if os.geteuid() != 0:
+        return "root (network namespaces)"
+    name = f"sbprobe{os.getpid():x}"
+    try:
+        _ip("netns", "add", name)
+        _ip("netns", "del", name)
+    except OSError as exc:
+        return f"the right to make network namespaces ({exc})"
+    return ""
+
+
+def require_network() -> None:
+    """Skip the test where no network can be made; in CI, fail it."""
+    problem = obstacle()
+    if problem:
+        judging.missing(problem)
+
+
+def has_netem() -> bool:
+    """Whether the kernel delays packets itself."""
+    name = f"sbnetem{os.getpid():x}"
+    _ip("netns", "add", name)
+    try:
+        probe = ["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "lo", "root", "netem"]
+        done = subprocess.run([*probe, "delay", "1ms"], capture_output=True, check=False)
+        return done.returncode == 0
+    finally:
+        _ip("netns", "del", name)
+
+
+def enter(space: str) -> None:
+    """Have the calling thread live in the namespace at that path; sockets keep theirs."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(space) as file:
+        if libc.setns(file.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns {space}")
+
+
+class Link:
+    """A host's cable: `down` cuts it, `up` restores it."""
+
+    def __init__(self, space: str, device: str) -> None:
+        self._space = space
+        self._device = device
+
+    def down(self) -> None:
+        """From now on nothing passes, and nobody is told."""
+        _ip("-n", self._space, "link", "set", self._device, "down")
+
+    def up(self) -> None:
+        """It carries again."""
+        _ip("-n", self._space, "link", "set", self._device, "up")
+
+
+class HostLink(Link):
+    """A host's cable, with its interface's counters."""
+
+    def __init__(self, space: str, device: str, host: str) -> None:
+        super().__init__(space, device)
+        self._host = host
+
+    def counters(self) -> Counters:
+        """Bytes with Ethernet headers, without preamble and check sum."""
+        names = ("tx_bytes", "rx_bytes", "tx_packets", "rx_packets")
+        files = [f"/sys/class/net/eth0/statistics/{name}" for name in names]
+        return Counters(*map(int, _ip("netns", "exec", self._host, "cat", *files).split()))
+
+
+class Host:
+    """A machine of the network: a network of its own, the files and processes of this one."""
+
+    def __init__(self, name: str, space: str, address: str, link: HostLink) -> None:
+        self.name = name
+        self.space = space
+        self.address = address
+        self.link = link
+        self._processes: list[subprocess.Popen[Any]] = []
+
+    def run(self, command: Sequence[str | Path], **more: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command there to its end; another exit code than 0 raises with what it said."""
+        words = ["ip", "netns", "exec", self.space, *map(str, command)]
+        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60} | more
+        done: subprocess.CompletedProcess[str] = subprocess.run(words, check=False, **options)
+        if done.returncode:
+            raise OSError(f"{self.name}: {command} ended with {done.returncode}: {done.stderr}")
+        return done
+
+    def popen(self, command: Sequence[str | Path], **more: Any) -> subprocess.Popen[Any]:
+        """Start a process there. It ends with the network, if not before."""
+        words = ["ip", "netns", "exec", self.space, *map(str, command)]
+        process = subprocess.Popen(words, **more)
+        self._processes.append(process)
+        return process
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """The calling thread is on this host until the block ends: sockets that it makes stay
+        there, other threads do not follow."""
+        home = f"/proc/self/task/{threading.get_native_id()}/ns/net"
+        with open(home) as kept:
+            enter(f"/run/netns/{self.space}")
+            try:
+                yield
+            finally:
+                enter(f"/proc/self/fd/{kept.fileno()}")
+
+    def listen(self) -> socket.socket:
+        """A listening TCP socket on a free port of this host."""
+        with self.inside():
+            return socket.create_server((self.address, 0))
+
+    def connect(self, listener: socket.socket, timeout_s: float | None = 10) -> socket.socket:
+        """A TCP connection from this host to that listener."""
+        with self.inside():
+            return socket.create_connection(listener.getsockname()[:2], timeout_s)
+
+    def end(self) -> None:
+        """Kill what runs there."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait(timeout=30)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+        for number in _ip("netns", "pids", self.space).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(number), signal.SIGKILL)
+
+
+class Network:
+    """The whole of it, gone at the end of the block with every process in it."""
+
+    def __init__(self, wan: Line | None = None, *, offload: bool = False) -> None:
+        """`offload`: interfaces take segments of 64 KiB, faster, and count one header for each;
+        without it they count what a wire would carry."""
+        self._line = wan or Line()
+        self._offload = offload
+        self._prefix = f"sb{os.getpid():x}.{next(_numbers)}-"
+        self._spaces: list[str] = []
+        self._carrier: subprocess.Popen[bytes] | None = None
+        self.hosts: dict[str, Host] = {}
+        self.wan = Link(self._prefix + "a", "wan")
+
+    def __getitem__(self, name: str) -> Host:
+        return self.hosts[name]
+
+    def __enter__(self) -> Network:
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes and remove all namespaces."""
+        for host in self.hosts.values():
+            with contextlib.suppress(OSError):
+                host.end()
+        if self._carrier is not None:
+            self._carrier.kill()
+            self._carrier.wait(timeout=30)
+        for space in reversed(self._spaces):
+            with contextlib.suppress(OSError):
+                _ip("netns", "del", space)
+        self._spaces.clear()
+
+    # --- building ----------------------------------------------------------------------------
+
+    def _space(self, name: str) -> str:
+        space = self._prefix + name
+        _ip("netns", "add", space)
+        self._spaces.append(space)
+        _ip("-n", space, "link", "set", "lo", "up")
+        return space
+
+    def _build(self) -> None:
+        for site, names in SITES.items():
+            bridge = self._space(site)
+            _ip("-n", bridge, "link", "add", "br0", "type", "bridge", "forward_delay", 0)
+            _ip("-n", bridge, "link", "set", "br0", "up")
+            for number, name in enumerate(names, 1):
+                self._add_host(site, bridge, number, name)
+        self._join(self._prefix + "a", self._prefix + "b")
+
+    def _add_host(self, site: str, bridge: str, number: int, name: str) -> None:
+        space = self._space(name)
+        port = f"port{number}"
+        address = f"{NETWORKS[site].rpartition('.')[0]}.{number}"
+        _ip("-n", bridge, "link", "add", port, "type", "veth", "peer", "eth0", "netns", space)
+        _ip("-n", bridge, "link", "set", port, "master", "br0", "up")
+        segments = () if self._offload else ("gso_max_segs", 1)
+        _ip("-n", space, "link", "set", "eth0", *segments, "up")
+        _ip("-n", space, "address", "add", f"{address}/16", "dev", "eth0")
+        self.hosts[name] = Host(name, space, address, HostLink(bridge, port, space))
+
+    def _join(self, near: str, far: str) -> None:
+        """The line between the sites' bridges."""
+        line = self._line
+        if line.is_plain or has_netem():
+            _ip("-n", near, "link", "add", "wan", "type", "veth", "peer", "wan", "netns", far)
+            for space in () if line.is_plain else (near, far):
+                self._shape(space)
+        else:
+            command = [sys.executable, str(Path(__file__).with_name("tap_line.py")), near, far]
+            numbers = [line.delay_s, line.rate_bps or 0, line.loss]
+            self._carrier = subprocess.Popen([*command, *map(str, numbers)], stdout=subprocess.PIPE)
+            assert self._carrier.stdout is not None
+            with self._carrier.stdout as ready:
+                if ready.readline() != b"ready\n":
+                    raise OSError("the line's process did not start")
+        for space in (near, far):
+            _ip("-n", space, "link", "set", "wan", "master", "br0", "up")
+
+    def _shape(self, space: str) -> None:
+        line = self._line
+        words = ["delay", f"{line.delay_s * 1e6:.0f}us", "limit", "20000"]
+        if line.rate_bps:
+            words += ["rate", f"{line.rate_bps * 8}bit"]
+        if line.loss:
+            words += ["loss", f"{line.loss:%}"]
+        _ip("netns", "exec", space, "tc", "qdisc", "add", "dev", "wan", "root", "netem", *words)
