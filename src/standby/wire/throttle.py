@@ -37,9 +37,10 @@ BURST_S = 0.02
 """How much may be made up for after a wait that ended late. Waits end 0.1 ms late as a rule, 4 ms
 on a busy machine of two cores."""
 
-ABSENCE_S = 0.1
+ABSENCE_S = 0.2
 """How long a flow may take to come back for its next piece without losing its turn. On a machine
-with more threads than cores it needs some 10 ms; without this, weights of 1 : 3 became 1 : 1.9."""
+with many more threads than cores that is tens of milliseconds; without this, 1 : 3 became 1 : 1.9.
+"""
 
 TLS_RECORD = 16 * KiB
 TLS_OVERHEAD = 22
