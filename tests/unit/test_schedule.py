@@ -166,7 +166,7 @@ schedules = st.builds(
 places = st.sampled_from([(zone, first) for zone, firsts in STARTS.items() for first in firsts])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(schedules, places)
 def test_the_slots_are_those_of_a_twin_that_steps_through_every_minute(
     schedule: Schedule, place: tuple[str, str]
@@ -183,7 +183,7 @@ def test_the_slots_are_those_of_a_twin_that_steps_through_every_minute(
     assert found == wanted
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(schedules, places, st.integers(0, 5759), st.integers(0, 5759), st.data())
 def test_what_was_missed_is_handled_once_and_only_where_that_is_permitted(
     schedule: Schedule, place: tuple[str, str], handled: int, now: int, data: st.DataObject

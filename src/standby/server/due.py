@@ -27,6 +27,7 @@ class DueTimes:
             for job, slot in self._queue.last_slots().items()
         }
         self._called_by: dict[str, str] = {}
+        self._found: dict[str, tuple[datetime, datetime, datetime]] = {}
 
     def handled(self, job: str, slot: datetime) -> None:
         """The slot was queued, or passed over."""
@@ -47,6 +48,9 @@ class DueTimes:
             self._handled[job] = handled
         else:
             self._since = believed(self._since, now)
+        found = self._found.get(job)
+        if found is not None and found[0] == handled and found[1] <= now < found[2]:
+            return found[2]  # slots do not move: looked for once, not with every change anywhere
         last = LastRuns(handled)
         is_open = any(run.job == job for run in open_runs)
         if isinstance(schedule.trigger, Continuous):
@@ -58,7 +62,10 @@ class DueTimes:
             self._called_by[job] = called.id if called is not None else ""
             if called is not None:
                 last = LastRuns(handled, called_at=datetime.fromisoformat(called.ended_at))
-        return next_due(schedule, last, now, self._runner.config.time_zone)
+        due = next_due(schedule, last, now, self._runner.config.time_zone)
+        if due is not None and not isinstance(schedule.trigger, Continuous | AfterJob):
+            self._found[job] = (handled, now, due)
+        return due
 
     def _after_own_end(self, job: str, handled: datetime) -> LastRuns:
         for run in self._queue.last_sessions(job, 1):
