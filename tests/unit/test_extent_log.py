@@ -237,9 +237,9 @@ def test_another_magic_or_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.extents"
     written_log(path)
     data = bytearray(path.read_bytes())
-    data[8] = 2
+    data[8] = 3
     path.write_bytes(data)
-    with pytest.raises(DiskCorrupt, match="version 1"):
+    with pytest.raises(DiskCorrupt, match="known version"):
         ExtentLog.open(path)
 
 
@@ -356,7 +356,9 @@ def test_any_sequence_of_batches_reads_as_a_plain_array(
     path.unlink()
 
 
-GOLDEN = Path(__file__).parent / "golden" / "log-1.extents"
+GOLDEN = Path(__file__).parent / "golden" / "log-2.extents"
+GOLDEN_1 = Path(__file__).parent / "golden" / "log-1.extents"
+"""As far as version 1 goes: all but the last record."""
 
 
 def golden_log(path: Path) -> ExtentLog:
@@ -372,18 +374,59 @@ def golden_log(path: Path) -> ExtentLog:
     log.append_checkpoint("checkpoint-2")
     log.append(rows((8 * PAGE, 512, KIND_DATA)), leaves(9, 1))
     log.sync()
+    log.append_open([(0, PAGE), (4 * PAGE, 5 * PAGE)])
+    log.append_only_open([(4 * PAGE, 5 * PAGE)])
+    log.sync()
     return log
 
 
-def test_version_1_is_read_and_written_to_the_byte(tmp_path: Path) -> None:
+def test_version_2_is_read_and_written_to_the_byte(tmp_path: Path) -> None:
     golden_log(tmp_path / "new.extents").close()
     assert (tmp_path / "new.extents").read_bytes() == GOLDEN.read_bytes()
     log = ExtentLog.open(GOLDEN, writable=False)
     assert log.header == HEADER
     assert (log.checkpoint_id, log.mark, log.copied) == ("checkpoint-2", 0, PIECE)
-    assert log.open_ranges == [(PAGE, 2 * PAGE)]
+    assert log.open_ranges == [(4 * PAGE, 5 * PAGE)]
     assert log.pages().tolist() == [0, 8]
     assert log.pages(log.verified_position).tolist() == [8]
     assert page_of(log, 0)[:5].tolist() == [7, 8, *[int(ZERO_LEAF)] * 3]
     assert page_of(log, 8)[0] == 9
+    log.close()
+
+
+def test_version_1_is_read_and_becomes_version_2_when_it_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "old.extents"
+    path.write_bytes(GOLDEN_1.read_bytes())
+    log = ExtentLog.open(path, writable=False)
+    assert log.open_ranges == [(PAGE, 2 * PAGE)]
+    assert log.pages().tolist() == [0, 8]
+    log.close()
+    assert path.read_bytes() == GOLDEN_1.read_bytes()
+    log = ExtentLog.open(path)
+    log.append_open([(0, PAGE), (4 * PAGE, 5 * PAGE)])
+    log.append_only_open([(4 * PAGE, 5 * PAGE)])
+    log.sync()
+    log.close()
+    assert path.read_bytes() == GOLDEN.read_bytes()
+
+
+def test_which_ranges_only_are_open_is_said_in_one_record(tmp_path: Path) -> None:
+    """Cut anywhere, either all earlier ranges are open or the named ones: never none."""
+    path = tmp_path / "cut.extents"
+    log = ExtentLog.create(path, HEADER, [(0, PAGE), (PAGE, 2 * PAGE)])
+    before = log.end
+    log.append_only_open([(PAGE, 2 * PAGE)])
+    log.sync()
+    log.close()
+    data = path.read_bytes()
+    for length in range(before, len(data) + 1):
+        path.write_bytes(data[:length])
+        log = ExtentLog.open(path, writable=False)
+        whole = [(PAGE, 2 * PAGE)]
+        assert log.open_ranges == (whole if length == len(data) else [(0, PAGE), *whole])
+        log.close()
+    log = ExtentLog.open(path)
+    log.append_only_open([])
+    log.sync()
+    assert log.open_ranges == []
     log.close()

@@ -235,7 +235,7 @@ def test_what_was_written_and_not_logged_is_found_by_the_resume(tmp_path: Path) 
 
 
 def test_a_reread_covers_only_open_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("standby.road.partial.WINDOW", PAGE)
+    monkeypatch.setattr("standby.road.group_commits.WINDOW", PAGE)
     content = noise(9, 4 * PAGE, 1.0)
     partial = PartialDisk.open(tmp_path, spec_of(4 * PAGE))
     for start in range(0, 4 * PAGE, PAGE):
@@ -260,7 +260,7 @@ def test_a_reread_covers_only_open_ranges(tmp_path: Path, monkeypatch: pytest.Mo
 def test_windows_ahead_keep_a_scattered_transfer_from_syncing_for_every_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("standby.road.partial.WINDOW", MiB)
+    monkeypatch.setattr("standby.road.group_commits.WINDOW", MiB)
     size = 1024 * MiB
     partial = PartialDisk.open(tmp_path, spec_of(size))
     syncs = []
@@ -457,7 +457,7 @@ def test_an_older_generation_whose_file_is_unreadable_is_only_dropped(tmp_path: 
 def test_a_copy_that_is_cut_off_goes_on_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("standby.road.partial.COMMIT_BYTES", 4 * MiB)
+    monkeypatch.setattr("standby.road.group_commits.COMMIT_BYTES", 4 * MiB)
     content = noise(19, SIZE, 0.9)
     old = interrupted(tmp_path, content, SIZE)
     abandoned(old)
@@ -537,7 +537,7 @@ def test_a_new_chain_starts_from_what_the_target_holds(tmp_path: Path, size: int
 def test_a_raw_seed_is_a_start_too_and_the_copy_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("standby.road.partial.COMMIT_BYTES", 2 * MiB)
+    monkeypatch.setattr("standby.road.group_commits.COMMIT_BYTES", 2 * MiB)
     content = noise(22, SIZE, 0.9)
     seed = tmp_path / "seed.raw"
     seed.write_bytes(content)
@@ -623,7 +623,7 @@ def test_a_piece_read_back_wrong_is_known_to_a_resume(tmp_path: Path) -> None:
 def test_what_was_not_read_back_before_a_kill_is_read_back_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("standby.road.partial.WINDOW", PAGE)
+    monkeypatch.setattr("standby.road.group_commits.WINDOW", PAGE)
     content = noise(25, SIZE, 1.0)
     partial = PartialDisk.open(tmp_path, spec_of(SIZE))
     send_changes(partial, content, stop=MiB)

@@ -5,7 +5,8 @@ says is on stable storage with exactly those leaves. FORMAT.md describes the byt
 12 bytes per (record, page) pair; the leaves themselves are read again from the file, each record
 checked by its checksum whenever it is read.
 
-One thread appends and syncs; the reading methods may be called from others meanwhile.
+What is appended and its `sync` is one thread's at a time; the reading methods may be called from
+others meanwhile.
 """
 
 from __future__ import annotations
@@ -53,9 +54,12 @@ __all__ = [
 ]
 
 MAGIC = b"STBYXLOG"
-VERSION = 1
+VERSION = 2
+"""2 has records that say which ranges *only* are open; a log of version 1 is read, and becomes one
+of version 2 when it is continued."""
+_VERSIONS = (1, 2)
 _PREAMBLE = struct.Struct("<8sII")
-_HEADER, _ROWS, _MARK, _CHECKPOINT, _OPEN, _CLOSE, _VERIFIED, _COPIED = range(1, 9)
+_HEADER, _ROWS, _MARK, _CHECKPOINT, _OPEN, _CLOSE, _VERIFIED, _COPIED, _ONLY_OPEN = range(1, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +157,8 @@ class ExtentLog:
         file = File(path, writable=writable)
         try:
             log = cls._read(file)
-            if writable and file.size > log._end:
-                file.resize(log._end)
-                file.sync()
+            if writable:
+                log._make_current()
         except BaseException:
             file.close()
             raise
@@ -167,8 +170,10 @@ class ExtentLog:
         if file.size < _PREAMBLE.size + HEAD.size:
             raise DiskCorrupt(path, "the extent log ends in its header", 0, f"{file.size} bytes")
         magic, version, _ = _PREAMBLE.unpack(file.read(0, _PREAMBLE.size))
-        if magic != MAGIC or version != VERSION:
-            raise DiskCorrupt(path, "not an extent log of version 1", 0, f"{magic!r} {version}")
+        if magic != MAGIC or version not in _VERSIONS:
+            raise DiskCorrupt(
+                path, "not an extent log of a known version", 0, f"{magic!r} {version}"
+            )
         log: ExtentLog | None = None
         position = _PREAMBLE.size
         number = 0
@@ -189,6 +194,16 @@ class ExtentLog:
             raise DiskCorrupt(path, "the extent log's header is damaged", _PREAMBLE.size, "CRC-32")
         log._end, log._number = position, number
         return log
+
+    def _make_current(self) -> None:
+        """Cut off what is damaged, and say that what follows is of the present version."""
+        if self._file.size > self._end:
+            self._file.resize(self._end)
+            self._file.sync()
+        preamble = _PREAMBLE.pack(MAGIC, VERSION, 0)
+        if self._file.read(0, _PREAMBLE.size) != preamble:
+            self._file.write(preamble, 0)
+            self._file.sync()
 
     @property
     def path(self) -> Path:
@@ -230,6 +245,11 @@ class ExtentLog:
     def append_close(self) -> None:
         """Everything written so far is described by records: no range is open."""
         self._stage(_CLOSE, b"")
+
+    def append_only_open(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """These (start, stop) ranges may hold unlogged writes and no other does: one record, so
+        that writing may go on in them while it is synced."""
+        self._stage(_ONLY_OPEN, np.array(ranges, dtype="<i8").tobytes())
 
     def append_verified(self, position: int) -> None:
         """All extents in records before that file offset (an earlier `end`) were read back."""
@@ -278,8 +298,9 @@ class ExtentLog:
             self.checkpoint_id = payload.decode()
             self.mark = 0
         elif kind == _OPEN:
-            ranges = np.frombuffer(payload, "<i8").reshape(-1, 2)
-            self.open_ranges.extend((int(start), int(stop)) for start, stop in ranges)
+            self.open_ranges.extend(_ranges_from(payload))
+        elif kind == _ONLY_OPEN:
+            self.open_ranges = _ranges_from(payload)
         elif kind == _CLOSE:
             self.open_ranges.clear()
         elif kind == _VERIFIED:
@@ -342,6 +363,11 @@ class ExtentLog:
         rows, leaves = decoded_rows(self.path, position, record[1])
         self._cached = (position, rows, leaves)
         return rows, leaves
+
+
+def _ranges_from(payload: bytes) -> list[tuple[int, int]]:
+    ranges = np.frombuffer(payload, "<i8").reshape(-1, 2)
+    return [(int(start), int(stop)) for start, stop in ranges]
 
 
 def _header_from(path: Path, payload: bytes) -> LogHeader:

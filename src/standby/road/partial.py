@@ -2,7 +2,8 @@
 
 Three things move together: the VHDX file, its extent log, and the ranges that the log declares
 *open*. Before anything is written, the range that will hold it is open in the synced log; after a
-group commit (disk flush, then log records, then log sync) what was written is acknowledged. So
+group commit (disk flush, then log records, then log sync; group_commits.py) what was written until
+it began is acknowledged, and ranges that hold nothing newer are closed in the same moment. So
 after a kill at any line every byte of the file is either described by a record or lies in an open
 range, and a resume reads just those ranges again: what they really hold enters the log too, and
 the baseline never differs from the file (RULES 7, 8).
@@ -11,7 +12,6 @@ the baseline never differs from the file (RULES 7, 8).
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,26 +28,10 @@ from standby.files import Buffer, start_writeback
 from standby.ports import Progress
 from standby.road import resuming
 from standby.road.baseline import Baseline, open_digests
-from standby.road.extent_log import (
-    KIND_DATA,
-    ExtentLog,
-    Leaves,
-    Rows,
-    checked_rows,
-    mark_pieces,
-)
-from standby.road.pages import Mask, zero_page
-from standby.road.reading_back import Findings, ReadBack
-from standby.units import GiB, MiB
-
-COMMIT_BYTES = 256 * MiB
-COMMIT_INTERVAL_S = 5.0
-"""RULES 7: what a kill can cost at most, in work to repeat."""
-
-WINDOW = GiB
-"""Ranges are opened by GiB, so a transfer in order syncs the log once more per GiB and a resume
-reads at most some GiB again."""
-_WINDOWS_AHEAD_MAX = 64
+from standby.road.extent_log import KIND_DATA, ExtentLog, Leaves, Rows, checked_rows
+from standby.road.group_commits import GroupCommits, Taken
+from standby.road.pages import zero_page
+from standby.road.reading_back import ReadBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +78,8 @@ class SealedDisk:
 class PartialDisk:
     """One disk of a point in the making.
 
-    One thread receives and commits; `read_back` may run in another at the same time.
+    One thread receives; what it has taken a second one may commit, and a third one read back, at
+    the same time.
     """
 
     def __init__(
@@ -105,23 +90,19 @@ class PartialDisk:
         self.point_id = log.header.point_id
         self.disk = disk
         self.log = log
-        self._clock = clock
         parent = None
         if spec.parent_chain:
             parent = open_digests(spec.digests, spec.virtual_size, spec.parent_root)
         self.baseline = Baseline(parent, log)
-        self._lock = threading.Lock()  # writes to `disk`, and what is pending
-        self._pending: list[tuple[Rows, Leaves]] = []
-        self._committing: list[tuple[Rows, Leaves]] = []
-        self._pending_bytes = 0
-        self._pending_mark = -1
-        self._committed_at = clock.monotonic()
-        self._windows = _windows_of(log.open_ranges)
-        self._windows_used: set[int] = set()
-        self._windows_ahead = 1
+        self._commits = GroupCommits(disk, log, clock)
         self._failure = ""
         self._read_back = ReadBack(
-            self.path, spec.parent_chain, log, self._lock, self._mark_unlogged
+            self.path,
+            spec.parent_chain,
+            log,
+            self._commits.lock,
+            disk.held_still,
+            self._commits.mark_unlogged,
         )
 
     # --- opening ---------------------------------------------------------------------------
@@ -177,10 +158,10 @@ class PartialDisk:
             )
         if not len(table):
             return
-        self._open_windows(table)
-        with self._lock, self._failing_for_good():  # else a commit would log what was not written
-            self._pending.append((table.copy(), np.array(leaves, dtype=np.uint64)))
-            self._pending_bytes += int(table[:, 1].sum())
+        with self._failing_for_good():
+            self._commits.open_windows(table)
+        with self._commits.lock, self._failing_for_good():  # else what was not written is logged
+            self._commits.add(table, leaves)
             position = 0
             for offset, length, kind in table.tolist():
                 if kind == KIND_DATA:
@@ -193,61 +174,30 @@ class PartialDisk:
     def mark(self, offset: int) -> None:
         """Everything below `offset` has been scanned and, where it changed, received; counts
         after the next `group_commit`."""
-        self._pending_mark = offset
+        self._commits.mark(offset)
 
     def should_commit(self) -> bool:
         """True when a group commit is due (RULES 7)."""
-        if not self._pending:
-            return False
-        waited = self._clock.monotonic() - self._committed_at
-        return self._pending_bytes >= COMMIT_BYTES or waited >= COMMIT_INTERVAL_S
+        return self._commits.is_due()
 
     def group_commit(self) -> int:
         """Make everything received stable, then say so in the log; bytes acknowledged by it."""
-        self._check_health()
-        with self._lock:
-            batches, self._pending = self._pending, []
-            self._committing = batches
-            self._pending_bytes = 0
-        findings = self._read_back.take_findings()
-        mark, self._pending_mark = self._pending_mark, -1
-        if not batches and findings is None and mark < 0:
-            return 0
-        with self._failing_for_good():
-            acknowledged = self._commit(batches, findings, mark)
-        with self._lock:
-            self._committing = []
-        return acknowledged
+        return self.commit(self.take())
 
-    def _commit(
-        self,
-        batches: list[tuple[Rows, Leaves]],
-        findings: Findings | None,
-        mark: int,
-    ) -> int:
-        if batches:
-            with self._lock:
-                self.disk.flush()
-            killpoints.reach("extent log commit: disk flushed")
-        if findings is not None:
-            # What a piece really holds goes in before anything newer that replaces it.
-            for rows, leaves in findings.corrections:
-                self.log.append(rows, leaves)
-            self.log.append_verified(findings.position)
-        for rows, leaves in _joined(batches):
-            self.log.append(rows, leaves)
-        floor = self._read_back.floor
-        if mark >= 0 or floor < self.log.mark:
-            self.log.append_mark(min(mark if mark >= 0 else self.log.mark, floor))
-        if batches:
-            self.log.append_close()
-            self.log.append_open(_ranges_of(self._windows_used, self.spec.virtual_size))
-            self._windows, self._windows_used = self._windows_used, set()
-            self._windows_ahead = 1
-        acknowledged = self.log.sync()
-        self._committed_at = self._clock.monotonic()
-        killpoints.reach("extent log commit")
-        return acknowledged
+    def take(self) -> Taken:
+        """What was received so far, for a `commit` that is to follow, in any thread and with no
+        other between; receiving goes on beside it. For the receiving thread."""
+        self._check_health()
+        return self._commits.take()
+
+    def commit(self, taken: Taken) -> int:
+        """The group commit of what was taken; bytes acknowledged by it. What is received meanwhile
+        belongs to the next one. An error makes the whole disk refuse to go on."""
+        self._check_health()
+        with self._failing_for_good():
+            return self._commits.commit(
+                taken, self._read_back.take_findings, lambda: self._read_back.floor
+            )
 
     def read_back(self, threads: int = 2, device: bool = False) -> list[tuple[int, int]]:
         """Read what was acknowledged and not yet read back through a second, read-only open of
@@ -265,7 +215,7 @@ class PartialDisk:
             self.log.append_mark(lowest)
         self.log.append_close()
         self.log.sync()
-        self._windows.clear()
+        self._commits.all_closed()
 
     def touched_pages(self) -> npt.NDArray[np.int64]:
         """Sorted numbers of the pages with acknowledged extents: candidates of a resumed
@@ -281,7 +231,7 @@ class PartialDisk:
     def seal(self) -> SealedDisk:
         """Commit what is pending, close the file clean, write its digests; ready for a point."""
         self.group_commit()
-        with self._lock:
+        with self._commits.lock:
             self.disk.close()
         root = self._write_digests()
         info = read_info(self.path)
@@ -305,9 +255,10 @@ class PartialDisk:
         """Close and keep everything acknowledged for a resume; pending batches are dropped, what
         they wrote is read again by it. A second call does nothing."""
         self._failure = self._failure or "closed"
+        self._commits.wait()
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_metadata)
-            with self._lock:
+            with self._commits.lock:
                 self.disk.close()
 
     def discard(self) -> None:
@@ -340,35 +291,6 @@ class PartialDisk:
             writer.finish(root)
         return root
 
-    # --- open windows ----------------------------------------------------------------------
-
-    def _open_windows(self, rows: Rows) -> None:
-        """Have every window that `rows` write into open in the synced log. Each miss since the
-        last commit opens twice as many windows ahead, so a scattered transfer syncs seldom."""
-        first = rows[:, 0] // WINDOW
-        last = (rows[:, 0] + rows[:, 1] - 1) // WINDOW
-        wanted: set[int] = set()
-        for start, stop in set(zip(first.tolist(), last.tolist(), strict=True)):
-            wanted.update(range(start, stop + 1))
-        self._windows_used |= wanted
-        missing = wanted - self._windows
-        if not missing:
-            return
-        newest = max(missing)
-        count = -(-self.spec.virtual_size // WINDOW)
-        ahead = range(newest, min(newest + self._windows_ahead, count))
-        self._windows_ahead = min(2 * self._windows_ahead, _WINDOWS_AHEAD_MAX)
-        missing = (missing | set(ahead)) - self._windows
-        with self._failing_for_good():
-            self.log.append_open(_ranges_of(missing, self.spec.virtual_size))
-            self.log.sync()
-        self._windows |= missing
-
-    def _mark_unlogged(self, page_number: int, mask: Mask) -> None:
-        """Mark the pieces of a page that were written and are not logged; under the lock."""
-        for rows, _ in (*self._pending, *self._committing):
-            mark_pieces(rows, page_number, mask)
-
     @contextlib.contextmanager
     def _failing_for_good(self) -> Iterator[None]:
         """After a failed write or sync nothing that this object says later could be believed: the
@@ -382,42 +304,3 @@ class PartialDisk:
     def _check_health(self) -> None:
         if self._failure:
             raise DiskIO(str(self.path), "write", 0, 0, f"the partial disk is {self._failure}")
-
-
-def _joined(batches: list[tuple[Rows, Leaves]]) -> list[tuple[Rows, Leaves]]:
-    """Batches that follow each other in ascending order as one, in few and whole records."""
-    joined: list[tuple[Rows, Leaves]] = []
-    start = 0
-    for place in range(1, len(batches) + 1):
-        if place < len(batches):
-            before = batches[place - 1][0][-1]
-            if int(batches[place][0][0, 0]) >= int(before[0] + before[1]):
-                continue
-        group = batches[start:place]
-        joined.append(
-            (
-                np.concatenate([rows for rows, _ in group]),
-                np.concatenate([part for _, part in group]),
-            )
-        )
-        start = place
-    return joined
-
-
-def _windows_of(ranges: list[tuple[int, int]]) -> set[int]:
-    windows: set[int] = set()
-    for start, stop in ranges:
-        windows.update(range(start // WINDOW, -(-stop // WINDOW)))
-    return windows
-
-
-def _ranges_of(windows: set[int], virtual_size: int) -> list[tuple[int, int]]:
-    """Windows as few (start, stop) byte ranges."""
-    ranges: list[tuple[int, int]] = []
-    for window in sorted(windows):
-        start, stop = window * WINDOW, min((window + 1) * WINDOW, virtual_size)
-        if ranges and ranges[-1][1] == start:
-            ranges[-1] = (ranges[-1][0], stop)
-        else:
-            ranges.append((start, stop))
-    return ranges

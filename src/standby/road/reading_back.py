@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,9 +47,10 @@ class _PageResult:
 class ReadBack:
     """Remembers how far the log has been read back, and what was found to be wrong.
 
-    `run` may be called from another thread than the one that writes and commits; `lock` is held
-    by every write and flush, so that an open never sees half of one; `mark_unlogged(page, mask)`
-    sets True the pieces of a page that have been written and not logged yet.
+    `run` may be called from another thread than those that write and commit; `lock` is held while
+    a batch is written, and under `held_still` a flush changes nothing, so that an open never sees
+    half of either; `mark_unlogged(page, mask)` sets True the pieces of a page that have been
+    written and not logged yet.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ReadBack:
         parents: Sequence[Path],
         log: ExtentLog,
         lock: threading.Lock,
+        held_still: Callable[[], AbstractContextManager[None]],
         mark_unlogged: Callable[[int, Mask], None],
     ) -> None:
         self.floor = NO_FLOOR
@@ -65,6 +68,7 @@ class ReadBack:
         self._parents = tuple(parents)
         self._log = log
         self._lock = lock
+        self._held_still = held_still
         self._mark_unlogged = mark_unlogged
         self._position = log.verified_position
         self._findings: Findings | None = None
@@ -79,7 +83,7 @@ class ReadBack:
             if pages:
                 if device:
                     drop_cached(self._path)
-                with self._lock:
+                with self._lock, self._held_still():
                     disk = open_layers((self._path, *self._parents))
                 try:
                     results = self._checked_pages(disk, pages, start, stop, threads)

@@ -1,8 +1,9 @@
 """The target proxy's station: receive batches, write the partial disk, prove what was written.
 
-One disk is one task and one thread, with a second one that reads back: while the next 256 MiB
-arrive, the last group commit's extents are read through a second, read-only open of the file and
-compared leaf by leaf with what was logged (RULES 7, 9).
+One disk is one task and one thread that receives, with two beside it: one commits what came
+before (RULES 7), so that receiving waits for no sync; one reads the last commit's extents back,
+through a second, read-only open of the file, and compares them leaf by leaf with what was logged
+(RULES 9).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from standby.clock import SYSTEM_CLOCK
 from standby.digesting import LEAVES_PER_PAGE
 from standby.errors import LinkError, ProtocolError, StandbyError, VerifyFailed, error_to_wire
 from standby.road.batches import DATA, parsed_batch
+from standby.road.group_commits import Committer, Taken, cause_first
 from standby.road.packing import Unpacker
 from standby.road.partial import PartialDisk
 from standby.wire.link import Link
@@ -76,6 +78,7 @@ class TargetProxy:
         self._check_lease = check_lease
         self._device = verify_writes == "device"
         self._unpacker = Unpacker(link.peer)
+        self._committer = Committer(f"{task} commits")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"{task} read-back")
         self._checks: list[Future[list[tuple[int, int]]]] = []
         self._busy = {"target": 0.0, "verify": 0.0}
@@ -96,6 +99,7 @@ class TargetProxy:
                     pass
             raise
         finally:
+            self._committer.close()
             self._reader.shutdown(wait=True)
         self.counters.busy_s = dict(self._busy)
         return self.counters
@@ -104,11 +108,13 @@ class TargetProxy:
         resends = 0
         while True:
             message, payload = self._link.receive()
+            self._committer.check()
             if isinstance(message, Batch):
                 started = SYSTEM_CLOCK.monotonic()
-                self._write(message, payload)
+                with cause_first(self._committer):
+                    self._write(message, payload)
                 if self._partial.should_commit():
-                    self._commit()
+                    self._begin_commit()
                 self._busy["target"] += SYSTEM_CLOCK.monotonic() - started
             elif isinstance(message, Mark):
                 self._partial.mark(message.offset)
@@ -118,7 +124,8 @@ class TargetProxy:
             elif isinstance(message, GetLeaves):
                 self._send_leaves(message.pages)
             elif isinstance(message, Finish):
-                self._commit(threads=2)  # nobody else needs the processors now
+                self._begin_commit(threads=2)  # nobody else needs the processors now
+                self._committer.wait()
                 bad = [item for check in self._checks for item in check.result()]
                 self._checks.clear()
                 if not bad:
@@ -149,11 +156,18 @@ class TargetProxy:
         self.counters.written += message.data_length
         self.counters.zeroed += int(batch.rows[batch.rows[:, 2] != DATA, 1].sum())
 
-    def _commit(self, threads: int = 1) -> None:
+    def _begin_commit(self, threads: int = 1) -> None:
+        """Commit what was received so far beside what is received next, then read it back. Waits
+        for the commit before: what is not acknowledged stays bounded."""
+        self._committer.wait()
         if self._check_lease is not None:
             self._check_lease()
-        self._partial.group_commit()
-        self._link.send(Acknowledged(self.counters.written))
+        taken, written = self._partial.take(), self.counters.written
+        self._committer.begin(lambda: self._commit(taken, written, threads))
+
+    def _commit(self, taken: Taken, written: int, threads: int) -> None:
+        self._partial.commit(taken)
+        self._link.send(Acknowledged(written))
         self._checks.append(self._reader.submit(self._read_back, threads))
 
     def _read_back(self, threads: int) -> list[tuple[int, int]]:
