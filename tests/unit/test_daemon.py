@@ -61,14 +61,21 @@ class HeldClock(Clock):
 class Runner:
     """A backup server whose sessions end as the test says."""
 
-    def __init__(self, folder: Path, clock: HeldClock, more: str = "", **schedules: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: HeldClock,
+        more: str = "",
+        place: Path | str = "",
+        **schedules: str,
+    ) -> None:
         text = CONFIG + "".join(
             JOB.format(name=name, schedule=words, more=more) for name, words in schedules.items()
         )
         (folder / "standby.toml").write_text(text)
         self.config = load_config(folder)
         self.clock = clock
-        self.store = Store(folder / "state.sqlite", clock)
+        self.store = Store(place or folder / "state.sqlite", clock)
         self.names = ["web01", "db01"]
         self.outcomes: dict[str, str] = {}
         self.started: list[tuple[str, tuple[str, ...] | None]] = []
@@ -564,6 +571,39 @@ def test_a_server_that_lost_its_lease_ends_its_sessions_and_says_so(tmp_path: Pa
     assert "held by b" in str(raised[0])
     (run_now,) = runner.store.queue.last_sessions("nightly")
     assert run_now.state is S.RUNNING  # the other server's to adopt
+    runner.store.close()
+
+
+def test_servers_take_turns_and_hear_of_a_session_at_once_on_either_database(
+    tmp_path: Path, state_place: Path | str
+) -> None:
+    runner = Runner(tmp_path, HeldClock(), place=state_place, nightly=NIGHTLY)
+    ready: list[str] = []
+    first = Daemon(runner, on_ready=lambda is_active: ready.append(f"first {is_active}"))
+    is_active, is_standby = threading.Event(), threading.Event()
+
+    def second_ready(is_now_active: bool) -> None:
+        (is_active if is_now_active else is_standby).set()
+
+    second = Daemon(runner, on_ready=second_ready)
+    threads = [threading.Thread(target=daemon.run) for daemon in (first, second)]
+    with Store(state_place) as elsewhere:
+        threads[0].start()
+        elsewhere.queue.enqueue("nightly", Reason.MANUAL, asked_by="test")
+        assert runner.begun.acquire(timeout=20)
+        threads[1].start()
+        assert is_standby.wait(20)
+        first.stop()
+        threads[0].join(20)
+        assert is_active.wait(20)
+        elsewhere.queue.enqueue("nightly", Reason.MANUAL, asked_by="test")
+        assert runner.begun.acquire(timeout=20)
+        second.stop()
+        threads[1].join(20)
+        states = {run.state for run in elsewhere.queue.last_sessions("nightly", 5)}
+    assert ready == ["first True"]
+    assert states <= {S.DONE, S.QUEUED}
+    assert not any(thread.is_alive() for thread in threads)
     runner.store.close()
 
 
