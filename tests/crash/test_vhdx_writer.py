@@ -45,6 +45,8 @@ class Session:
     """(changes issued, content) after each flush."""
     writes: list[tuple[int, int, bytes]] = field(default_factory=list)
     """(changes issued before, offset, data)."""
+    beside: dict[int, int] = field(default_factory=dict)
+    """Changes issued when a flush began, by those after it, where writing went on meanwhile."""
 
     def write(self, offset: int, data: bytes) -> None:
         self.writes.append((len(self.file.changes), offset, data))
@@ -60,16 +62,40 @@ class Session:
         self.disk.flush()
         self.flushed.append((len(self.file.changes), bytes(self.content)))
 
+    def flush_beside(self, changes: Callable[[], None]) -> int:
+        """A flush with `changes` during each of its syncs that lets others write: as soon as the
+        sync no longer covers them. Returns how many times."""
+        began, before = len(self.file.changes), bytes(self.content)
+        writer, plain, times = self.disk._writer, self.file.sync, 0
+        assert writer is not None
+
+        def sync() -> None:
+            nonlocal times
+            plain()
+            if not writer.lock._is_owned():
+                times += 1
+                changes()
+
+        self.file.sync = sync  # type: ignore[method-assign]
+        try:
+            self.disk.flush()
+        finally:
+            del self.file.sync
+        self.flushed.append((len(self.file.changes), before))
+        self.beside[len(self.file.changes)] = began
+        return times
+
     def close(self) -> None:
         self.disk.close()
         self.flushed.append((len(self.file.changes), bytes(self.content)))
 
     def allowed(self, moment: int) -> tuple[bytes, list[tuple[int, bytes]]]:
-        """What was flushed before a moment, and the writes since."""
-        since, stable = max(
+        """What was flushed before a moment, and the writes since that flush began."""
+        until, stable = max(
             (entry for entry in self.flushed if entry[0] <= moment), default=(0, b"")
         )
         assert stable
+        since = self.beside.get(until, until)
         return stable, [(o, d) for at, o, d in self.writes if since <= at < moment]
 
 
@@ -187,6 +213,34 @@ def test_a_crash_at_any_change_loses_nothing_flushed(has_parent: bool, mode: str
             for more in range(4 if is_last and mode not in ("all", "none") else 1):
                 left = points.at(moment, mode, (seed + more) * 7919 + moment)
                 _assert_consistent(session, left, moment)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("has_parent", [False, True], ids=["dynamic", "child"])
+def test_a_crash_while_writing_goes_on_beside_a_flush_loses_nothing_flushed(
+    has_parent: bool, mode: str
+) -> None:
+    """New blocks, bits in old and new bitmaps, blocks that become zero and space wanted again, all
+    during the syncs: none of it may be half in what the flush makes durable."""
+    session = _session(has_parent)
+    choice = random.Random(11)
+
+    def change() -> None:
+        for _ in range(2):
+            offset = choice.randrange(SIZE // SECTOR - 9) * SECTOR
+            session.write(offset, random_bytes(9 * SECTOR, choice.randrange(1 << 30)))
+        block = choice.randrange(3)
+        session.zero(block * MiB, MiB)
+        session.write(block * MiB + 5 * SECTOR, random_bytes(SECTOR, choice.randrange(1 << 30)))
+
+    for _ in range(4):
+        change()
+        assert session.flush_beside(change) == 2
+    session.flush()
+    session.close()
+    points = CrashPoints(session.start, session.file.changes)
+    for moment in _moments(session, 8):
+        _assert_consistent(session, points.at(moment, mode, moment), moment)
 
 
 @pytest.mark.parametrize("mode", ["some", "sectors"])
