@@ -274,10 +274,16 @@ def _served(link: Link, stored: RepositoryLeaves, staging: Staging | None) -> in
                 link.peer, f"unexpected {type(message).__name__}: nothing is staged"
             )
         elif isinstance(message, StagePut):
-            if len(payload) != len(message.pages) * LEAVES_PER_PAGE * 8 or not message.pages:
+            if (
+                not 0 < len(message.pages) <= PAGES_MAX
+                or len(payload) != len(message.pages) * LEAVES_PER_PAGE * 8
+            ):
                 raise ProtocolError(link.peer, "staged leaves of a wrong length")
             leaves = np.frombuffer(payload, np.uint64).reshape(-1, LEAVES_PER_PAGE)
-            staging.put(message.pages, leaves)
+            try:
+                staging.put(message.pages, leaves)
+            except ValueError as exc:
+                raise ProtocolError(link.peer, f"staged leaves: {exc}") from exc
             count += len(message.pages)
         elif isinstance(message, StageMark):
             staging.set_mark(message.checkpoint_id, message.offset)

@@ -36,6 +36,8 @@ from standby.road.scanning import SendTask, StoredLeaves
 from standby.road.source_proxy import SourceProxy, counted_changes
 from standby.road.telling import ToldLeaves
 
+THREADS_MAX = 16
+
 
 class SourceDisk(msgspec.Struct, frozen=True):
     """Where a disk under a checkpoint is: `files` newest layer first, below `root`."""
@@ -186,7 +188,7 @@ class SourceVerbs:
                     normalised(wanted.candidates),
                     mark,
                     wanted.compression,
-                    wanted.threads,
+                    max(1, min(wanted.threads, THREADS_MAX)),
                 ),
                 connection.link,
                 connection.ring,
@@ -243,7 +245,7 @@ class SourceVerbs:
         with contextlib.ExitStack() as stack:
             told: ToldLeaves | None = None
             stored: StoredLeaves | None = None
-            threads = wanted.threads
+            threads = max(1, min(wanted.threads, THREADS_MAX))
             if wanted.baseline == "target":
                 errand = Errand(wanted.task, TO_TARGET, wanted.disk_id, wanted.replica)
                 connection = stack.enter_context(self._connections.take(wanted.connection, errand))

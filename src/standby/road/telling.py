@@ -36,6 +36,9 @@ from standby.wire.messages import (
     Leaves as LeavesMessage,
 )
 
+GET_LEAVES_MAX = 64
+"""Pages asked for at once: 2 MiB of leaves."""
+
 
 class HeldDisk:
     """Leaves of the disk as the target holds it, cut or extended with zeros to `virtual_size`."""
@@ -133,6 +136,8 @@ def tell(held: HeldDisk, task: str, link: Link) -> None:
             numbers = held.page_numbers()
             link.send(Index(len(numbers)), numbers, np.zeros((len(numbers), 16), np.uint8))
         elif isinstance(message, GetLeaves):
+            if not 0 < len(message.pages) <= GET_LEAVES_MAX or min(message.pages) < 0:
+                raise ProtocolError(link.peer, f"leaves of {len(message.pages)} pages asked for")
             leaves = np.stack([held.leaves(page) for page in message.pages])
             link.send(LeavesMessage(len(message.pages)), leaves)
         elif isinstance(message, Finish):
@@ -161,7 +166,14 @@ class ToldLeaves:
 
     def leaves(self, page_numbers: Sequence[int]) -> np.ndarray:
         """(n, 4096) uint64; one caller at a time."""
-        self._link.send(GetLeaves([int(page) for page in page_numbers]))
+        found = [
+            self._asked([int(page) for page in page_numbers[first : first + GET_LEAVES_MAX]])
+            for first in range(0, len(page_numbers), GET_LEAVES_MAX)
+        ]
+        return np.concatenate(found) if found else np.empty((0, LEAVES_PER_PAGE), np.uint64)
+
+    def _asked(self, page_numbers: list[int]) -> np.ndarray:
+        self._link.send(GetLeaves(page_numbers))
         message, payload = self._link.receive()
         count = len(page_numbers)
         if not isinstance(message, LeavesMessage) or len(payload) != count * LEAVES_PER_PAGE * 8:
