@@ -96,13 +96,17 @@ class ServerConfig:
     """The backup server's own part in an installation of several machines. `identity` is the folder
     of the key and certificate it shows to movers, `authority` that of the installation's authority,
     `listen` the address of the API; a dropped connection to a mover is tried again every
-    `reconnect_every_s` for `reconnect_for_s`."""
+    `reconnect_every_s` for `reconnect_for_s`. `certificate` and `key` are the API's TLS files,
+    without which it answers this machine only; `metrics_open` has /metrics ask for no token."""
 
     identity: Path
     authority: Path
     listen: str = "127.0.0.1:9443"
     reconnect_every_s: float = 15
     reconnect_for_s: float = 30 * 60
+    certificate: Path | None = None
+    key: Path | None = None
+    metrics_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,12 +251,19 @@ def _name(table: Table, key: str) -> str:
 
 
 def _server(table: Table) -> ServerConfig:
+    tls = table.table("tls")
+    has_tls = tls.has("certificate") or tls.has("key")
+    certificate, key = (tls.path(name) if has_tls else None for name in ("certificate", "key"))
+    tls.done()
     server = ServerConfig(
         identity=table.path("identity", "identity"),
         authority=table.path("authority", "authority"),
         listen=table.text("listen", "127.0.0.1:9443"),
         reconnect_every_s=table.duration_s("reconnect_every", 15, minimum=1),
         reconnect_for_s=table.duration_s("reconnect_for", 30 * 60),
+        certificate=certificate,
+        key=key,
+        metrics_open=table.boolean("metrics_open", False),
     )
     table.done()
     return server
