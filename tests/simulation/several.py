@@ -6,10 +6,12 @@ Each mover is the real one, in this process, over plain TCP on the loopback devi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import standby
-from road.plain import Machine, connected
+from road.plain import Machine, PlainPeer
 from simulation.site import Site
 from standby.server.config import MoverConfig
 from standby.wire.link import Link
@@ -19,7 +21,7 @@ TOML = """\
 installation = "test"
 [server]
 reconnect_every = "1s"
-reconnect_for = "20s"
+reconnect_for = "10s"
 {movers}
 [hosts.source]
 kind = "folder"
@@ -67,6 +69,48 @@ ROLES = {
 HOMES = {"hv1": "source", "px1": "source", "px2": "source", "repo": "repository"}
 
 
+class CuttableMachine(Machine):
+    """A machine whose data links can be cut, or that is gone altogether, when one of the links it
+    makes has sent `cut_after` bytes; once."""
+
+    cut_after = 0
+    on_cut: Callable[[], None] | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.made: list[Link] = []
+        self.taken: list[Link] = []
+        super().__init__(*arguments, **options)
+        taken = self.listener._on_link
+
+        def kept(link: Link, peer: PlainPeer) -> None:
+            self.taken.append(link)
+            taken(link, peer)
+
+        self.listener._on_link = kept
+
+    def _connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
+        link = super()._connect(address, name, role, own_role, timeout_s)
+        self.made.append(link)
+        original = link.send
+
+        def send(message: Any, *payload: Any) -> None:
+            original(message, *payload)
+            if self.cut_after and link.sent_bytes >= self.cut_after:
+                self.cut_after = 0
+                link.shutdown()
+                if self.on_cut is not None:
+                    self.on_cut()
+
+        link.send = send  # type: ignore[method-assign]
+        return link
+
+    def vanish(self) -> None:
+        """Be gone for everybody else, without a word, as when a machine loses its network."""
+        self.listener.close()
+        for link in [*self.made, *self.taken]:
+            link.shutdown()
+
+
 class SeveralSite(Site):
     """A source site with a host, two proxies and a repository, and a target site with two."""
 
@@ -81,14 +125,14 @@ class SeveralSite(Site):
             TOML.format(folder=folder, movers=movers, restore_points=restore_points, more=more)
         )
 
-    def make_mover(self, name: str) -> Machine:
+    def make_mover(self, name: str) -> CuttableMachine:
         """The mover of that name, with its listener."""
         home = self.folder / HOMES.get(name, "target")
-        return Machine(name, home, ROLES[name], accept_timeout_s=20)
+        return CuttableMachine(name, home, ROLES[name], accept_timeout_s=20)
 
     def link(self, mover: MoverConfig) -> Link:
         """A control connection to whoever listens for that mover now."""
-        return connected(self.machines[mover.name].listener.address, "server", "server", mover.name)
+        return self.machines[mover.name].server_link("server")
 
     def server(self) -> standby.BackupServer:
         """The backup server, in this process."""

@@ -31,6 +31,8 @@ class Handle(Protocol):
 
     name: str
 
+    @property
+    def is_connected(self) -> bool: ...
     def start(self, verb: str, /, **arguments: Any) -> Future[Any]: ...
     def call(self, verb: str, /, **arguments: Any) -> Any: ...
 
@@ -114,9 +116,12 @@ class Crew(Protocol):
     `source_root` and `target_root` are the hosts' folders as those two know them.
     """
 
-    source: Handle
+    @property
+    def source(self) -> Handle: ...
+    @property
+    def source_root(self) -> str: ...
+
     target: Handle
-    source_root: str
     target_root: str
     name: str
     target_proxy: str

@@ -14,7 +14,7 @@ from standby.server.context import TaskSlots
 from standby.server.crew import Crew, LocalCrew
 from standby.server.fleet import Fleet
 from standby.server.movers import MoverPair
-from standby.server.proxies import capacities
+from standby.server.proxies import all_proxies, capacities
 from standby.server.resources import Resources
 from standby.server.service_crew import ServiceCrew
 
@@ -55,6 +55,16 @@ class Crews:
         self.fleet = fleet
         self.resources = Resources(clock)
         self.resources.configure(capacities(config))
+        self._proxies = all_proxies(config)
+        fleet.on_state = self._tell_resources
+
+    def _tell_resources(self, mover: str, problem: str) -> None:
+        """A proxy whose mover is away gets no task while another can do it."""
+        for name, proxy in self._proxies.items():
+            if proxy.mover == mover and problem:
+                self.resources.proxy_paused(name, problem)
+            elif proxy.mover == mover:
+                self.resources.proxy_up(name)
 
     def session_slots(self, job: ReplicationJob) -> TaskSlots:
         """The slots of one session, for disks between child movers."""

@@ -47,6 +47,7 @@ class Fleet:
         make_link: Callable[[MoverConfig], Link] | None = None,
     ) -> None:
         """`make_link` replaces the TLS connection, for tests."""
+        self.on_state: Callable[[str, str], None] = lambda mover, problem: None
         self._config = config
         self._clock = clock
         server = config.server
@@ -72,7 +73,11 @@ class Fleet:
             if name not in self._movers:
                 config = self._config.movers[name]
                 self._movers[name] = ServiceMover(
-                    name, lambda: self._make_link(config), self.reconnect, self._clock
+                    name,
+                    lambda: self._make_link(config),
+                    self.reconnect,
+                    self._clock,
+                    lambda problem: self.on_state(name, problem),
                 )
             return self._movers[name]
 

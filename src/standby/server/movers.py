@@ -104,6 +104,11 @@ class MoverHandle:
                 status = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
         return MoverDied(self.name, status)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the mover can be asked now."""
+        return not self._dead
+
     def cut(self) -> None:
         """End every call, now and from now on, with MoverDied, whatever the mover is doing or hangs
         in; it closes its files and ends as soon as it can. `close` is still to be called."""

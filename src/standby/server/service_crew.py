@@ -116,22 +116,46 @@ class ServiceCrew:
         if joins and joins[1] in targets:
             self.target_proxy = joins[1]
         self._sources = fleet.stations(job, "source")
+        # Where there are others, one that is away is not waited for longer than one attempt.
+        self._patience = {
+            station.mover: fleet.reconnect.every_s
+            for side in (targets, self._sources)
+            for station in side.values()
+            if len(side) > 1
+        }
         station = targets[self.target_proxy]
         self.target: Handle = self._handle(station.mover)
         self.target_root = fleet.place(station)
-        first = self._sources[fleet.least_busy(self._sources)]
-        self.source: Handle = self._handle(first.mover)
-        self.source_root = fleet.place(first)
+        self._asked = ""
 
     def _handle(self, mover: str) -> CrewHandle:
         """The mover as this session uses it."""
         handle = self._handles.get(mover)
         if handle is None:
-            handle = CrewHandle(self._fleet.mover(mover), self.name)
+            patience = self._patience.get(mover)
+            handle = CrewHandle(self._fleet.mover(mover), self.name, patience)
             self._handles[mover] = handle
             if self._is_cut:
                 handle.cut()
         return handle
+
+    def _asked_source(self) -> Station:
+        """The proxy that is asked about the source's disks: the same one while it answers."""
+        station = self._sources.get(self._asked)
+        if station is None or self._fleet.mover(station.mover).problem:
+            self._asked = self._fleet.least_busy(self._sources)
+            station = self._sources[self._asked]
+        return station
+
+    @property
+    def source(self) -> Handle:
+        """See Crew."""
+        return self._handle(self._asked_source().mover)
+
+    @property
+    def source_root(self) -> str:
+        """See Crew."""
+        return self._fleet.place(self._asked_source())
 
     def _keeper(self) -> Station:
         store = self._config.stores[self._job.repository]

@@ -51,8 +51,11 @@ class ServiceMover:
         make_link: Callable[[], Link],
         reconnect: Reconnect = Reconnect(),
         clock: Clock = SYSTEM_CLOCK,
+        on_state: Callable[[str], None] | None = None,
     ) -> None:
+        """`on_state` is told whenever the link is made (''), or lost or not to be had (why)."""
         self.name = name
+        self._on_state = on_state or (lambda problem: None)
         self._make_link = make_link
         self._reconnect = reconnect
         self._clock = clock
@@ -136,20 +139,22 @@ class ServiceMover:
             self._keeper.start()
 
     def _kept(self) -> None:
-        while not self._is_closed:
-            link = self._connected()
-            if link is None:
-                break
-            try:
-                self._receive(link)
-            except LinkError as exc:
-                self._lost(link, exc)
-        with self._changed:
-            self._keeper = None
-            calls, self._calls = list(self._calls.values()), {}
-            self._changed.notify_all()
-        for pending in calls:
-            pending.future.set_exception(self._death())
+        try:
+            while not self._is_closed:
+                link = self._connected()
+                if link is None:
+                    break
+                try:
+                    self._receive(link)
+                except LinkError as exc:
+                    self._lost(link, exc)
+        finally:  # also for a bug: nobody may wait for ever
+            with self._changed:
+                self._keeper = None
+                calls, self._calls = list(self._calls.values()), {}
+                self._changed.notify_all()
+            for pending in calls:
+                pending.future.set_exception(self._death())
 
     def _connected(self) -> Link | None:
         """A new link, with everything that runs joined again; None when it is time to give up."""
@@ -158,6 +163,7 @@ class ServiceMover:
                 link = self._make_link()
             except StandbyError as exc:
                 self._problem = str(exc)
+                self._on_state(self._problem)
             else:
                 self._problem = ""
                 with self._changed:
@@ -167,6 +173,7 @@ class ServiceMover:
                     running = [(n, call) for n, call in self._calls.items() if call.task]
                     self._link = link
                     self._changed.notify_all()
+                self._on_state("")
                 with contextlib.suppress(LinkError):  # then `_receive` fails at once
                     for number, pending in running:
                         again = {"task": pending.task, "verb": pending.verb}
@@ -202,6 +209,7 @@ class ServiceMover:
             for number in lost:
                 del self._calls[number]
         link.close()
+        self._on_state(str(error))
         for pending in lost.values():
             pending.future.set_exception(error)
 
@@ -220,8 +228,11 @@ class ServiceMover:
 class CrewHandle:
     """A service mover as one VM's session uses it: `cut` ends the calls of this `crew` only."""
 
-    def __init__(self, mover: ServiceMover, crew: str) -> None:
+    def __init__(self, mover: ServiceMover, crew: str, patience_s: float | None = None) -> None:
+        """`patience_s`: how long a mover that is away is waited for, where there are others; by
+        default as long as it is tried to reach it."""
         self.name = mover.name
+        self._patience_s = patience_s
         self.mover = mover
         self._crew = crew
         self._lock = threading.Lock()
@@ -236,6 +247,8 @@ class CrewHandle:
                 raise MoverDied(self.name, "the session was cut off")
             self._waiting.add(ours)
         try:
+            if self._patience_s is not None and not self.mover.wait_connected(self._patience_s):
+                raise MoverDied(self.name, self.mover.problem or "it cannot be reached")
             theirs = self.mover.start(verb, crew=self._crew, **arguments)
         except BaseException:
             with self._lock:
@@ -247,6 +260,11 @@ class CrewHandle:
     def call(self, verb: str, /, **arguments: Any) -> Any:
         """Ask for `verb` and wait for its result."""
         return self.start(verb, **arguments).result()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the mover can be asked now."""
+        return self.mover.is_connected
 
     def _finish(self, ours: Future[Any], theirs: Future[Any]) -> None:
         with self._lock:

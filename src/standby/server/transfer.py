@@ -215,7 +215,7 @@ class Transfer:
     ) -> str:
         """The digest root, when both ends agree that everything is there."""
         if self._crew.can_retry:
-            one_of_two_ended(sending, receiving)
+            one_of_two_ended({sending: link.source, receiving: self._crew.target})
         sent, received = both(sending, receiving)
         report = self._reports[plan.disk_id]
         report.read, report.changed = sent["read"], sent["changed"]
@@ -279,13 +279,16 @@ class Patience:
         return True
 
 
-def one_of_two_ended(sending: Future[Any], receiving: Future[Any]) -> None:
-    """Wait for both ends, but once one has failed only GRACE_S more for the other, which may be
-    where nobody hears it: raises the failure then."""
-    done, pending = wait([sending, receiving], return_when=FIRST_EXCEPTION)
-    if not pending:
-        return
-    _, pending = wait(pending, timeout=GRACE_S)
+def one_of_two_ended(ends: Mapping[Future[Any], Handle]) -> None:
+    """Wait for both ends, but once one has failed no longer than GRACE_S for the other, and not at
+    all for one that cannot be reached: raises the failure then."""
+    done, pending = wait(ends, return_when=FIRST_EXCEPTION)
+    for _ in range(int(GRACE_S / PROGRESS_INTERVAL_S)):
+        if not all(ends[end].is_connected for end in pending):
+            break
+        done, pending = wait(ends, PROGRESS_INTERVAL_S)
+        if not pending:
+            return
     if pending:
         failures = [error for end in done if (error := end.exception()) is not None]
         raise most_telling(failures)
