@@ -582,6 +582,21 @@ class MoverFault(StandbyError):
         return f"mover {self.mover}: {self.text}"
 
 
+@dataclass(eq=False)
+class RequestRefused(StandbyError):
+    """A backup server's API refused the request itself; `status` is its HTTP status."""
+
+    exit_code: ClassVar[int] = 15
+    server: str
+    status: int
+    problem: str
+    hint: str = ""
+
+    def message(self) -> str:
+        tail = f". {self.hint}" if self.hint else ""
+        return f"backup server {self.server}: {self.problem} (HTTP {self.status}){tail}"
+
+
 # --- 16: jobs and sessions -------------------------------------------------------------------
 
 
@@ -603,6 +618,24 @@ class JobBusy(JobError):
     """A session of the job is running already."""
 
     retry: ClassVar[Retry] = Retry.LATER
+
+
+@dataclass(eq=False)
+class IllegalRequest(StandbyError):
+    """A session is in a state in which it cannot be asked for that; `legal` is what it can be
+    asked for."""
+
+    exit_code: ClassVar[int] = 16
+    session: str
+    state: str
+    request: str
+    legal: tuple[str, ...]
+
+    def message(self) -> str:
+        return (
+            f"session {self.session}: cannot be asked to {self.request} while it is {self.state}; "
+            f"possible now: {', '.join(self.legal) or 'nothing'}"
+        )
 
 
 @dataclass(eq=False)

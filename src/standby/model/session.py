@@ -147,6 +147,21 @@ def next_task_states(state: TaskState) -> tuple[TaskState, ...]:
     return tuple(step.result for step in TASK_STEPS if step.state is state)
 
 
+_OPEN = frozenset(SessionState) - SESSION_ENDS
+REQUESTS: dict[RequestKind, frozenset[SessionState]] = {
+    RequestKind.STOP: _OPEN,
+    RequestKind.PAUSE: _OPEN - {SessionState.STOPPING},
+    RequestKind.RESUME: frozenset({SessionState.PAUSED, SessionState.RUNNING}),
+    RequestKind.RETRY: (SESSION_ENDS - {SessionState.DONE}) | {SessionState.RUNNING},
+}
+"""The states in which each request makes sense."""
+
+
+def legal_requests(state: SessionState) -> tuple[RequestKind, ...]:
+    """What may be asked of a session in `state`."""
+    return tuple(kind for kind in RequestKind if state in REQUESTS[kind])
+
+
 def session_states_before(result: SessionState) -> tuple[SessionState, ...]:
     """From where a session may come to `result`."""
     return tuple(step.state for step in SESSION_STEPS if step.result is result)

@@ -39,6 +39,7 @@ from standby.server.journey import is_too_old
 from standby.server.movers import MoverPair, child_movers
 from standby.server.plan import JobPlan, MachinePlan
 from standby.server.planner import Planner
+from standby.server.progress import ProgressBoard
 from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
 from standby.server.replicating import replicate
@@ -71,6 +72,7 @@ class BackupServer:
         fleet = Fleet(self.config, clock, make_link=make_link)
         self.crews = Crews(self.config, make_movers, fleet, clock)
         self._at_work: dict[str, SessionContext] = {}
+        self.progress = ProgressBoard()
         self._hosts = dict(hosts or {})
         make_folder_durably(self.config.state_database.parent)
         self.store = Store(self.config.state_place(), clock)
@@ -249,6 +251,7 @@ class BackupServer:
             yield
         finally:
             del self._at_work[context.session]
+            self.progress.forget(context.session)
 
     def stop_machine(self, session: str, machine: str) -> bool:
         """End the work on one VM of a session of this process, as `stop` does for all: False when
@@ -326,7 +329,7 @@ class BackupServer:
             slots=self.crews.session_slots(job),
             take_over=take_over,
             accept_loss=accept_loss,
-            progress=progress,
+            progress=self.progress.following(session, progress),
             clock=self.clock,
         )
 
