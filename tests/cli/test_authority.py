@@ -90,6 +90,7 @@ def test_list_revoke_and_renew(run, folder: Path) -> None:
         "list_number": 2,
         "revoked": [identity.facts.serial],
     }
+    assert IdentityFolder(folder / "identity").list_number == 2
     states = {row["name"]: row["state"] for row in
               run("ca", "list", *place, "--json").json["certificates"]}  # fmt: skip
     assert states == {"server": "good", "px1": "revoked"}

@@ -354,7 +354,7 @@ def test_half_open_connections_beyond_the_bound_are_dropped(
                 connection.sendall(frame(Hello(1, "server", "x")))
                 assert isinstance(read_frame(connection)[1], Welcome)
             held[0].close()
-            there.wait_for_refusal()
+            wait_until(lambda: there.listener.half_open == 2)
             with tls.connect(there.address, server, "px1", "source") as link:
                 assert answers(link)
 

@@ -25,7 +25,7 @@ from standby.wire.accepting import Door, parsed_address
 from standby.wire.identity import IdentityFolder, tls_context
 from standby.wire.link import Limits, Link
 from standby.wire.messages import Attach, Batch, Call, Enrol, Finish, GetAuthority, Hello, Welcome
-from wires import Echo, Installation, answers
+from wires import Echo, Installation, answers, wait_until
 
 SEED = 20260301
 DOOR = Door(half_open_s=0.5)
@@ -208,6 +208,7 @@ def test_frames_out_of_order_end_the_connection(place: Place, data: bytes) -> No
 def test_a_recorded_connection_cannot_be_replayed(place: Place) -> None:
     """What a member sent once, sent again byte for byte by somebody who listened."""
     recorded = bytearray()
+    peers, refused = len(place.echo.peers), len(place.echo.refused)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = place.server.context(is_server=False).wrap_bio(incoming, outgoing)
     with socket.create_connection(parsed_address(place.echo.address), 20) as connection:
@@ -223,13 +224,13 @@ def test_a_recorded_connection_cannot_be_replayed(place: Place) -> None:
         client.write(frame(Call(7, "echo", {})))
         recorded += (data := outgoing.read())
         connection.sendall(data)
-        assert connection.recv(1 << 16)
-    peers, refused = len(place.echo.peers), len(place.echo.refused)
+        wait_until(lambda: len(place.echo.peers) == peers + 1)
+    place.echo.wait_for_refusal(refused + 1)  # the end of the honest one
     with socket.create_connection(parsed_address(place.echo.address), 20) as connection:
         sent_and_drained(connection, bytes(recorded))
-    place.echo.wait_for_refusal(refused + 1)
+    place.echo.wait_for_refusal(refused + 2)
+    assert len(place.echo.peers) == peers + 1
     assert place.is_well()
-    assert len(place.echo.peers) == peers + 1  # `is_well`'s own
 
 
 def test_damaged_enrolments_of_strangers_end_in_typed_errors(place: Place) -> None:
@@ -260,8 +261,6 @@ def test_many_strangers_at_once_take_bounded_room(place: Place) -> None:
 
 def assert_served(place: Place) -> None:
     """The places of strangers are free again, at their deadline at the latest."""
-    from wires import wait_until
-
     wait_until(lambda: place.echo.listener.half_open == 0)
     assert place.is_well()
 

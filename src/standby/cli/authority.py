@@ -214,6 +214,7 @@ def ca_list(config: Path, authority_folder: Path | None, as_json: bool) -> None:
 @click.argument("which", metavar="NAME|SERIAL")
 @config_option
 @authority_option
+@identity_option
 @dry_run_option
 @yes_option
 @json_option
@@ -221,6 +222,7 @@ def ca_revoke(
     which: str,
     config: Path,
     authority_folder: Path | None,
+    identity_folder: Path | None,
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -234,8 +236,11 @@ def ca_revoke(
     Example: standby ca revoke px1 --dry-run
     """
     from standby.errors import UnknownName
+    from standby.wire.authority import Authority
+    from standby.wire.identity import CERTIFICATE, IdentityFolder
 
-    found = _opened(config, authority_folder)
+    place, own = _folders(config, authority_folder, identity_folder)
+    found = Authority(place)
     revoked = found.revoked()
     issued = found.issued()
     meant = [item for item in issued if which in (item.name, item.serial)]
@@ -252,6 +257,8 @@ def ca_revoke(
     if serials:
         confirmed(plan, f"Revoke {which}?", yes=yes, as_json=as_json)
     done = found.revoke(which)
+    if (own / CERTIFICATE).exists():
+        IdentityFolder(own).install_revocations(found.revocations())
     if as_json:
         print_json({"revoked": done, "dry_run": False, "list_number": found.list_number()})
     else:
