@@ -27,6 +27,7 @@ from standby.road.event_log import EventLog
 from standby.road.host_verbs import HostVerbs
 from standby.road.lease import is_processing
 from standby.road.replica import ReplicaFolder
+from standby.road.target_host import TargetVerbs
 from standby.units import MiB
 
 ORPHAN_S = 600
@@ -435,3 +436,55 @@ def test_builtin_types_survive_the_way(pair):
     told = server.call("describe")
     assert msgspec.convert(told["roots"], dict[str, str]) == {"data": str(pair.target.folder)}
     server.close()
+
+
+def test_a_server_that_is_back_keeps_what_it_names(pair):
+    session = pair.session(session="s1")
+    session.prepare()
+    gone(pair, session)
+    came_back(pair, session)
+    session.target.call("keep_session", session="s1")
+    pair.clock.advance(ORPHAN_S + 1)
+    assert pair.target.mover.close_orphans() == []
+    assert pair.is_open()
+    session.close()
+
+
+def test_a_replica_that_its_server_did_not_come_back_to_is_closed(pair):
+    session = pair.session()
+    session.prepare()
+    gone(pair, session)
+    came_back(pair, session)
+    pair.target.mover.close_orphans()
+    assert pair.is_open()
+    # A person's verb does not push it aside while its server is there: the session may go on.
+    with pytest.raises(StandbyError):
+        session.target.call(
+            "replica_undo_failover", root="data:", name="vm1_replica", drop_writes=True
+        )
+    assert pair.is_open()
+    pair.clock.advance(ORPHAN_S + 1)
+    pair.target.mover.close_orphans()
+    while pair.is_open():
+        pass
+    session.close()
+
+
+def test_a_joined_task_is_not_pushed_aside_any_more(pair):
+    session = begun(pair)
+    gone(pair, session)
+    came_back(pair, session)
+    joined = [
+        session.target.start("rejoin", task="task", verb="receive_disk"),
+        session.source.start("rejoin", task="task", verb="send_disk"),
+    ]
+    (target,) = [role for role in pair.target.mover._roles if isinstance(role, TargetVerbs)]
+    while target._replicas["data:vm1_replica"].owner.is_gone:
+        pass
+    other = pair.session(server="server2")
+    with pytest.raises(ReplicaBusy):
+        other.prepare()
+    pair.may_go.set()
+    session.results(joined)
+    session.close()
+    other.close()

@@ -8,17 +8,29 @@ for the same thing anew.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 
 class Owner:
-    """One control connection: the server's name, its generation, and whether it is gone."""
+    """One control connection: the server's name, its generation, and when it went (None: it is
+    there). `is_away` says that no other connection of that server is there either."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, is_away: Callable[[], bool] = lambda: False) -> None:
         self.name = name
         self.generation = 0
-        self.is_gone = False
+        self.gone_at: float | None = None
+        self._is_away = is_away
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection has ended."""
+        return self.gone_at is not None
+
+    @property
+    def is_away(self) -> bool:
+        """Whether its server is not connected at all now."""
+        return self.is_gone and self._is_away()
 
 
 PARENT = Owner("backup server")

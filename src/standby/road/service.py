@@ -16,7 +16,11 @@ Verbs, with their arguments. P is a place "ROOT:relative/path", CONNECTION a spe
   join(generation)                              as describe(); says which generation of server this
                                                 is: older ones are MoverFenced from then on
   tasks()                                       [{task, verb, session, is_running}]
-  rejoin(task, verb="")                         the task's result, when it has ended
+  rejoin(task, verb="")                         the task's result, when it has ended; its replica is
+                                                this connection's from now on
+  keep_session(session)                         the same for all tasks and replicas of a session (or
+                                                crew): to be said when a server is back, or they are
+                                                closed after orphan_timeout
   cancel(task)                                  end the task; what it acknowledged stays
   forget_task(task)                             drop its result
   end_session(session)                          end that session's (or crew's) tasks, close its
@@ -93,7 +97,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -179,6 +183,7 @@ class ServiceMover:
             "cancel": self._cancel,
             "forget_task": lambda owner, task: self._tasks.forget(task),
             "end_session": self._end_session,
+            "keep_session": self._keep_session,
             "leave": self._leave,
             "progress": self._progress,
         }
@@ -212,7 +217,7 @@ class ServiceMover:
             link.close()
 
     def _serve(self, link: Link, peer: SpeakingPeer) -> None:
-        owner = Owner(peer.name)
+        owner = Owner(peer.name, lambda: not self._is_connected(peer.name))
         with self._changed:
             is_full = self._is_closed or len(self._sessions) >= CONTROL_MAX
             if not is_full:
@@ -234,13 +239,17 @@ class ServiceMover:
         except LinkError as exc:
             self._log.say("server gone", server=owner.name, why=str(exc))
         finally:
-            owner.is_gone = True
             with self._changed:
+                owner.gone_at = self._clock.monotonic()
                 del self._sessions[link]
                 if all(other.name != owner.name for other in self._sessions.values()):
-                    self._gone[owner.name] = self._clock.monotonic()
+                    self._gone[owner.name] = owner.gone_at
                 self._changed.notify_all()
             link.close()
+
+    def _is_connected(self, server: str) -> bool:
+        with self._changed:
+            return any(owner.name == server for owner in self._sessions.values())
 
     # --- calls -------------------------------------------------------------------------------
 
@@ -278,6 +287,7 @@ class ServiceMover:
         try:
             self._check_generation(owner, call.verb)
             if call.verb == "rejoin":
+                self._adopt(owner, lambda session, tasks: name in tasks)
                 self._tasks.rejoin(name, str(arguments.get("verb", "")), owner, answer)
             elif name and call.verb not in self._own:
                 self._run_task(owner, call.verb, name, crew, arguments, answer)
@@ -406,6 +416,17 @@ class ServiceMover:
             raise ProtocolError(owner.name, "end_session: which session?")
         return self._ended(lambda theirs, name: name == session)
 
+    def _keep_session(self, owner: Owner, session: str) -> None:
+        for task in self._tasks:
+            if session and task.session == session:
+                task.owner = owner
+        self._adopt(owner, lambda theirs, tasks: bool(session) and theirs == session)
+
+    def _adopt(self, owner: Owner, is_meant: Callable[[str, Collection[str]], bool]) -> None:
+        for role in self._roles:
+            if isinstance(role, TargetVerbs):
+                role.adopt(owner, is_meant)
+
     def _leave(self, owner: Owner) -> list[str]:
         return self._ended(lambda theirs, name: theirs is owner)
 
@@ -431,27 +452,38 @@ class ServiceMover:
                 if self._is_closed:
                     return
                 with _released(self._changed):
-                    self.close_orphans()
+                    try:
+                        self.close_orphans()
+                    except Exception as exc:  # looked at again
+                        self._note(exc, what="orphans")
 
     def close_orphans(self) -> list[str]:
-        """Close what belongs to servers that are away for `orphan_timeout` and have no task running
-        here any more; what, by name. Drops old results."""
+        """Close what was left `orphan_timeout` ago: by servers that are away and have no task here
+        any more, and replicas that a server which is back did not come back to. What, by name.
+        Drops old results."""
         now = self._clock.monotonic()
-        self._tasks.expire(now - self.config.orphan_timeout_s)
+        oldest = now - self.config.orphan_timeout_s
+        self._tasks.expire(oldest)
         with self._changed:
             since = dict(self._gone)
         for task in self._tasks:
             if task.owner.name in since:
                 ended = now if task.ended_at is None else task.ended_at
                 since[task.owner.name] = max(since[task.owner.name], ended)
-        lost = {name for name, at in since.items() if now - at >= self.config.orphan_timeout_s}
-        if not lost:
-            return []
-        closed = self._ended(lambda owner, session: owner.is_gone and owner.name in lost)
-        with self._changed:
-            for name in lost:
-                if self._gone.get(name) == since[name]:
-                    del self._gone[name]
+        lost = {name for name, at in since.items() if at <= oldest}
+        closed = []
+        if lost:
+            closed += self._ended(lambda owner, session: owner.is_gone and owner.name in lost)
+        for role in self._roles:
+            if isinstance(role, TargetVerbs):
+                closed += role.close_where(
+                    lambda owner, session: (
+                        owner.gone_at is not None
+                        and owner.name not in since
+                        and owner.gone_at <= oldest
+                    ),
+                    only_idle=True,
+                )
         return closed
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,14 +145,17 @@ class TargetVerbs:
         """Close every replica: partial disks keep what was acknowledged."""
         self.close_where(lambda owner, session: True)
 
-    def close_where(self, is_meant: Callable[[Owner, str], bool]) -> list[str]:
-        """Close the replicas for whose (owner, session) that is true, their tasks cut off first;
-        which, by their paths."""
+    def close_where(
+        self, is_meant: Callable[[Owner, str], bool], *, only_idle: bool = False
+    ) -> list[str]:
+        """Close the replicas for whose (owner, session) that is true, their tasks cut off first
+        (`only_idle`: unless there are any); which, by their paths."""
         with self._lock:
             meant = [
                 path
                 for path, replica in self._replicas.items()
                 if is_meant(replica.owner, replica.lease.session)
+                and not (only_idle and replica.receiving)
             ]
         for path in meant:
             with contextlib.suppress(StandbyError):
@@ -160,11 +163,18 @@ class TargetVerbs:
         return meant
 
     def give_way(self, path: str) -> None:
-        """Close the replica if it was opened for a server that is gone: somebody needs it."""
+        """Close the replica if it was opened for a server that is away: somebody needs it."""
         with self._lock:
             held = self._replicas.get(path)
-        if held is not None and held.owner.is_gone:
+        if held is not None and held.owner.is_away:
             self.close_replica(path)
+
+    def adopt(self, owner: Owner, is_meant: Callable[[str, Collection[str]], bool]) -> None:
+        """The replicas for whose (session, tasks receiving) that is true are `owner`'s now."""
+        with self._lock:
+            for replica in self._replicas.values():
+                if is_meant(replica.lease.session, replica.receiving):
+                    replica.owner = owner
 
     def _open(self, path: str) -> _OpenReplica:
         try:
