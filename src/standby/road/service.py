@@ -550,14 +550,6 @@ def _read_generation(state: Path) -> int:
             raise ProtocolError(str(path), f"cannot be read: {exc}") from exc
 
 
-class Listening(Protocol):
-    """What takes connections (wire.tls.Listener)."""
-
-    @property
-    def address(self) -> str: ...
-    def close(self) -> None: ...
-
-
 def run_service(
     config: ServiceConfig, log: EventLog, wait: Callable[[str], None], clock: Clock = SYSTEM_CLOCK
 ) -> None:
