@@ -107,7 +107,9 @@ def webhook_states(config: Config) -> list[WebhookState]:
         return []
 
 
-def asked(server: BackupServer, job: str, kind: str, machine: str) -> tuple[SessionRun, str]:
+def asked(
+    server: BackupServer, job: str, kind: str, machine: str, *, by: str = "command line"
+) -> tuple[SessionRun, str]:
     """Ask the active server for 'pause', 'resume', 'retry' or 'stop' of the job's newest session
     for which that makes sense; it, and a sentence about what was asked."""
     server.config.job(job)
@@ -127,7 +129,7 @@ def asked(server: BackupServer, job: str, kind: str, machine: str) -> tuple[Sess
             "Only sessions that `standby server` runs can be asked",
         )
     run = fitting[0]
-    server.store.queue.ask(run.id, RequestKind(kind), machine=machine, by="command line")
+    server.store.queue.ask(run.id, RequestKind(kind), machine=machine, by=by)
     about = f"VM {machine} of session {run.id}" if machine else f"session {run.id}"
     active = server.store.lease("ask").holder()
     is_active = active is not None and active.expires_in_s > 0

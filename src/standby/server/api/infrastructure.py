@@ -1,0 +1,107 @@
+"""Routes of what there is (hosts, movers, slots), of operations, and of the server itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from starlette.responses import Response
+
+import standby
+from standby.server.api import models
+from standby.server.api.answers import Told
+from standby.server.api.context import Context, Viewer
+from standby.server.api.jobs import Wait
+from standby.server.fleet import needed_roles
+
+router = APIRouter()
+open_router = APIRouter()
+"""What needs no token."""
+
+OperationId = Annotated[models.Name, Path(examples=["op-0123456789abcdef"])]
+
+
+@router.get("/infrastructure", response_model=models.Infrastructure)
+def infrastructure(context: Context, caller: Viewer) -> Response:
+    """Hosts, movers with the state of their connections, proxies, repositories, slots in use."""
+    config, crews = context.server.config, context.server.crews
+    movers = []
+    for name, mover in config.movers.items():
+        handle = crews.fleet.mover(name)
+        movers.append(
+            {
+                "name": name,
+                "address": mover.address,
+                "is_connected": handle.is_connected,
+                "problem": handle.problem,
+                "roles": needed_roles(config, name),
+            }
+        )
+    return Told(
+        {
+            "hosts": [
+                {"name": item.name, "kind": item.kind, "path": item.path, "mover": item.mover}
+                for item in config.hosts.values()
+            ],
+            "movers": movers,
+            "proxies": [
+                {
+                    "name": item.name,
+                    "mover": item.mover,
+                    "side": item.side,
+                    "max_tasks": item.max_tasks,
+                }
+                for item in config.proxies.values()
+            ],
+            "repositories": [
+                {"name": item.name, "path": item.path, "mover": item.mover}
+                for item in config.stores.values()
+            ],
+            "usage": crews.resources.usage(),
+        }
+    )
+
+
+@router.get("/operations", response_model=models.Operations)
+def list_operations(
+    context: Context, caller: Viewer, limit: Annotated[int, Query(ge=1, le=300)] = 50
+) -> Response:
+    """Operations of this server since it began, newest first."""
+    return Told({"operations": [item.told() for item in context.operations.all()[:limit]]})
+
+
+@router.get("/operations/{operation}", response_model=models.Operation)
+async def show_operation(
+    operation: OperationId, context: Context, caller: Viewer, wait_s: Wait = 0.0
+) -> Response:
+    """How far an operation is, and its result when it has ended."""
+    found = context.operations.get(operation)
+    if wait_s > 0:
+        await asyncio.wait([asyncio.wrap_future(found.future)], timeout=wait_s)
+    return Told(found.told())
+
+
+@router.get("/caller", response_model=models.Caller)
+def caller(token: Viewer) -> Response:
+    """Whose token this is, and what it may."""
+    return Told({"name": token.name, "role": token.role, "expires_at": token.expires_at})
+
+
+@open_router.get(
+    "/healthz",
+    response_model=models.Health,
+    responses={503: {"model": models.Health, "description": "The database is away"}},
+)
+def health(context: Context) -> Response:
+    """Whether the server is well and runs sessions; needs no token."""
+    lease = context.lease()
+    is_reachable = lease != "unknown"
+    told = {
+        "status": "ok" if is_reachable else "database unreachable",
+        "version": standby.__version__,
+        "server": "active" if lease == "here" else "standby",
+        "lease": lease,
+        "database": is_reachable,
+    }
+    return Told(told, 200 if is_reachable else 503)
