@@ -201,19 +201,23 @@ def test_a_window_first_written_beside_a_commit_stays_open_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("standby.road.group_commits.WINDOW", PAGE)
-    content = noise(12, SIZE, 1.0)
+    content, newer = noise(12, SIZE, 1.0), noise(13, SIZE, 1.0)
     partial = PartialDisk.open(tmp_path / "live", spec_of(SIZE))
+    send(partial, content, 0, SIZE)
+    partial.group_commit()
     send(partial, content, 0, PIECE)
-    send(partial, content, PAGE, PAGE + PIECE)
-    assert partial.log.open_ranges == [(0, PAGE), (PAGE, 3 * PAGE)]  # one ahead
+    partial.group_commit()
+    for page in (3, 1):
+        send(partial, content, page * PAGE, page * PAGE + PIECE)
+    assert partial.log.open_ranges[-1] == (PAGE, 3 * PAGE)  # one ahead
     place = "extent log commit: disk flushed"
     with held_at(place, monkeypatch) as hold, committing(partial, hold):
-        send(partial, content, 2 * PAGE, 2 * PAGE + PIECE)
-    assert partial.log.open_ranges == [(0, 3 * PAGE)]
+        send(partial, newer, 2 * PAGE, 2 * PAGE + PIECE)
+    assert partial.log.open_ranges == [(PAGE, SIZE)]
     shutil.copytree(tmp_path / "live", tmp_path / "killed")
     partial.close()
     again = PartialDisk.open(tmp_path / "killed", spec_of(SIZE))
-    assert again.baseline.leaves(2)[0] == digesting.leaves(content[2 * PAGE : 2 * PAGE + PIECE])[0]
+    assert again.baseline.leaves(2)[0] == digesting.leaves(newer[2 * PAGE : 2 * PAGE + PIECE])[0]
     again.close()
 
 
