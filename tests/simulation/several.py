@@ -54,7 +54,6 @@ source = "source"
 target = "target"
 machines = ["*"]
 restore_points = {restore_points}
-compression = "fast"
 {more}
 """
 

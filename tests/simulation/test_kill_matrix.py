@@ -81,6 +81,7 @@ MAP_POINTS = ["disk moved in", "disk moved in:2", "file renamed", "point renamed
 ELSEWHERE = {
     "failover prepared",
     "file taken back",
+    "disk under way",
     "generation raised",
     "seed kept",
     "seed kept aside",
@@ -91,7 +92,8 @@ ELSEWHERE = {
     "disk merge: identity passed on",
 }
 """No part of a session as it is run here: the tests of failing over, leases and merges kill there
-(test_commit_kill_points, test_merge_kill_points, test_sessions, tests of `disk merge`)."""
+(test_commit_kill_points, test_merge_kill_points, test_sessions, tests of `disk merge`), or where
+several machines take part (test_installation)."""
 
 
 def test_every_kill_point_is_in_the_matrix():

@@ -38,6 +38,17 @@ class Packer:
         return b"".join(pieces)
 
 
+COMPRESSIONS = ("none", *LEVELS, "auto")
+"""What a task may be told: 'auto' packs as 'fast' does, while it pays."""
+
+
+def packer_for(compression: str) -> Packer | None:
+    """A packer for one thread of a task; None where nothing is ever packed."""
+    if compression == "none":
+        return None
+    return Packer("fast" if compression == "auto" else compression)
+
+
 class AutoPacking:
     """Whether packing the next batches of one disk task makes it faster. Not thread-safe.
 

@@ -24,7 +24,7 @@ from standby.disk.file_ranges import FileRanges
 from standby.model.extent import Extent
 from standby.ports import VirtualDisk
 from standby.road.batches import DATA, BatchBuilder, LeafArray, piece_ranges
-from standby.road.packing import Packer
+from standby.road.packing import Packer, packer_for
 from standby.road.scan_ranges import PageNumbers, Windows, file_ranges
 from standby.units import MiB
 
@@ -99,7 +99,7 @@ class PageScanner:
         self.task = proxy.task
         self.disk = proxy.task.disk
         self.builder = BatchBuilder(self.disk.virtual_size, keeps=proxy.keeps)
-        self.packer = Packer(self.task.compression) if self.task.compression != "none" else None
+        self.packer = packer_for(self.task.compression)
         self.slot = -1
         self.page = 0
         self.read = 0

@@ -28,7 +28,7 @@ from standby.road.connections import (
     Errand,
     Spec,
 )
-from standby.road.packing import LEVELS
+from standby.road.packing import COMPRESSIONS
 from standby.road.places import LOCAL_PLACES, Places
 from standby.road.remote_repository import RemoteRepository, RemoteStaging
 from standby.road.repository_verbs import RepositoryLeaves, opened_repository
@@ -149,7 +149,7 @@ class SourceVerbs:
         """Send what changed of one disk and stage its leaves."""
         errand = Errand(wanted.task, TO_TARGET, wanted.disk_id, wanted.replica)
         with self._connections.take(wanted.connection, errand) as connection:
-            if wanted.compression not in ("none", *LEVELS):
+            if wanted.compression not in COMPRESSIONS:
                 raise ProtocolError("backup server", f"no compression {wanted.compression!r}")
             try:
                 return self._send_disk(wanted, connection)

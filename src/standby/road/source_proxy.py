@@ -29,7 +29,7 @@ from standby.errors import LinkError, ProtocolError, StandbyError, error_from_wi
 from standby.model.extent import Extent, Kind
 from standby.ports import VirtualDisk
 from standby.road.batches import BatchBuilder, LeafArray
-from standby.road.packing import Packer
+from standby.road.packing import AutoPacking, Packer, packer_for
 from standby.road.scan_ranges import PageNumbers
 from standby.road.scanning import READ_SIZE, PageIndex, PageScanner, SendTask, StoredLeaves
 from standby.units import MiB
@@ -87,6 +87,7 @@ class SourceProxy:
         self.counters = SendCounters()
         self._link = link
         self._ring = ring if task.compression == "none" else None
+        self._auto = AutoPacking(task.threads) if task.compression == "auto" else None
         self._lock = threading.Lock()
         self._stage_lock = threading.Lock()
         self._busy = {"source": 0.0, "proxy": 0.0, "network": 0.0}
@@ -293,10 +294,11 @@ class SourceProxy:
         rows, leaves = builder.tables()
         data = builder.slot[: builder.filled]
         started = SYSTEM_CLOCK.monotonic()
-        if packer is not None:
+        if packer is not None and self._should_pack(packer, data):
             frame = packer.pack(rows, data)
             packed = SYSTEM_CLOCK.monotonic()
             self.account("proxy", packed - started)
+            self._tell_packed(len(data), len(frame), packed - started)
             started = packed
             digest = digesting.leaves_digest(leaves)
             batch = Batch(len(rows), len(leaves), len(data), -1, "zstd", digest)
@@ -311,11 +313,34 @@ class SourceProxy:
             self._link.send(Batch(len(rows), len(leaves), len(data), slot), rows, leaves)
             sent = rows.nbytes + leaves.nbytes + len(data)
         zeroed = int(rows[rows[:, 2] == 0, 1].sum())
+        elapsed = SYSTEM_CLOCK.monotonic() - started
         with self._lock:
-            self._busy["network"] += SYSTEM_CLOCK.monotonic() - started
+            if self._auto is not None:
+                self._auto.sent(sent, elapsed)
+            self._busy["network"] += elapsed
             self.counters.sent += sent
             self.counters.changed += len(data) + zeroed
             self.counters.zeroed += zeroed
+
+    def _should_pack(self, packer: Packer, data: memoryview) -> bool:
+        """Whether the next batch is to be packed; now and then a piece of it is, to see."""
+        if self._auto is None:
+            return True
+        with self._lock:
+            wants_sample, should = self._auto.wants_sample, self._auto.should_pack
+        if not wants_sample or not len(data):
+            return should
+        sample = data[: AutoPacking.SAMPLE]
+        started = SYSTEM_CLOCK.monotonic()
+        length = len(packer.pack(sample))
+        self._tell_packed(len(sample), length, SYSTEM_CLOCK.monotonic() - started)
+        with self._lock:
+            return self._auto.should_pack
+
+    def _tell_packed(self, length: int, packed_length: int, elapsed: float) -> None:
+        if self._auto is not None:
+            with self._lock:
+                self._auto.packed(length, packed_length, elapsed)
 
     def page_done(self, worker: int, next_page: int | None) -> None:
         """Everything this worker scanned before `next_page` is sent and staged (None: everything
@@ -353,7 +378,7 @@ class SourceProxy:
     def _resend(self, ranges: list[tuple[int, int]]) -> None:
         """Read these ranges again and send them whole, whatever the baseline says."""
         builder = BatchBuilder(self.task.disk.virtual_size)
-        packer = Packer(self.task.compression) if self.task.compression != "none" else None
+        packer = packer_for(self.task.compression)
         for offset, length in ranges:
             position = offset // PIECE * PIECE
             stop = min(offset + length, self.task.disk.virtual_size)

@@ -25,6 +25,7 @@ from standby.errors import (
     IllegalTransition,
     LinkError,
     MoverDied,
+    ProtocolError,
     ReplicaMissing,
     RepositoryBusy,
     RepositoryError,
@@ -72,6 +73,9 @@ class MachineDriver:
         self.is_broken = False
         self.is_link_trouble = False
         """Whether it was a mover, or the way to it, that ended the session."""
+        self.is_refusal = False
+        """Whether a mover said that it was asked for something it does not know, as one does that
+        was started anew."""
         self.repository_error: RepositoryError | None = None
         """The damage of the repository that the session met, if that is why it failed."""
         self._identity = ReplicaIdentity(
@@ -98,6 +102,7 @@ class MachineDriver:
             report.outcome, report.error = "interrupted", str(exc)
             self.is_broken = True
             self.is_link_trouble = isinstance(exc, MoverDied | LinkError)
+            self.is_refusal = isinstance(exc, ProtocolError)
             if self.context.is_cancelled.is_set():  # that is why the movers were cut off
                 report.error = str(SessionStopped(self.context.job.name, self.machine.name))
         except StandbyError as exc:

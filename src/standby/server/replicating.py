@@ -32,7 +32,10 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
     patience = Patience(context.clock, driver.crew.reconnect)
     went_on: list[str] = []
     while _is_worth_another_try(context, driver):
-        went_on.append(f"went on after: {driver.report.error}")
+        text = f"went on after: {driver.report.error}"
+        if driver.is_refusal and text in went_on:
+            break  # what one side does not understand it will not understand later
+        went_on.append(text)
         if len(went_on) > 1 and not patience.wait():
             break
         # The writer that was lost may hang with the replica open: the next one fences it.
@@ -41,7 +44,7 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
             break
         driver = again
     report = _healed(context, machine, lend, driver)
-    report.warnings.extend(went_on)
+    report.warnings.extend(dict.fromkeys(went_on))
     return report
 
 

@@ -208,6 +208,7 @@ class Transfer:
         except StandbyError:
             self._crew.cut()  # nobody sends: the receiver would wait
             raise
+        killpoints.reach("disk under way")
         return self._ended(plan, link, sending, receiving)
 
     def _ended(

@@ -1,0 +1,148 @@
+"""An installation of real processes: `standby mover run` per machine, TLS with the installation's
+own authority, the command line as its server. On one machine, over the loopback device."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from simulation.site import Site
+from standby.wire.authority import Authority
+from standby.wire.identity import IdentityFolder
+
+ROLES = {
+    "src": ("host", "source", "repository"),
+    "px": ("source",),
+    "dr": ("target", "host"),
+}
+
+TOML = """\
+[standby]
+installation = "test"
+[server]
+reconnect_every = "1s"
+reconnect_for = "30s"
+{movers}
+[hosts.source]
+kind = "folder"
+path = "{folder}/source"
+mover = "src"
+[hosts.target]
+kind = "folder"
+path = "{folder}/target"
+mover = "dr"
+[repositories.main]
+path = "{folder}/repository/main"
+mover = "src"
+[proxies.src]
+mover = "src"
+side = "source"
+[proxies.px]
+mover = "px"
+side = "source"
+paths = {{ source = {{ "{folder}/source" = "{folder}/source" }} }}
+[jobs.job]
+source = "source"
+target = "target"
+machines = ["*"]
+{more}
+"""
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Installation(Site):
+    """Movers as processes; `close` ends those that still run."""
+
+    def __init__(self, folder: Path, more: str = "") -> None:
+        super().__init__(folder)
+        (folder / "repository").mkdir()
+        self.authority = Authority.create(folder / "authority", "test")
+        self.enrol("server", folder / "identity", ("server",))
+        self.ports = {name: free_port() for name in ROLES}
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+        for name in ROLES:
+            self.write_mover(name)
+        movers = "\n".join(
+            f'[movers.{name}]\naddress = "127.0.0.1:{port}"' for name, port in self.ports.items()
+        )
+        self.config.write_text(TOML.format(folder=folder, movers=movers, more=more))
+        for name in ROLES:
+            self.start_mover(name)
+
+    def enrol(self, name: str, folder: Path, roles: tuple[str, ...]) -> None:
+        """Give a machine its certificate."""
+        identity = IdentityFolder(folder)
+        issued = self.authority.issue(identity.request(), name, roles)
+        identity.install(issued, self.authority.certificate)
+
+    def write_mover(self, name: str) -> None:
+        home = self.folder / f"mover-{name}"
+        home.mkdir()
+        self.enrol(name, home / "identity", ROLES[name])
+        roots = {"source": self.folder / "source", "repository": self.folder / "repository"}
+        if "target" in ROLES[name]:
+            roots = {"target": self.folder / "target"}
+        lines = [
+            f'name = "{name}"',
+            f'listen = "127.0.0.1:{self.ports[name]}"',
+            'identity = "identity"',
+            'state = "state"',
+            f"roles = {json.dumps(ROLES[name])}",
+            "[roots]",
+            *(f'{root} = "{path}"' for root, path in roots.items()),
+        ]
+        (home / "mover.toml").write_text("\n".join(lines) + "\n")
+
+    def start_mover(self, name: str, **environment: str) -> None:
+        """Start the mover of that name and wait until it listens."""
+        home = self.folder / f"mover-{name}"
+        with (home / "log").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "standby", "mover", "run", "--config", home / "mover.toml"],
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.processes[name] = process
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "listens on" in line, (home / "log").read_text()
+
+    def kill_mover(self, name: str) -> None:
+        """kill -9."""
+        process = self.processes[name]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+    def log(self, name: str) -> str:
+        """What the mover said so far."""
+        return (self.folder / f"mover-{name}" / "log").read_text()
+
+    def close(self) -> None:
+        """End every mover in good order; one that does not end is a failure."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for name, process in self.processes.items():
+            assert process.stdout is not None
+            process.stdout.close()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise AssertionError(f"mover {name} did not end: {self.log(name)}") from None
