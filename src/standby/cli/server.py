@@ -39,13 +39,15 @@ def server() -> None:
 @server.command()
 @config_option
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Instead of [logs] format.")
+@click.option("--listen", default="", metavar="HOST:PORT", help="Instead of [server] listen.")
 @json_option
-def run(config: Path, log_format: str | None, as_json: bool) -> None:
+def run(config: Path, log_format: str | None, listen: str, as_json: bool) -> None:
     """Run due sessions until SIGTERM or Ctrl-C; sessions under way stop then, and go on with the
     next start.
 
     Says on standard output when it is ready, and on standard error what happens, a line each. A
-    second server on the same state database stands by until the first one ends.
+    second server on the same state database stands by until the first one ends. The API answers
+    at [server] listen, standing by too; `standby token add` makes tokens for it.
 
     \b
     Example: standby server run --config /etc/standby/standby.toml
@@ -68,7 +70,7 @@ def run(config: Path, log_format: str | None, as_json: bool) -> None:
     from standby.disk.serve.ending import ended_by_signals
     from standby.server import logs
     from standby.server.config import load_config
-    from standby.server.serve import opened_daemon
+    from standby.server.serve import opened_api, opened_daemon
 
     found = load_config(config)
     logs.configure(form=log_format or found.logs.form, level=found.logs.level, file=found.logs.file)
@@ -77,13 +79,18 @@ def run(config: Path, log_format: str | None, as_json: bool) -> None:
         state = "active" if is_active else "standing by"
         if as_json:
             told = {"installation": found.installation, "state": state, "pid": os.getpid()}
-            click.echo(json.dumps(told))
+            click.echo(json.dumps(told | {"api": api.address}))
         else:
-            click.echo(f"backup server of {found.installation}: {state}")
+            click.echo(f"backup server of {found.installation}: {state}, API at {api.address}")
         sys.stdout.flush()
         _tell_system("READY=1")
 
-    with opened_server(config) as backup, opened_daemon(backup, on_ready=ready) as daemon:
+    with (
+        opened_server(config) as backup,
+        opened_api(backup, listen) as api,
+        opened_daemon(backup, address=api.address, on_ready=ready) as daemon,
+    ):
+        api.context.server_id = daemon.id
         ended = ended_by_signals()
 
         def stop() -> None:

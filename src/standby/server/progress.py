@@ -42,6 +42,12 @@ class ProgressBoard:
         with self._lock:
             return [item for _, item in sorted(self._sessions.get(session, {}).items())]
 
+    def disks(self) -> int:
+        """How many disks are under way."""
+        with self._lock:
+            found = [item for disks in self._sessions.values() for item in disks.values()]
+        return sum(item.done < item.total for item in found)
+
     def forget(self, session: str) -> None:
         """The session has ended."""
         with self._lock:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from standby.errors import JobError
+from standby.errors import ConfigurationError, JobError
 from standby.model.session import SESSION_ENDS, RequestKind, SessionRun, SessionState
 from standby.server.config import Config
 from standby.server.daemon import Daemon, Rejoin, next_times
@@ -18,6 +20,9 @@ from standby.server.schedule_config import describe
 from standby.server.server import BackupServer
 from standby.server.store.lease import LeaseHolder
 from standby.server.webhooks import STATE_FILE, Webhooks, WebhookState
+
+if TYPE_CHECKING:
+    from standby.server.api.serving import Api
 
 WEBHOOK_ALARM = "webhook"
 
@@ -75,6 +80,19 @@ def opened_daemon(
         )
     finally:
         webhooks.close()
+
+
+def opened_api(server: BackupServer, listen: str = "") -> AbstractContextManager[Api]:
+    """The server's API, to be entered; ConfigurationError where its packages are not installed."""
+    try:
+        from standby.server.api.serving import opened_api as opened
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(
+            "standby server",
+            f"its API needs the package {exc.name}, which is not installed",
+            "Install the extra: pip install 'standby[server]'",
+        ) from None
+    return opened(server, listen=listen)
 
 
 def webhook_file(config: Config) -> Path:

@@ -11,6 +11,7 @@ from standby.server.api import infrastructure, jobs, models, replicas
 from standby.server.api.answers import handle_errors
 from standby.server.api.context import ApiContext
 from standby.server.api.door import Door
+from standby.server.api.metrics import Metrics
 from standby.server.logs import Log
 from standby.server.server import BackupServer
 
@@ -24,6 +25,7 @@ Times are ISO 8601 in UTC, sizes are bytes.
 """
 
 _ERRORS = {
+    400: "The body is no JSON text",
     401: "No token, or not a good one",
     403: "The token's role does not do",
     404: "There is no such thing",
@@ -54,6 +56,7 @@ def make_app(context: ApiContext) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
+    app.state.metrics = Metrics(context)
     handle_errors(app)
     for tag, router in (
         ("jobs and sessions", jobs.router),

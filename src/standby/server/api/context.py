@@ -100,17 +100,17 @@ def _context(request: Request) -> ApiContext:
     return context
 
 
+Bearer = Annotated[Any, Security(HTTPBearer(auto_error=False))]
+"""Says in OpenAPI that a token is needed; the door asks for it."""
+
+
 class Needs:
     """A dependency: the caller's token, which the door found, has a role that includes `role`."""
 
     def __init__(self, role: str) -> None:
         self.role = role
 
-    def __call__(
-        self,
-        request: Request,
-        credentials: Annotated[Any, Security(HTTPBearer(auto_error=False))],
-    ) -> ApiToken:
+    def __call__(self, request: Request, credentials: Bearer) -> ApiToken:
         """The token; HTTP 403 where its role does not do."""
         token: ApiToken = request.scope["standby.token"]
         if not may(token.role, self.role):

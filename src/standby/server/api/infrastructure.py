@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 import standby
 from standby.server.api import models
 from standby.server.api.answers import Told
-from standby.server.api.context import Context, Viewer
+from standby.server.api.context import Bearer, Context, Viewer
 from standby.server.api.jobs import Wait
+from standby.server.api.metrics import CONTENT_TYPE, Metrics
 from standby.server.fleet import needed_roles
 
 router = APIRouter()
@@ -86,6 +87,20 @@ async def show_operation(
 def caller(token: Viewer) -> Response:
     """Whose token this is, and what it may."""
     return Told({"name": token.name, "role": token.role, "expires_at": token.expires_at})
+
+
+@open_router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        **{status: {"model": models.Error} for status in (401, 413, 429, 503)},
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+    },
+)
+def metrics(request: Request, credentials: Bearer) -> Response:
+    """Everything for Prometheus; needs a token unless [server] metrics_open is true."""
+    found: Metrics = request.app.state.metrics
+    return Response(found.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 @open_router.get(

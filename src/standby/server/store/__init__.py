@@ -160,6 +160,12 @@ class Store:
             query = query.where(tables.sessions.c.job == job)
         return self._reports(query.limit(limit))
 
+    def ended_sessions(self, after: str, limit: int) -> list[SessionReport]:
+        """Sessions that ended after that time (ISO 8601 in UTC), the first that did first."""
+        columns = tables.sessions.c
+        query = tables.sessions.select().where(columns.ended_at > after)
+        return self._reports(query.order_by(columns.ended_at, columns.id).limit(limit))
+
     def session(self, session: str) -> SessionReport:
         """The session of that id, or UnknownName with the newest ones."""
         found = self._reports(tables.sessions.select().where(tables.sessions.c.id == session))
