@@ -357,6 +357,22 @@ def test_an_older_server_is_fenced(pair, tmp_path):
     late.close()
 
 
+def test_a_command_line_is_no_older_server_and_fences_none(pair):
+    server, guest = Server(pair.target, "server"), Server(pair.target, "server")
+    server.call("join", generation=5)
+    guest.call("join", generation=0)
+    empty = {"replicas": [], "unreadable": {}}
+    assert guest.call("replica_list", root="data:") == empty
+    newer = Server(pair.target, "server")
+    newer.call("join", generation=6)
+    assert guest.call("replica_list", root="data:") == empty
+    assert newer.call("replica_list", root="data:") == empty
+    with pytest.raises((MoverFenced, LinkError)):
+        server.call("replica_list", root="data:")
+    for each in (server, guest, newer):
+        each.close()
+
+
 def test_only_so_many_servers_are_served(pair):
     servers = [Server(pair.target, f"s{number}") for number in range(16)]
     for server in servers:

@@ -14,11 +14,13 @@ from contextvars import ContextVar
 
 class Owner:
     """One control connection: the server's name, its generation, and when it went (None: it is
-    there). `is_away` says that no other connection of that server is there either."""
+    there). `is_away` says that no other connection of that server is there either. `is_guest` is
+    one that leads nothing, as the command line: it neither fences anybody nor is fenced."""
 
     def __init__(self, name: str, is_away: Callable[[], bool] = lambda: False) -> None:
         self.name = name
         self.generation = 0
+        self.is_guest = False
         self.gone_at: float | None = None
         self._is_away = is_away
 

@@ -14,7 +14,8 @@ Verbs, with their arguments. P is a place "ROOT:relative/path", CONNECTION a spe
   describe()                                    {name, version, roles, roots {id: folder}, platform,
                                                 protect, orphan_timeout_s, tasks}
   join(generation)                              as describe(); says which generation of server this
-                                                is: older ones are MoverFenced from then on
+                                                is: older ones are MoverFenced from then on. 0 is a
+                                                command line's: it fences nobody, nobody fences it
   tasks()                                       [{task, verb, session, is_running}]
   rejoin(task, verb="")                         the task's result, when it has ended; its replica is
                                                 this connection's from now on
@@ -99,7 +100,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -126,8 +127,12 @@ from standby.road.service_config import ServiceConfig
 from standby.road.source_host import SourceVerbs
 from standby.road.target_host import TargetVerbs
 from standby.road.tasks import Tasks
+from standby.wire import plain
 from standby.wire.link import Link
 from standby.wire.messages import Attach, Call, Failed, Reply
+
+if TYPE_CHECKING:
+    from standby.wire import tls
 
 CONTROL_MAX = 16
 CALLS_MAX = 256
@@ -354,18 +359,20 @@ class ServiceMover:
     # --- verbs of its own --------------------------------------------------------------------
 
     def _check_generation(self, owner: Owner, verb: str) -> None:
-        if verb not in ("join", "ping", "describe") and owner.generation < self._generation:
+        if verb in ("join", "ping", "describe") or owner.is_guest:
+            return
+        if owner.generation < self._generation:
             raise MoverFenced(self.config.name, owner.generation, self._generation)
 
     def _join(self, owner: Owner, generation: int) -> dict[str, Any]:
         with self._changed:
-            if generation < self._generation:
+            if 0 < generation < self._generation:
                 raise MoverFenced(self.config.name, generation, self._generation)
             if generation > self._generation:
                 data = msgspec.json.encode({"generation": generation})
                 files.write_durably(self.config.state / GENERATION_FILE, data)
                 self._generation = generation
-            owner.generation = generation
+            owner.generation, owner.is_guest = generation, not generation
             fenced = [  # those that have not said theirs yet are not known to be older
                 link for link, other in self._sessions.items() if 0 < other.generation < generation
             ]
@@ -553,30 +560,17 @@ def _read_generation(state: Path) -> int:
 def run_service(
     config: ServiceConfig, log: EventLog, wait: Callable[[str], None], clock: Clock = SYSTEM_CLOCK
 ) -> None:
-    """Serve over TLS until `wait(address)` returns or raises; then end clean. This process opens
+    """Serve over TLS, or plainly on loopback, until `wait(address)` returns or raises; then end clean. This process opens
     nothing outside of the mover's roots, its state and its identity from now on."""
     from standby import killpoints
-    from standby.wire import tls
-    from standby.wire.identity import IdentityFolder
-    from standby.wire.renewing import CertificateVerbs
 
     killpoints.be_called(config.name)
     files.make_folder_durably(config.state)
     files.confine([*config.roots.values(), config.state, config.identity])
-    identity = IdentityFolder(config.identity, clock)
-
-    def connect(address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
-        return tls.connect(address, identity, name, role, timeout_s, role=own_role)
-
-    certificates = CertificateVerbs(identity)
-    mover = ServiceMover(config, connect, clock=clock, log=log, more=[certificates])
+    wire = _PlainWire(config) if config.plain else _TlsWire(config, clock)
+    mover = ServiceMover(config, wire.connect, clock=clock, log=log, more=wire.verbs)
     try:
-        listener = tls.Listener(
-            config.listen,
-            identity,
-            mover.on_link,
-            on_refusal=lambda peer, error: log.say("refused", peer=peer, error=str(error)),
-        )
+        listener = wire.listener(mover, log)
         try:
             log.say("mover listens", name=config.name, address=listener.address)
             wait(listener.address)
@@ -584,3 +578,60 @@ def run_service(
             listener.close()
     finally:
         mover.close()
+
+
+class _TlsWire:
+    """How a mover meets the others: certificates of the installation's authority."""
+
+    def __init__(self, config: ServiceConfig, clock: Clock) -> None:
+        from standby.wire.identity import IdentityFolder
+        from standby.wire.renewing import CertificateVerbs
+
+        self._config = config
+        self._identity = IdentityFolder(config.identity, clock)
+        self.verbs: Sequence[Verbs] = [CertificateVerbs(self._identity)]
+
+    def connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
+        """A link to the mover of that name and role."""
+        from standby.wire import tls
+
+        return tls.connect(address, self._identity, name, role, timeout_s, role=own_role)
+
+    def listener(self, mover: ServiceMover, log: EventLog) -> tls.Listener:
+        """Hands its links to `mover`."""
+        from standby.wire import tls
+
+        return tls.Listener(
+            self._config.listen, self._identity, mover.on_link, on_refusal=_told(log)
+        )
+
+
+class _PlainWire:
+    """The same between processes of one machine, by a secret."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self._config = config
+        self._secret = plain.Secret(config.identity)
+        self.verbs: Sequence[Verbs] = []
+
+    def connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
+        """A link to the mover of that name and role."""
+        return plain.connect(
+            address, self._secret, self._config.name, own_role, name, role, timeout_s
+        )
+
+    def listener(self, mover: ServiceMover, log: EventLog) -> plain.PlainListener:
+        """Hands its links to `mover`."""
+        config = self._config
+        return plain.PlainListener(
+            config.listen,
+            self._secret,
+            config.name,
+            config.roles,
+            mover.on_link,
+            on_refusal=_told(log),
+        )
+
+
+def _told(log: EventLog) -> Callable[[str, StandbyError], None]:
+    return lambda peer, error: log.say("refused", peer=peer, error=str(error))
