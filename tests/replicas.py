@@ -8,6 +8,7 @@ import signal
 import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -151,13 +152,25 @@ def add_point(
     renew: bool = True,
     point_id: str = "",
     disks: Sequence[str] = DISKS,
+    state_files: dict[str, str] | None = None,
+    nvram: str = "",
 ) -> RestorePoint:
     """A whole cycle: disks sealed, point committed, ready layers renewed."""
     if lease is None:
         with WriterLease.acquire(folder, "session") as own:
-            return add_point(folder, own, renew=renew, point_id=point_id, disks=disks)
+            return add_point(
+                folder,
+                own,
+                renew=renew,
+                point_id=point_id,
+                disks=disks,
+                state_files=state_files,
+                nvram=nvram,
+            )
     recover(folder, lease)
     point = new_point(folder, lease, point_id, disks)
+    vm = replace(point.machine, nvram=nvram)
+    point = replace(point, machine=vm, state_files=state_files or {})
     sealed = {name: sealed_disk(folder, lease, point.id, name) for name in disks}
     done = commit(folder, lease, point, sealed)
     if renew:

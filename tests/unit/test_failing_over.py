@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ from standby.errors import (
 )
 from standby.files import ByteLock
 from standby.host.folder.power import PowerRecord, write_record
-from standby.model.replica import ReplicaState
+from standby.model.point import RestorePoint
+from standby.model.replica import Action, ReplicaState
 from standby.model.target_rules import TargetRules
 from standby.road import ready
 from standby.road.committing import commit
@@ -214,6 +216,19 @@ def test_a_replica_that_was_damaged_is_so_again_after_an_undone_failover(tmp_pat
     assert undo_failover(folder).state is ReplicaState.DAMAGED
     with pytest.raises(IllegalTransition):
         add_point(folder)
+
+
+def test_damage_found_during_a_failover_leaves_it_one_that_can_be_undone(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    add_point(folder)
+    failover(folder)
+    run_vm(folder)
+    with WriterLease.acquire(folder, "verify", action=Action.MARK_DAMAGED) as lease:
+        record = mark_damaged(folder, lease, "found by verify")
+    assert (record.state, record.damage) == (ReplicaState.FAILOVER, "found by verify")
+    check_startable(folder)
+    assert undo_failover(folder).state is ReplicaState.DAMAGED
+    folder.check_ready()
 
 
 def test_a_damaged_record_of_the_newest_point_is_not_passed_over(tmp_path: Path) -> None:
@@ -414,6 +429,69 @@ def test_firmware_variables_of_an_undone_failover_go_where_our_power_on_made_the
         write_record(folder.path, PowerRecord())
     undo_failover(folder)
     assert (folder.path / "nvram.fd").exists() is not is_ours
+
+
+def nvram_point(folder: ReplicaFolder, variables: bytes, name: str = "nvram.fd") -> RestorePoint:
+    text = base64.b64encode(variables).decode()
+    return add_point(folder, state_files={name: text}, nvram=name)
+
+
+@pytest.mark.parametrize("name", ["nvram.fd", "vm/web01_VARS.fd", "replica.json"])
+def test_the_replica_vm_starts_with_the_uefi_variables_of_its_point(
+    tmp_path: Path, name: str
+) -> None:
+    folder = new_replica(tmp_path / "r")
+    first = nvram_point(folder, b"first", name)
+    nvram_point(folder, b"second", name)
+    nvram = folder.path / "nvram.fd"
+    assert nvram.read_bytes() == b"second"  # a failover by hand finds them too
+    failover(folder, point=first.id)
+    assert nvram.read_bytes() == b"first"
+    nvram.write_bytes(b"written by the VM")
+    undo_failover(folder)
+    assert nvram.read_bytes() == b"second"
+    nvram.unlink()
+    assert not failover(folder).renewed
+    assert nvram.read_bytes() == b"second"
+    assert folder.unknown_files() == []
+    assert folder.record().state is ReplicaState.FAILOVER
+
+
+def test_a_point_without_uefi_variables_does_not_get_those_of_another(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    first = add_point(folder)
+    nvram_point(folder, b"second")
+    failover(folder, point=first.id)
+    assert not (folder.path / "nvram.fd").exists()
+    undo_failover(folder)
+    assert (folder.path / "nvram.fd").read_bytes() == b"second"
+
+
+def test_adopted_writes_keep_their_uefi_variables(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    nvram_point(folder, b"second")
+    run_vm(folder)
+    (folder.path / "nvram.fd").write_bytes(b"written by the VM")
+    failover(folder, adopt=True)
+    assert (folder.path / "nvram.fd").read_bytes() == b"written by the VM"
+
+
+@pytest.mark.parametrize("verb", ["failover", "undo"])
+def test_a_kill_after_the_uefi_variables_were_put_is_repeated(tmp_path: Path, verb: str) -> None:
+    folder = new_replica(tmp_path / "r")
+    first = nvram_point(folder, b"first")
+    nvram_point(folder, b"second")
+    if verb == "undo":
+        failover(folder, point=first.id)
+        (folder.path / "nvram.fd").write_bytes(b"written by the VM")
+    arguments = [first.id] if verb == "failover" else []
+    assert replicas.run_child(verb, folder.path, *arguments, kill="state files put") == ""
+    if verb == "failover":
+        failover(folder, point=first.id)
+    else:
+        undo_failover(folder)
+    wanted = b"first" if verb == "failover" else b"second"
+    assert (folder.path / "nvram.fd").read_bytes() == wanted
 
 
 def test_a_ready_layer_is_an_empty_child_found_by_a_relative_path(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -308,3 +309,25 @@ def test_a_replica_machine_has_no_disk_that_the_source_lacks(tmp_path: Path) -> 
     folder.mkdir()
     with pytest.raises(ConfigurationError, match="scsi:0:9"):
         create_replica_machine(folder, replica_source(tmp_path), {"scsi:0:9": "d/ready.vhdx"})
+
+
+@pytest.mark.parametrize("name", ["", "vars/web01.fd"])
+def test_uefi_variables_are_a_state_file_wherever_they_are(tmp_path: Path, name: str) -> None:
+    line = f'nvram = "{name}"' if name else ""
+    folder = write_vm(tmp_path / "vm", f'id = "a"\nname = "a"\n{line}')
+    host = FolderHost("prod", tmp_path)
+    assert host.state_files(host.machine("a")) == {}
+    file = folder / (name or "nvram.fd")
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"variables")
+    assert host.state_files(host.machine("a")) == {name or "nvram.fd": "dmFyaWFibGVz"}
+    (folder / "vm.toml").write_text('id = "a"\nname = "a"\ngeneration = 1')
+    assert host.state_files(host.machine("a")) == {}
+
+
+def test_a_replica_keeps_its_uefi_variables_under_a_name_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    source = replace(replica_source(tmp_path), nvram="replica.json")
+    assert create_replica_machine(folder, source, {}).nvram == "nvram.fd"
+    assert update_replica_machine(folder, source, {}).nvram == "nvram.fd"

@@ -72,12 +72,13 @@ def make_found_point(
     machine: Machine,
     files: Mapping[str, Path],
     *,
+    state_files: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> RestorePoint:
     """Commit the state found in `files` (by disk id; of a VM that is off) as the first point.
 
-    The files are moved into the replica's folder, read once for their digests and not changed.
-    Repeatable after a kill, with the same `files`.
+    The files are moved into the replica's folder, read once for their digests and not changed;
+    `state_files` are recorded. Repeatable after a kill, with the same `files`.
     """
     lease.check()
     place_of = {disk.id: disk.place for disk in folder.record().disks}
@@ -119,8 +120,8 @@ def make_found_point(
         lease.session,
         machine,
         tuple(disks),
-        {},
-        "firmware state missing" if machine.generation == 2 else "",
+        dict(state_files or {}),
+        "" if state_files or machine.generation == 1 else "firmware state missing",
     )
     return commit(folder, lease, point, sealed)
 

@@ -24,7 +24,14 @@ from standby.errors import (
     TargetRefuses,
 )
 from standby.model.point import RestorePoint
-from standby.model.replica import COMMANDS, Action, LayerFile, ReplicaRecord, ReplicaState
+from standby.model.replica import (
+    COMMANDS,
+    Action,
+    LayerFile,
+    ReplicaRecord,
+    ReplicaState,
+    next_state,
+)
 from standby.model.target_rules import TargetRules
 from standby.road import naming, ready
 from standby.road.committing import recover
@@ -103,9 +110,12 @@ def failover(
         renewed = False
         if adopt:
             record = _adopted(folder, lease, record, chosen)
+            ready.put_missing_state_files(folder, lease, chosen)
         else:
             folder.check_ready()
-            if not ready.is_current(folder, record, chosen):
+            if ready.is_current(folder, record, chosen):
+                ready.put_state_files(folder, lease, chosen)
+            else:
                 record = ready.renew(
                     folder,
                     lease,
@@ -140,7 +150,7 @@ def check_writable(folder: ReplicaFolder) -> None:
 def damage_warnings(record: ReplicaRecord) -> list[str]:
     """What a failover of a replica that is marked damaged has to say: the point's files are the
     ones that were committed, their content may not be."""
-    if record.state is not ReplicaState.DAMAGED:
+    if not record.damage:
         return []
     return [f"the replica is marked damaged: {record.damage}; the VM may start from damaged data"]
 
@@ -308,9 +318,12 @@ def check_given_up(folder: ReplicaFolder, rules: TargetRules) -> None:
 
 
 def mark_damaged(folder: ReplicaFolder, lease: WriterLease, damage: str) -> ReplicaRecord:
-    """Stop sessions until the replica verifies; `damage` says what was found, for people."""
-    check_legal(folder.record(), folder.name, Action.MARK_DAMAGED)
-    return lease.update(state=ReplicaState.DAMAGED, damage=damage)
+    """Stop sessions until the replica verifies; `damage` says what was found, for people. One that
+    is failed over stays so, its writes are the VM's: undone it is damaged."""
+    record = folder.record()
+    check_legal(record, folder.name, Action.MARK_DAMAGED)
+    state = next_state(record.state, Action.MARK_DAMAGED) or record.state
+    return lease.update(state=state, damage=damage)
 
 
 def started(folder: ReplicaFolder) -> ReplicaStarted | None:

@@ -15,10 +15,9 @@ from standby import killpoints
 from standby.disk import vhdx
 from standby.errors import DiskIO, ReplicaBusy, ReplicaStarted
 from standby.files import ByteLock, remove_durably, sync_folder
-from standby.host.folder.power import RECORD_FILE as POWER_RECORD
 from standby.model.point import RestorePoint
 from standby.model.replica import LayerFile, ReplicaRecord
-from standby.road import naming
+from standby.road import naming, state_files
 from standby.road.lease import WriterLease
 from standby.road.points import replicated_disks
 from standby.road.records import inner_path, layer_evidence, layer_facts
@@ -50,7 +49,7 @@ def renew(
     is not as we left it; `drop_writes` throws away what was written to it. `host_folder` is the
     replica's folder as the host sees it, for absolute locators; `sparse` False for hosts that
     refuse sparse files (RULES 13). `changes` go into replica.json with the last step.
-    What is dropped takes the firmware variables with it that our power-on made for the VM.
+    The UEFI variables become those of the point, too.
     """
     record = folder.record()
     if is_running is not None and is_running():
@@ -80,12 +79,34 @@ def renew(
             raise
         killpoints.reach("ready layer renamed")
     gone = [layer.file for disk_id, layer in found.items() if disk_id not in renewed]
-    if drop_writes:
-        gone += _firmware_variables(folder)
     _remove(folder, lease, gone)
+    put_state_files(folder, lease, point, drop_writes=drop_writes)
     done = lease.update(ready=renewed, ready_next=None, ready_point=point.id, **changes)
     killpoints.reach("ready layer renewed")
     return done
+
+
+def put_state_files(
+    folder: ReplicaFolder, lease: WriterLease, point: RestorePoint, *, drop_writes: bool = False
+) -> None:
+    """Make the UEFI variables of the replica VM, which is off, those of the point. Where it holds
+    none, what is there goes as far as it is ours (`state_files.is_ours`), and the VM starts with
+    empty ones."""
+    if state_files.is_current(folder, point):
+        return
+    variables = state_files.variables_of(folder, point)
+    if variables is not None:
+        _remove_lock(folder).release()
+        lease.write(folder.path / naming.NVRAM, variables)
+    elif state_files.is_ours(folder, drop_writes=drop_writes):
+        _remove(folder, lease, [naming.NVRAM])
+    killpoints.reach("state files put")
+
+
+def put_missing_state_files(folder: ReplicaFolder, lease: WriterLease, point: RestorePoint) -> None:
+    """`put_state_files`, where the replica VM has no UEFI variables at all."""
+    if not (folder.path / naming.NVRAM).exists():
+        put_state_files(folder, lease, point)
 
 
 def _remove_lock(folder: ReplicaFolder) -> ByteLock:
@@ -106,15 +127,6 @@ def _remove(folder: ReplicaFolder, lease: WriterLease, names: Sequence[str]) -> 
         for name in names:
             lease.check()
             remove_durably(inner_path(folder.path, name))
-
-
-def _firmware_variables(folder: ReplicaFolder) -> list[str]:
-    """The files with the UEFI variables of a VM that our power-on started: they are of the state
-    that is dropped."""
-    if not (folder.path / POWER_RECORD).exists():
-        return []
-    named = {point.machine.nvram for point in folder.points() if point.machine.nvram}
-    return sorted(named | {naming.NVRAM})
 
 
 def is_current(folder: ReplicaFolder, record: ReplicaRecord, point: RestorePoint) -> bool:

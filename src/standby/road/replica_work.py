@@ -35,6 +35,7 @@ from standby.road.failing_over import (
 from standby.road.lease import WriterLease
 from standby.road.naming import READY
 from standby.road.points import chosen_point, replicated_disks
+from standby.road.ready import put_missing_state_files
 from standby.road.repair_sources import Disks, point_disks, repaired
 from standby.road.repairing import RepairReport
 from standby.road.replica import ReplicaFolder
@@ -164,8 +165,10 @@ class ReplicaWork:
         folder = self.folder(name)
         host = FolderHost("target", folder.path.parent, None, self._clock)
         if on:
-            point = check_startable(folder).failover_point
-            describe_machine(folder, folder.point(point))
+            point = folder.point(check_startable(folder).failover_point)
+            describe_machine(folder, point)
+            with WriterLease.acquire(folder, "power", action=Action.VERIFY) as lease:
+                put_missing_state_files(folder, lease, point)
             machine = host.machine_in(folder.name)
             host.start(machine)
             pid, started = host.disk_server(machine)
@@ -237,13 +240,15 @@ class ReplicaWork:
         self, folder: ReplicaFolder, verdicts: list[PointVerdict], *, is_whole: bool
     ) -> None:
         bad = [item.point_id for item in verdicts if not item.is_ok]
-        state = folder.record().state
+        record = folder.record()
+        state = record.state
         if bad and Action.MARK_DAMAGED in legal_actions(state):
             with WriterLease.acquire(folder, "verify", action=Action.MARK_DAMAGED) as lease:
                 mark_damaged(folder, lease, f"verify found damage in {', '.join(bad)}")
-        elif not bad and is_whole and state is ReplicaState.DAMAGED:
+        elif not bad and is_whole and (record.damage or state is ReplicaState.DAMAGED):
             with WriterLease.acquire(folder, "verify", action=Action.VERIFY) as lease:
-                lease.update(state=ReplicaState.READY, damage="")
+                sound = ReplicaState.READY if state is ReplicaState.DAMAGED else state
+                lease.update(state=sound, damage="")
 
     def repair(self, name: str, verdicts: list[PointVerdict]) -> list[RepairReport]:
         """Write damaged pieces anew where the source, or another replica of the VM, still has

@@ -31,6 +31,7 @@ from standby.errors import (
     VerifyFailed,
 )
 from standby.files import free_bytes, make_folder_durably
+from standby.host.folder import FolderHost
 from standby.model.machine import Machine
 from standby.model.point import PointDisk, RestorePoint
 from standby.model.replica import ReplicaDisk, ReplicaIdentity, ReplicaState
@@ -290,7 +291,10 @@ class TargetVerbs:
                 "the VM that the job maps to has no disk at a controller place of the source's",
                 "See `map` of the job",
             )
-        point = make_found_point(replica.folder, replica.lease, machine, files)
+        state_files = FolderHost("target", root).state_files(machine)
+        point = make_found_point(
+            replica.folder, replica.lease, machine, files, state_files=state_files
+        )
         warnings = [f"the disks of {home} became the restore point {point.id}"]
         warnings += [
             f"{home / disk.file}, at {disk.place}, is left alone: the source has no disk there"

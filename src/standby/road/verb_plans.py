@@ -133,7 +133,8 @@ def plan_permanent_failover(replicas: ReplicaWork, name: str) -> VerbPlan:
         f"the replica is gone from the list, and its {len(points)} restore points with it",
         "its job replicates to it no more; this cannot be undone",
     ]
-    return _plan(folder, record, Action.PERMANENT_FAILOVER, chosen, effects, [])
+    warnings = [f"the replica is marked damaged: {record.damage}"] if record.damage else []
+    return _plan(folder, record, Action.PERMANENT_FAILOVER, chosen, effects, warnings)
 
 
 PLANS: dict[str, Callable[..., VerbPlan]] = {

@@ -266,13 +266,14 @@ class FolderHost:
 
     def state_files(self, machine: Machine) -> dict[str, str]:
         """The UEFI variables (up to 1 MiB) as base64, by file name; empty where there are none."""
-        if not machine.nvram:
+        if machine.generation == 1:
             return {}
+        name = machine.nvram or "nvram.fd"
         folder = inventory.plain_path(self.path, machine.folder)
-        path = inventory.plain_path(folder, machine.nvram)
+        path = inventory.plain_path(folder, name)
         if not path.is_file() or path.stat().st_size > STATE_FILE_MAX:
             return {}
-        return {machine.nvram: base64.b64encode(path.read_bytes()).decode()}
+        return {name: base64.b64encode(path.read_bytes()).decode()}
 
     def changes_since(
         self, machine: Machine, place: str, tracker_id: str, checkpoint: Checkpoint

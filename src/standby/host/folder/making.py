@@ -16,6 +16,9 @@ from standby.host.folder.vm_toml import Boot
 from standby.model.machine import Machine, MachineDisk, NetworkAdapter
 from standby.units import GiB
 
+REPLICA_NVRAM = "nvram.fd"
+"""The UEFI variables of a replica's VM, whatever the source calls its file."""
+
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
@@ -90,7 +93,7 @@ def create_replica_machine(
         raise ConfigurationError(
             str(folder), f"VM {machine.name} has no disk at {', '.join(sorted(unknown))}"
         )
-    replica = replace(machine, folder=folder.name, disks=tuple(kept))
+    replica = _replica_of(machine, folder, tuple(kept))
     files.write_durably(folder / vm_toml.FILE_NAME, vm_toml.render(replica, boot).encode())
     return replica
 
@@ -104,10 +107,15 @@ def update_replica_machine(folder: Path, machine: Machine, disks: Mapping[str, s
     kept = tuple(
         replace(disk, file=disks[disk.place]) for disk in machine.disks if disk.place in disks
     )
-    replica = replace(machine, folder=folder.name, disks=kept)
+    replica = _replica_of(machine, folder, kept)
     if vm_toml.render(replica, old.boot) == vm_toml.render(old.machine, old.boot):
         return replica
     return create_replica_machine(folder, machine, disks, old.boot)
+
+
+def _replica_of(machine: Machine, folder: Path, disks: tuple[MachineDisk, ...]) -> Machine:
+    nvram = REPLICA_NVRAM if machine.nvram else ""
+    return replace(machine, folder=folder.name, disks=disks, nvram=nvram)
 
 
 def delete_replica_machine(folder: Path) -> None:
