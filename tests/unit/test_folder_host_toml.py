@@ -86,6 +86,7 @@ DISK = '[[disks]]\nplace = "scsi:0:0"\nfile = "a.vhdx"\n'
         ('name = "b"', ["id", "missing"]),
         ('id = "a"\nname = 7', ["name", "text"]),
         ('id = "a b"\nname = "b"', ["id", "'a b'"]),
+        (f'id = "{"a" * 65}"\nname = "b"', ["id", "1 to 64"]),
         ('id = "a"\nname = "../b"', ["name", "'../b'"]),
         ('id = "a"\nname = " b"', ["name"]),
         ('id = "a"\nname = "b"\nmemroy = "1 GiB"', ["memroy", "memory"]),

@@ -1,6 +1,6 @@
 """vm.toml: how a folder host's VM is written down, read strictly and rendered.
 
-    id = "5f0c…"                 # 1 to 128 of A-Z a-z 0-9 . _ -
+    id = "5f0c…"                 # 1 to 64 of A-Z a-z 0-9 . _ -
     name = "web01"
     generation = 2               # 1: BIOS, 2: UEFI
     memory = "1 GiB"             # or bytes
@@ -43,7 +43,8 @@ FILE_NAME = "vm.toml"
 SIZE_MAX = 1 * MiB
 """A longer vm.toml is refused unread; a VM with 256 disks needs some 30 KiB."""
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""No longer than the state database keeps them."""
 _PLACE = re.compile(r"(scsi|ide):(0|[1-9][0-9]?):(0|[1-9][0-9]{0,2})")
 _MAC = re.compile(r"[0-9a-f]{12}")
 _UNITS_MAX = {"scsi": (4, 256), "ide": (3, 2)}
@@ -132,7 +133,7 @@ def is_identity(text: str) -> bool:
 def _identity(table: Table, default: str | None = None) -> str:
     text = table.text("id", default)
     if text != default and not is_identity(text):
-        raise table.error("id", f"is {text!r}", "use 1 to 128 of A-Z a-z 0-9 . _ -")
+        raise table.error("id", f"is {text!r}", "use 1 to 64 of A-Z a-z 0-9 . _ -")
     return text
 
 
