@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import signal
@@ -56,6 +57,11 @@ class Line:
     def is_plain(self) -> bool:
         """Whether it does nothing to what it carries."""
         return not self.delay_s and self.rate_bps is None and not self.loss
+
+    @property
+    def is_rate_only(self) -> bool:
+        """Whether it does nothing but keep to its rate."""
+        return not self.delay_s and self.rate_bps is not None and not self.loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +106,21 @@ def require_network() -> None:
 
 def has_netem() -> bool:
     """Whether the kernel delays packets itself."""
-    name = f"sbnetem{os.getpid():x}"
+    return _has_discipline("netem", "delay", "1ms")
+
+
+def has_tbf() -> bool:
+    """Whether the kernel keeps to a rate itself."""
+    return _has_discipline("tbf", "rate", "1mbit", "burst", "64k", "latency", "1ms")
+
+
+@functools.cache
+def _has_discipline(*words: str) -> bool:
+    name = f"sbprobe{os.getpid():x}"
     _ip("netns", "add", name)
     try:
-        probe = ["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "lo", "root", "netem"]
-        done = subprocess.run([*probe, "delay", "1ms"], capture_output=True, check=False)
-        return done.returncode == 0
+        probe = ["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "lo", "root", *words]
+        return subprocess.run(probe, capture_output=True, check=False).returncode == 0
     finally:
         _ip("netns", "del", name)
 
@@ -213,10 +228,17 @@ class Host:
 class Network:
     """The whole of it, gone at the end of the block with every process in it."""
 
-    def __init__(self, wan: Line | None = None, *, offload: bool = False) -> None:
+    def __init__(
+        self,
+        wan: Line | None = None,
+        *,
+        offload: bool = False,
+        sites: Mapping[str, Sequence[str]] = SITES,
+    ) -> None:
         """`offload`: interfaces take segments of 64 KiB, faster, and count one header for each;
-        without it they count what a wire would carry."""
+        without it they count what a wire would carry. `sites`: the hosts of `a` and `b`."""
         self._line = wan or Line()
+        self._sites = sites
         self._offload = offload
         self._prefix = f"sb{os.getpid():x}.{next(_numbers)}-"
         self._spaces: list[str] = []
@@ -266,7 +288,7 @@ class Network:
         return space
 
     def _build(self) -> None:
-        for site, names in SITES.items():
+        for site, names in self._sites.items():
             bridge = self._space(site)
             _ip("-n", bridge, "link", "add", "br0", "type", "bridge", "forward_delay", 0)
             _ip("-n", bridge, "link", "set", "br0", "up")
@@ -288,7 +310,7 @@ class Network:
     def _join(self, near: str, far: str) -> None:
         """The line between the sites' bridges."""
         line = self._line
-        if line.is_plain or has_netem():
+        if line.is_plain or has_netem() or (line.is_rate_only and has_tbf()):
             _ip("-n", near, "link", "add", "wan", "type", "veth", "peer", "wan", "netns", far)
             for space in () if line.is_plain else (near, far):
                 self._shape(space)
@@ -305,9 +327,12 @@ class Network:
 
     def _shape(self, space: str) -> None:
         line = self._line
-        words = ["delay", f"{line.delay_s * 1e6:.0f}us", "limit", "20000"]
-        if line.rate_bps:
-            words += ["rate", f"{line.rate_bps * 8}bit"]
-        if line.loss:
-            words += ["loss", f"{line.loss:%}"]
-        _ip("netns", "exec", space, "tc", "qdisc", "add", "dev", "wan", "root", "netem", *words)
+        if has_netem():
+            words = ["netem", "delay", f"{line.delay_s * 1e6:.0f}us", "limit", "20000"]
+            if line.rate_bps:
+                words += ["rate", f"{line.rate_bps * 8}bit"]
+            if line.loss:
+                words += ["loss", f"{line.loss:%}"]
+        else:
+            words = ["tbf", "rate", f"{(line.rate_bps or 0) * 8}bit", "burst", "256k", "latency", "50ms"]
+        _ip("netns", "exec", space, "tc", "qdisc", "add", "dev", "wan", "root", *words)

@@ -1,0 +1,256 @@
+"""Processes of the command line that start in hundredths of a second, on any host of a network.
+
+A nursery is one process that has imported everything. For each start it forks a process that goes
+to a network namespace, mounts what is asked for where only it sees that, and runs the command line
+with its arguments and environment: in all else `python -m standby`, with an id, signals and an
+exit code of its own. `tuned` sets constants of modules in it ("standby.wire.link.USER_TIMEOUT_S"),
+so that a test need not wait for minutes.
+
+    with Nursery() as nursery:
+        child = nursery.start(["mover", "run", "--config", path], log, space="…")
+        child.kill()
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
+NOT_IMPORTED = ("standby.server.api", "standby.server.store.migrations", "standby.host.hyperv", "standby.__main__")
+
+
+class Child:
+    """A process of a nursery."""
+
+    def __init__(self, channel: socket.socket, pid: int, out: Path, err: Path) -> None:
+        self.pid = pid
+        self.out = out
+        self.err = err
+        self._channel = channel
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, -N after signal N, None while it runs."""
+        with contextlib.suppress(TimeoutError):
+            self.wait(0.000001)
+        return self.returncode
+
+    def wait(self, timeout_s: float = 60) -> int:
+        """The exit code; TimeoutError when it still runs."""
+        if self.returncode is None:
+            self._channel.settimeout(timeout_s)
+            text = self._channel.recv(64)
+            self._channel.close()
+            self.returncode = int(text) if text else -signal.SIGKILL
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it, unless the process has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """kill -9, and the end of it."""
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def said(self) -> str:
+        """Its standard output so far."""
+        return self.out.read_text()
+
+    def log(self) -> str:
+        """Its standard error so far."""
+        return self.err.read_text()
+
+
+class Nursery:
+    """Ends with all its processes at the end of the block."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="standby-nursery-"))
+        self._address = str(self._folder / "socket")
+        command = [sys.executable, "-W", "error", __file__, self._address]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        self.is_ready = False
+
+    def _wait(self) -> None:
+        """The nursery imports while others do other things."""
+        assert self._process.stdout is not None
+        if not self.is_ready and self._process.stdout.readline() != b"ready\n":
+            raise OSError("the nursery did not start")
+        self.is_ready = True
+
+    def start(
+        self,
+        arguments: Sequence[object],
+        log: Path,
+        *,
+        space: str = "",
+        environment: Mapping[str, str] | None = None,
+        mounts: Sequence[tuple[Path, Path]] = (),
+        tuned: Mapping[str, Any] | None = None,
+    ) -> Child:
+        """Run `standby arguments` in the namespace `space`; its output goes to `log`.out and
+        `log`.err. `mounts` are (folder, where this process sees it)."""
+        self._wait()
+        out, err = (log.with_name(f"{log.name}.{kind}") for kind in ("out", "err"))
+        channel = socket.socket(socket.AF_UNIX)
+        channel.connect(self._address)
+        request = {
+            "arguments": [str(item) for item in arguments],
+            "space": space,
+            "environment": dict(environment or {}),
+            "mounts": [(str(item), str(place)) for item, place in mounts],
+            "tuned": dict(tuned or {}),
+        }
+        with out.open("ab") as first, err.open("ab") as second:
+            handles = array.array("i", [first.fileno(), second.fileno()])
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, handles)
+            channel.sendmsg([json.dumps(request).encode()], [rights])
+            channel.shutdown(socket.SHUT_WR)
+            pid = int.from_bytes(channel.recv(4), "little")
+        if not pid:
+            raise OSError(f"the nursery started nothing: {err.read_text()}")
+        return Child(channel, pid, out, err)
+
+    def close(self) -> None:
+        """Kill it, and with it all of its processes."""
+        self._process.kill()
+        self._process.wait(timeout=30)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# --- in the nursery --------------------------------------------------------------------------
+
+
+def serve(address: str) -> None:
+    """Fork for each request, until killed."""
+    _die_with_parent()
+    _import_all()
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers end by themselves
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        print("ready", flush=True)
+        while True:
+            channel, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                with channel:
+                    _keep(channel)
+                os._exit(0)
+            channel.close()
+
+
+def _import_all() -> None:
+    import standby
+
+    for found in pkgutil.walk_packages(standby.__path__, "standby."):
+        if not found.name.startswith(NOT_IMPORTED):
+            with contextlib.suppress(ImportError):  # of another system
+                importlib.import_module(found.name)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _keep(channel: socket.socket) -> None:
+    """Start one process and tell how it ended."""
+    _die_with_parent()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    text, handles = b"", array.array("i")
+    while True:
+        part, more, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(8))
+        for level, kind, data in more:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                handles.frombytes(data)
+        if not part:
+            break
+        text += part
+    request = json.loads(text)
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            _die_with_parent()
+            channel.close()
+            os.setsid()
+            for number, handle in enumerate(handles, 1):
+                os.dup2(handle, number)
+                os.close(handle)
+            code = _run(request)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    channel.sendall(child.to_bytes(4, "little"))
+    _, status = os.waitpid(child, 0)
+    channel.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _run(request: dict[str, Any]) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if request["space"]:
+        with open(f"/run/netns/{request['space']}") as file:
+            _checked(libc.setns(file.fileno(), CLONE_NEWNET), "setns")
+    if request["mounts"]:
+        _checked(libc.unshare(CLONE_NEWNS), "unshare")
+        _checked(libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None), "mount /")
+        for item, place in request["mounts"]:
+            done = libc.mount(item.encode(), place.encode(), None, MS_BIND, None)
+            _checked(done, f"mount {item}")
+    os.environ.update(request["environment"])
+
+    from standby import cli, killpoints
+
+    killpoints.install(killpoints._environment_handler())
+    for name, value in request["tuned"].items():
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant), name
+        setattr(importlib.import_module(module), constant, value)
+    sys.argv = ["standby", *request["arguments"]]
+    try:
+        cli.main(request["arguments"])
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+
+
+def _checked(result: int, what: str) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

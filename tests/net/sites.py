@@ -1,0 +1,388 @@
+"""An installation of several machines that are nearly real: hosts of network namespaces, processes
+of the command line, TLS with the installation's own authority.
+
+    source site                      target site
+      src    host of the VMs           dr1     target proxy, host of the replicas
+      px1    source proxy              dr2     target proxy that sees the same folder
+      px2    source proxy              server  the backup server: `standby job start` …
+      repo   repository
+
+px1 and px2 see the source's folder where it is mounted for them alone (`unplug` takes it away),
+dr1 and dr2 see the target's as it is. `Site` knows what every restore point must read as.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cli.processes import wait_until
+from net.network import Line, Network
+from net.nursery import Child, Nursery
+from simulation.site import Site
+from standby.errors import error_from_wire
+from standby.road.lease import is_processing
+from standby.server.store import Store
+from standby.wire import tls
+from standby.wire.authority import Authority
+from standby.wire.identity import IdentityFolder
+from standby.wire.link import Link
+from standby.wire.messages import Call, Failed, Reply
+
+HOSTS = {
+    "a": ("src", "px1", "px2", "repo"),
+    "b": ("dr1", "dr2", "server"),
+}
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "src": ("host",),
+    "px1": ("source",),
+    "px2": ("source",),
+    "repo": ("repository",),
+    "dr1": ("target", "host"),
+    "dr2": ("target",),
+}
+PORT = 9440
+
+TUNED: Mapping[str, Any] = {
+    "standby.wire.link.KEEPALIVE_IDLE_S": 1,
+    "standby.wire.link.KEEPALIVE_INTERVAL_S": 1,
+    "standby.wire.link.KEEPALIVE_COUNT": 2,
+    "standby.wire.link.USER_TIMEOUT_S": 3,
+    "standby.server.fleet.CONNECT_TIMEOUT_S": 3.0,
+    "standby.road.connections.CONNECT_TIMEOUT_S": 5.0,
+    "standby.road.connections.ACCEPT_TIMEOUT_S": 10.0,
+    "standby.road.connections.PARK_S": 5.0,
+}
+"""Who vanished without a word is missed after seconds, not after one or two minutes."""
+
+TOML = """\
+[standby]
+installation = "test"
+[server]
+reconnect_every = "1s"
+reconnect_for = "{reconnect_for}"
+{movers}
+[hosts.source]
+kind = "folder"
+path = "{folder}/source"
+mover = "src"
+[hosts.target]
+kind = "folder"
+path = "{folder}/target"
+mover = "dr1"
+[repositories.main]
+path = "{folder}/repository/main"
+mover = "repo"
+[proxies.px1]
+mover = "px1"
+side = "source"
+paths = {{ source = {{ "{folder}/source" = "{folder}/views/px1" }} }}
+[proxies.px2]
+mover = "px2"
+side = "source"
+paths = {{ source = {{ "{folder}/source" = "{folder}/views/px2" }} }}
+[proxies.dr1]
+mover = "dr1"
+side = "target"
+[proxies.dr2]
+mover = "dr2"
+side = "target"
+paths = {{ target = {{ "{folder}/target" = "{folder}/target" }} }}
+[jobs.job]
+source = "source"
+target = "target"
+machines = ["*"]
+restore_points = {restore_points}
+compression = "none"
+{job}
+"""
+
+
+class Sites(Site):
+    """Both sites with their movers running; ended by `close`, or at the end of the block."""
+
+    def __init__(
+        self,
+        folder: Path,
+        nursery: Nursery,
+        *,
+        wan: Line | None = None,
+        offload: bool = True,
+        restore_points: int = 7,
+        job: str = "",
+        mover: str = "",
+        reconnect_for: str = "30s",
+        tuned: Mapping[str, Any] = TUNED,
+    ) -> None:
+        """`job` and `mover` are more lines of the job's table and of each mover.toml."""
+        super().__init__(folder, restore_points)
+        self.nursery = nursery
+        self.tuned = tuned
+        self.movers: dict[str, Child] = {}
+        self.children: list[Child] = []
+        self._sessions = 0
+        self.network = Network(wan, offload=offload, sites=HOSTS)
+        self.network.__enter__()
+        try:
+            self._build(restore_points, job, mover, reconnect_for)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Sites:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _build(self, restore_points: int, job: str, mover: str, reconnect_for: str) -> None:
+        folder = self.folder
+        for name in ("repository", "logs", "views/px1", "views/px2"):
+            (folder / name).mkdir(parents=True)
+        self.authority = Authority.create(folder / "authority", "test")
+        self.enrol("server", folder / "identity", ("server",))
+        for name in ROLES:
+            self._write_mover(name, mover)
+        movers = "\n".join(
+            f'[movers.{name}]\naddress = "{self.address(name)}"' for name in ROLES
+        )
+        self.config.write_text(
+            TOML.format(
+                folder=folder,
+                movers=movers,
+                restore_points=restore_points,
+                job=job,
+                reconnect_for=reconnect_for,
+            )
+        )
+        self.start_movers(*ROLES)
+
+    def close(self) -> None:
+        """End every process and the network."""
+        for child in [*self.movers.values(), *self.children]:
+            child.send_signal(signal.SIGKILL)
+        self.network.close()
+
+    # --- machines ----------------------------------------------------------------------------
+
+    def address(self, name: str) -> str:
+        """Where the mover of that name listens."""
+        return f"{self.network[name].address}:{PORT}"
+
+    def enrol(
+        self, name: str, folder: Path, roles: tuple[str, ...], days: int = 90
+    ) -> IdentityFolder:
+        """Give a machine its certificate."""
+        identity = IdentityFolder(folder)
+        issued = self.authority.issue(identity.request(), name, roles, days)
+        identity.install(issued, self.authority.certificate, self.authority.revocations())
+        return identity
+
+    def home(self, name: str) -> Path:
+        """The folder of the mover's own files."""
+        return self.folder / f"mover-{name}"
+
+    def _write_mover(self, name: str, more: str) -> None:
+        home = self.home(name)
+        home.mkdir()
+        self.enrol(name, home / "identity", ROLES[name])
+        root = {
+            "src": self.folder / "source",
+            "px1": self.folder / "views" / "px1",
+            "px2": self.folder / "views" / "px2",
+            "repo": self.folder / "repository",
+        }.get(name, self.folder / "target")
+        lines = [
+            f'name = "{name}"',
+            f'listen = "{self.address(name)}"',
+            'identity = "identity"',
+            'state = "state"',
+            f"roles = {json.dumps(ROLES[name])}",
+            more,
+            "[roots]",
+            f'data = "{root}"',
+        ]
+        (home / "mover.toml").write_text("\n".join(lines) + "\n")
+
+    def start_movers(self, *names: str, **environment: str) -> None:
+        """Start the movers of those names side by side, and wait until all listen."""
+        for name in names:
+            view = self.folder / "views" / name
+            self.movers[name] = self.nursery.start(
+                ["mover", "run", "--config", self.home(name) / "mover.toml"],
+                self._log_path(f"{name}-{self._count(name)}"),
+                space=self.network[name].space,
+                environment=environment,
+                mounts=[(self.folder / "source", view)] if view.exists() else [],
+                tuned=self.tuned,
+            )
+        for name in names:
+            child = self.movers[name]
+            wait_until(lambda: "listens on" in child.said() or child.poll() is not None, name)
+            assert child.poll() is None, child.log()
+
+    def _count(self, name: str) -> int:
+        return len(list((self.folder / "logs").glob(f"{name}-*.out")))
+
+    def _log_path(self, name: str) -> Path:
+        return self.folder / "logs" / name
+
+    def kill_mover(self, name: str) -> None:
+        """kill -9."""
+        self.movers[name].kill()
+
+    def restart_mover(self, name: str) -> None:
+        """kill -9, and a new one."""
+        self.kill_mover(name)
+        self.start_movers(name)
+
+    def end_mover(self, name: str) -> None:
+        """SIGTERM, as the system does; one that does not end is a failure."""
+        self.movers[name].send_signal(signal.SIGTERM)
+        assert self.movers[name].wait() in (0, 130), self.movers[name].log()
+
+    def logs(self, name: str) -> str:
+        """What the movers of that name said so far."""
+        return "".join(
+            path.read_text() for path in sorted((self.folder / "logs").glob(f"{name}-*.err"))
+        )
+
+    def unplug(self, proxy: str) -> None:
+        """The proxy's way to the source's storage is gone; what it has open stays readable."""
+        self._mounted(proxy, "umount", "-l", str(self.folder / "views" / proxy))
+
+    def plug(self, proxy: str) -> None:
+        """It is back."""
+        view = str(self.folder / "views" / proxy)
+        self._mounted(proxy, "mount", "--bind", str(self.folder / "source"), view)
+
+    def _mounted(self, proxy: str, *words: str) -> None:
+        inside = ["nsenter", "-t", str(self.movers[proxy].pid), "-m", *words]
+        subprocess.run(inside, check=True, capture_output=True)
+
+    def sent_bytes(self) -> int:
+        """What the interfaces of the source proxies have sent so far."""
+        return sum(self.network[name].link.counters().sent_bytes for name in ("px1", "px2"))
+
+    def partial_bytes(self) -> int:
+        """How much of the points under way the target has on disk."""
+        total = 0
+        for path in (self.folder / "target").rglob("*.partial.vhdx"):
+            with contextlib.suppress(OSError):
+                total += path.stat().st_blocks * 512
+        return total
+
+    # --- the backup server -------------------------------------------------------------------
+
+    def spawn(self, *arguments: object, **environment: str) -> Child:
+        """`standby arguments` on the backup server's machine."""
+        self._sessions += 1
+        child = self.nursery.start(
+            [*arguments, "--config", self.config],
+            self._log_path(f"server-{self._sessions:04}"),
+            space=self.network["server"].space,
+            environment=environment,
+            tuned=self.tuned,
+        )
+        self.children.append(child)
+        return child
+
+    def command(
+        self, *arguments: str, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """See Site."""
+        child = self.spawn(*arguments, **environment)
+        code = child.wait(120)
+        return subprocess.CompletedProcess(list(arguments), code, child.said(), child.log())
+
+    def begin(self, *arguments: str, **environment: str) -> Child:
+        """A session under way."""
+        for machine in self.machine_names():
+            self.states.append(self.content(machine))
+        return self.spawn("job", "start", "job", "--json", *arguments, **environment)
+
+    def machine_names(self) -> list[str]:
+        """The VMs of the source."""
+        return sorted(path.parent.name for path in (self.folder / "source").glob("*/vm.toml"))
+
+    def finish(self, child: Child, timeout_s: float = 100) -> list[dict[str, Any]]:
+        """The VMs' reports, all done; what was committed is remembered."""
+        code = child.wait(timeout_s)
+        assert code in (0, 3), f"{code}: {child.said()}{child.log()}"
+        found: list[dict[str, Any]] = json.loads(child.said())["machines"]
+        for machine in found:
+            assert machine["outcome"] == "done", machine
+            self.remember_point(machine["replica"], machine["point"], machine["machine"])
+        return found
+
+    def session(self, *arguments: str) -> list[dict[str, Any]]:
+        """A session from beginning to end."""
+        return self.finish(self.begin(*arguments))
+
+    @contextlib.contextmanager
+    def link(
+        self, name: str, role: str = "", *, identity: IdentityFolder | None = None,
+        host: str = "server", speaks: str = "server",
+    ) -> Iterator[Link]:  # fmt: skip
+        """A link from `host` to the mover, by default as its backup server."""
+        identity = identity or IdentityFolder(self.folder / "identity")
+        with self.network[host].inside():
+            made = tls.connect(
+                self.address(name), identity, name, role or ROLES[name][0], 10, role=speaks
+            )
+        with made:
+            yield made
+
+    # --- what must hold ----------------------------------------------------------------------
+
+    def check_nothing_leaked(self, name: str = "vm1_replica") -> None:
+        """See Site; and no task runs, no replica is open, no mover holds a file or a link."""
+        super().check_nothing_leaked(name)
+        for mover in ROLES:
+            self.check_idle(mover)
+        for path in (self.folder / "target").glob("*/replica.json"):
+            assert not is_processing(self.replica(path.parent.name)), path
+        with Store(self.folder / "standby-state.sqlite") as store:
+            assert store.journey_intents() == {}
+            assert [report.id for report in store.unfinished_sessions()] == []
+        running = [child.pid for child in self.children if child.poll() is None]
+        assert running == []
+
+    def check_idle(self, mover: str) -> None:
+        """The mover has nothing to do and nothing open."""
+        with self.link(mover) as link:
+            told = ask(link, "tasks")
+            assert [task for task in told if task["is_running"]] == []
+        wait_until(lambda: not self.held_by(mover), f"{mover} holds nothing")
+
+    def held_by(self, mover: str) -> list[str]:
+        """Files of the sites that the mover has open, and its connections."""
+        pid = self.movers[mover].pid
+        found = []
+        for handle in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                target = os.readlink(handle)
+                is_file = target.startswith(str(self.folder)) and not Path(target).is_dir()
+                if is_file and f"{self.folder}/logs/" not in target:
+                    found.append(target)
+        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "01":  # established
+                found.append(f"tcp {fields[1]} {fields[2]}")
+        return found
+
+
+def ask(link: Link, verb: str, /, **arguments: Any) -> Any:
+    """What the mover at the other end answers; raises what it refuses with."""
+    link.send(Call(1, verb, arguments))
+    message, _ = link.receive()
+    if isinstance(message, Failed):
+        raise error_from_wire(message.error)
+    assert isinstance(message, Reply), message
+    return message.result
