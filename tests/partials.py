@@ -9,11 +9,15 @@ import numpy as np
 from standby import digesting
 from standby.digesting import LEAVES_PER_PAGE, PAGE, PIECE, ZERO_LEAF
 from standby.disk import open_disk
+from standby.disk.vhdx import VhdxDisk
 from standby.road.extent_log import KIND_DATA, KIND_ZERO
 from standby.road.partial import PartialDisk, PartialSpec, SealedDisk
+from standby.units import MiB
 
 POINT = "20260301T220000Z-0001"
 LATER = "20260302T220000Z-0002"
+SIZE = 2 * PAGE + 3 * MiB + 512
+"""Two pages and a short one, which ends in a short piece."""
 
 
 def spec_of(
@@ -118,3 +122,36 @@ def noise(seed: int, size: int, share: float = 0.1) -> bytearray:
     chosen = np.flatnonzero(random.random(len(pieces)) < share)
     pieces[chosen] = np.frombuffer(random.bytes(len(chosen) * PIECE), np.uint8).reshape(-1, PIECE)
     return bytearray(pieces.tobytes()[:size])
+
+
+def root_of(content: bytes | bytearray) -> bytes:
+    """The digest root, computed from all leaves."""
+    leaves = source_leaves(content).reshape(-1, digesting.LEAVES_PER_PAGE)
+    nodes = digesting.page_nodes(leaves)
+    kept = [index for index in range(len(leaves)) if (leaves[index] != digesting.ZERO_LEAF).any()]
+    return digesting.root_of_pages(len(content), np.array(kept, dtype=np.int64), nodes[kept])
+
+
+def sealed_base(folder: Path, content: bytearray) -> SealedDisk:
+    """A base of that content, finished."""
+    partial = PartialDisk.open(folder, spec_of(len(content)))
+    send_changes(partial, content)
+    return partial.seal()
+
+
+def abandoned(partial: PartialDisk) -> None:
+    """Leave the files as a killed process does: nothing flushed, nothing closed clean."""
+    disk: VhdxDisk | None = partial.disk
+    while disk is not None:
+        if disk._lock is not None:
+            disk._lock.release()
+        disk._image.file.close()
+        below = disk.parent
+        disk = below if isinstance(below, VhdxDisk) else None
+    partial.baseline.close()
+    partial.log.close()
+
+
+def fields_of(spec: object) -> dict[str, object]:
+    """The fields of a spec, for another one."""
+    return {name: getattr(spec, name) for name in type(spec).__slots__}
