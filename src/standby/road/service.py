@@ -560,8 +560,9 @@ def _read_generation(state: Path) -> int:
 def run_service(
     config: ServiceConfig, log: EventLog, wait: Callable[[str], None], clock: Clock = SYSTEM_CLOCK
 ) -> None:
-    """Serve over TLS, or plainly on loopback, until `wait(address)` returns or raises; then end clean. This process opens
-    nothing outside of the mover's roots, its state and its identity from now on."""
+    """Serve over TLS, or plainly on loopback, until `wait(address)` returns or raises; then end
+    clean. This process opens nothing outside of the mover's roots, its state and its identity from
+    now on."""
     from standby import killpoints
 
     killpoints.be_called(config.name)

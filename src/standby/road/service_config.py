@@ -6,6 +6,8 @@ identity = "identity"            # folder of its key and certificate (standby mo
 state = "/var/lib/standby-mover"
 roles = ["source", "target", "repository", "host"]
 orphan_timeout = "10m"
+plain = false                    # true: on loopback only, no TLS; whoever connects must know the
+                                 # secret in identity/plain.key (wire.plain)
 [roots]                          # nothing else is opened, whoever asks
 vms = "/srv/vms"
 [protect]                        # RULES 17
@@ -21,6 +23,7 @@ from pathlib import Path
 from standby.model.target_rules import TargetRules
 from standby.road.places import RootPlaces
 from standby.strict_toml import read_toml
+from standby.wire.plain import check_loopback
 
 FILE_NAME = "mover.toml"
 ROLES = ("source", "target", "repository", "host")
@@ -39,6 +42,8 @@ class ServiceConfig:
     roots: dict[str, Path] = field(default_factory=dict)
     protect: TargetRules = TargetRules()  # noqa: RUF009 (frozen)
     orphan_timeout_s: float = ORPHAN_TIMEOUT_S
+    plain: bool = False
+    """Without TLS, on the loopback device only (wire.plain)."""
 
 
 def load_service_config(path: Path) -> ServiceConfig:
@@ -67,15 +72,20 @@ def load_service_config(path: Path) -> ServiceConfig:
         keep_days_min=protect.integer("keep_days_min", 0, maximum=36500),
     )
     protect.done()
+    plain = table.boolean("plain", False)
+    listen = table.text("listen", "127.0.0.1:9440" if plain else "0.0.0.0:9440")
+    if plain:
+        check_loopback(listen, table.where("listen"))
     config = ServiceConfig(
         name=name,
-        listen=table.text("listen", "0.0.0.0:9440"),
+        listen=listen,
         identity=table.path("identity", "identity"),
         state=table.path("state"),
         roles=tuple(dict.fromkeys(roles)),
         roots=roots,
         protect=rules,
         orphan_timeout_s=table.duration_s("orphan_timeout", ORPHAN_TIMEOUT_S, minimum=1),
+        plain=plain,
     )
     table.done()
     return config

@@ -63,10 +63,11 @@ class RepositoryConfig:
 
 @dataclass(frozen=True, slots=True)
 class MoverConfig:
-    """A mover process on another machine: host:port."""
+    """A mover process on another machine: host:port. `plain`: on this machine, without TLS."""
 
     name: str
     address: str
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,12 @@ def load_config(path: Path) -> Config:
     limits = _limits(root.table("limits"))
     server = _server(root.table("server"))
     movers = {name: _mover(name, table) for name, table in _named(root, "movers")}
+    if len({mover.plain for mover in movers.values()}) > 1:
+        raise root.table("movers").error(
+            "plain",
+            "is true for some movers and not for others",
+            "Movers talk to one another: all are plain, or none",
+        )
     hosts = {name: _host(name, table, movers) for name, table in _named(root, "hosts")}
     proxies = {name: _proxy(name, table, movers, hosts) for name, table in _named(root, "proxies")}
     stores = {n: _repository(n, table, movers) for n, table in _named(root, "repositories")}
@@ -295,7 +302,11 @@ def _place(table: Table, movers: dict[str, MoverConfig]) -> tuple[Path, str, int
 
 
 def _mover(name: str, table: Table) -> MoverConfig:
-    mover = MoverConfig(name, table.text("address"))
+    mover = MoverConfig(name, table.text("address"), table.boolean("plain", False))
+    if mover.plain:
+        from standby.wire.plain import check_loopback  # heavy, and rarely needed
+
+        check_loopback(mover.address, table.where("address"))
     table.done()
     return mover
 

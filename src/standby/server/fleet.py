@@ -11,13 +11,16 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import ConfigurationError, NoProxy
+from standby.errors import ConfigurationError, MoverDied, NoProxy
 from standby.model.job import ReplicationJob
+from standby.server.certificates import CertificateCare
 from standby.server.config import Config, MoverConfig
 from standby.server.proxies import Side, eligible_proxies, mapped_path
 from standby.server.service_mover import Reconnect, ServiceMover
+from standby.wire import plain
 from standby.wire.identity import IdentityFolder
 from standby.wire.link import Link
 from standby.wire.tls import connect
@@ -48,28 +51,85 @@ class Fleet:
     ) -> None:
         """`make_link` replaces the TLS connection, for tests."""
         self.on_state: Callable[[str, str], None] = lambda mover, problem: None
+        self.on_problem: Callable[[str, str], None] = lambda mover, text: None
+        """Told of certificates that could not be renewed."""
+        self._generation: Callable[[], int] = lambda: 0
+        self._is_closed = False
         self._config = config
         self._clock = clock
         server = config.server
         self.reconnect = reconnect or Reconnect(server.reconnect_every_s, server.reconnect_for_s)
-        self._make_link = make_link or self._tls_link
+        self._make_link = make_link or self._link
         self._lock = threading.Lock()
         self._movers: dict[str, ServiceMover] = {}
         self._roots: dict[str, Mapping[str, str]] = {}
+        self._joined: dict[str, int] = {}
         self._writers: Counter[str] = Counter()
         self._identity: IdentityFolder | None = None
+        self._care: CertificateCare | None = None
 
-    def _tls_link(self, mover: MoverConfig) -> Link:
-        if self._identity is None:
-            self._identity = IdentityFolder(self._config.server.identity, self._clock)
+    def _link(self, mover: MoverConfig) -> Link:
         role = needed_roles(self._config, mover.name)[0]
+        folder = self._config.server.identity
+        if mover.plain:
+            us = self._config.installation
+            secret = plain.Secret(folder)
+            return plain.connect(
+                mover.address, secret, us, "server", mover.name, role, CONNECT_TIMEOUT_S
+            )
         return connect(
-            mover.address, self._identity, mover.name, role, CONNECT_TIMEOUT_S, role="server"
+            mover.address, self._shown(), mover.name, role, CONNECT_TIMEOUT_S, role="server"
         )
+
+    def _shown(self) -> IdentityFolder:
+        """The server's own identity, looked after from now on."""
+        with self._lock:
+            if self._identity is None:
+                server = self._config.server
+                self._identity = IdentityFolder(server.identity, self._clock)
+                self._care = CertificateCare(
+                    self._identity,
+                    server.authority,
+                    self._made,
+                    self._clock,
+                    lambda who, text: self.on_problem(who, text),
+                )
+                self._care.start()
+            return self._identity
+
+    def _made(self) -> list[ServiceMover]:
+        with self._lock:
+            return list(self._movers.values())
+
+    # --- who this server is ------------------------------------------------------------------
+
+    def lead(self, generation: Callable[[], int]) -> None:
+        """Speak to movers as the active server of that generation, 0 for a guest (RULES 18): links
+        that stand are told too."""
+        self._generation = generation
+        for mover in self._made():
+            mover.tell("join", generation=generation())
+
+    def _noticed(self, name: str, problem: str) -> None:
+        generation = self._generation()
+        if not problem and self._joined.get(name) != generation:  # `lead` while it was greeted
+            self.mover(name).tell("join", generation=generation)
+        self.on_state(name, problem)
+
+    def _greet(self, name: str, ask: Callable[..., Any], link: Link) -> None:
+        """What comes first on a new link: the mover may have been restarted since the last one."""
+        self._joined[name] = self._generation()
+        told = ask("join", generation=self._joined[name])
+        self._roots[name] = told["roots"]
+        care = self._care
+        if care is not None:
+            care.tend(ask, link.remote)
 
     def mover(self, name: str) -> ServiceMover:
         """The mover of that name in the configuration."""
         with self._lock:
+            if self._is_closed:
+                raise MoverDied(name, "this server leaves it alone now")
             if name not in self._movers:
                 config = self._config.movers[name]
                 self._movers[name] = ServiceMover(
@@ -77,24 +137,29 @@ class Fleet:
                     lambda: self._make_link(config),
                     self.reconnect,
                     self._clock,
-                    lambda problem: self.on_state(name, problem),
+                    lambda problem: self._noticed(name, problem),
+                    lambda ask, link: self._greet(name, ask, link),
                 )
             return self._movers[name]
 
     def close(self) -> None:
-        """End every connection; the movers go on with their tasks."""
+        """End every connection, and make none any more; the movers go on with their tasks."""
         with self._lock:
+            self._is_closed = True
             movers, self._movers = list(self._movers.values()), {}
+            care, self._care = self._care, None
         for mover in movers:
             mover.close()
+        if care is not None:
+            care.close()
 
     def place(self, station: Station) -> str:
         """The station's path in its mover's own words; ConfigurationError where it lies below none
         of the mover's roots."""
-        roots = self._roots.get(station.mover)
-        if roots is None:
-            roots = self.mover(station.mover).call("describe")["roots"]
-            self._roots[station.mover] = roots
+        mover = self.mover(station.mover)
+        if station.mover not in self._roots:
+            mover.call("ping")  # it says its roots when it is greeted
+        roots = self._roots[station.mover]
         folders = {path: f"{name}:" for name, path in roots.items()}
         place = mapped_path(station.path, folders)
         if place is None:
@@ -105,10 +170,6 @@ class Fleet:
                 "Add a root to the mover's mover.toml, or correct the path",
             )
         return place
-
-    def forget_roots(self, mover: str) -> None:
-        """Ask the mover anew: it was restarted, perhaps with another mover.toml."""
-        self._roots.pop(mover, None)
 
     def stations(self, job: ReplicationJob, side: Side) -> dict[str, Station]:
         """The proxies that see the job's host of that side, by name; NoProxy when none does."""

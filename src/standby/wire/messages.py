@@ -43,6 +43,22 @@ class Refused(Message, frozen=True, tag=True):
     error: dict[str, Any]
 
 
+class Challenge(Message, frozen=True, tag=True):
+    """Plain links only: who listens, and what the other side's proof must be about."""
+
+    name: str
+    roles: list[str]
+    nonce: bytes
+
+
+class Proof(Message, frozen=True, tag=True):
+    """Plain links only: that `name` knows the secret (`wire.plain`)."""
+
+    name: str
+    nonce: bytes
+    proof: bytes
+
+
 # --- enrolment (no client certificate yet) ---------------------------------------------------
 
 
@@ -237,6 +253,8 @@ _ANY = (
     Hello
     | Welcome
     | Refused
+    | Challenge
+    | Proof
     | GetAuthority
     | AuthorityCertificate
     | Enrol
