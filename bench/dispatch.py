@@ -150,15 +150,14 @@ def run(jobs: int, dispatch: Dispatch | None, ids: dict[tuple[str, str], str]) -
         resources.proxy_up(f"px{number}")
     ended: list[tuple[float, Ticket]] = []
     while True:
-        if dispatch is not None and ended:
-            dispatch.move_tasks([TaskMove(name_of(item, ids), TaskState.DONE) for _, item in ended])
         for _, ticket in ended:
             ticket.cancel()
         done += len(ended)
         begin, granted[:] = list(granted), []
-        if dispatch is not None and begin:
+        if dispatch is not None:
             wanted = {name_of(ticket, ids) for ticket in begin}
-            claimed = dispatch.claim_tasks(len(wanted), tasks=wanted)
+            moves = [TaskMove(name_of(item, ids), TaskState.DONE) for _, item in ended]
+            _, claimed = dispatch.move_and_claim(moves, wanted)
             assert {task.id for task in claimed} == wanted
         movers.begin(begin)
         if ended:

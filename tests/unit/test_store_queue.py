@@ -21,6 +21,7 @@ from standby.model.session import (
     TaskState,
 )
 from standby.server.store import Dispatch, ServerLease, Store, TaskMove
+from standby.server.store.dispatch_tasks import BATCH
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 S, T = SessionState, TaskState
@@ -172,6 +173,50 @@ def test_tasks_are_taken_in_order_once_and_with_their_attempt(
     assert [task.machine for task in dispatch.claim_tasks(9)] == ["vm2", "vm3"]
     assert dispatch.claim_tasks(9) == []
     assert store.queue.counts(run.id) == {T.RUNNING: 4}
+
+
+def test_tasks_claimed_by_name_come_by_session_then_position(
+    store: Store, dispatch: Dispatch
+) -> None:
+    named = []
+    for job, priority in (("low", 0), ("high", 5), ("other", 9)):
+        assert store.queue.enqueue(job, Reason.MANUAL, priority=priority)
+        (run,) = dispatch.claim_sessions()
+        named.append(dispatch.add_tasks(run.id, [(f"vm{n}", f"{job}-{n}") for n in range(3)]))
+    low, high, other = named
+    wanted = [low[0].id, high[2].id, high[1].id, other[0].id, "unknown"]
+    assert dispatch.claim_tasks(9, sessions=["x"], tasks=wanted) == []
+    sessions = [low[0].session, high[0].session]
+    taken = dispatch.claim_tasks(2, sessions=sessions, tasks=wanted)
+    assert [task.id for task in taken] == [high[1].id, high[2].id]
+    taken = dispatch.claim_tasks(9, tasks=wanted)
+    assert [task.id for task in taken] == [other[0].id, low[0].id]
+    assert dispatch.claim_tasks(9, tasks=[]) == []
+
+
+@pytest.mark.parametrize("count", [1, 3, BATCH - 1, BATCH, BATCH + 1])
+def test_a_turn_ends_tasks_and_takes_others_at_once(
+    store: Store, dispatch: Dispatch, count: int
+) -> None:
+    assert store.queue.enqueue("many", Reason.MANUAL)
+    (run,) = dispatch.claim_sessions()
+    tasks = dispatch.add_tasks(run.id, [(f"vm{n}", f"id-{n}") for n in range(2 * count)])
+    first, second = ([task.id for task in half] for half in (tasks[:count], tasks[count:]))
+    ended, taken = dispatch.move_and_claim([], first)
+    assert (ended, {task.id for task in taken}) == ([], set(first))
+    ended, taken = dispatch.move_and_claim([TaskMove(name, T.DONE) for name in first], second)
+    assert [(task.id, task.state) for task in ended] == [(name, T.DONE) for name in first]
+    assert {(task.id, task.state, task.attempt) for task in taken} == {
+        (name, T.RUNNING, 1) for name in second
+    }
+    assert store.queue.counts(run.id) == {T.DONE: count, T.RUNNING: count}
+
+
+def test_a_turn_with_an_illegal_step_takes_nothing(store: Store, dispatch: Dispatch) -> None:
+    run, tasks = running(store, dispatch)
+    with pytest.raises(IllegalStep):
+        dispatch.move_and_claim([TaskMove(tasks[0].id, T.DONE)], [tasks[1].id])
+    assert store.queue.counts(run.id) == {T.QUEUED: 3}
 
 
 def test_a_session_that_does_not_run_gives_no_tasks(store: Store, dispatch: Dispatch) -> None:

@@ -15,73 +15,44 @@ the lease's generation, checkpoint intents (RULES 10), reports.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from standby.clock import Clock, new_uuid
+from standby.clock import Clock
 from standby.errors import IllegalStep, UnknownName
 from standby.model.session import (
     RUN_BY_A_SERVER,
     SESSION_ENDS,
-    TASK_ENDS,
     SessionRequest,
     SessionRun,
     SessionState,
     TaskRun,
     TaskState,
     next_session_states,
-    next_task_states,
     session_states_before,
 )
-from standby.server.store import statements, tables
+from standby.server.store import tables
 from standby.server.store.database import Database
+from standby.server.store.dispatch_tasks import BATCH, TaskDispatch, TaskMove
 from standby.server.store.lease import ServerLease
-from standby.server.store.runs import encoded, request_of, session_of, task_of
+from standby.server.store.runs import request_of, session_of
+
+__all__ = ["Dispatch", "TaskMove"]
 
 _RUNS = tables.session_runs.c
 _TASKS = tables.task_runs.c
-_BATCH = 500
-"""Ids in one statement: SQLite takes 32766 parameters, older ones 999."""
 
 
-@dataclass(frozen=True, slots=True)
-class TaskMove:
-    """A step of one task for `Dispatch.move_tasks`. `next_attempt_at` goes with WAITING."""
-
-    task: str
-    to: TaskState
-    detail: str = ""
-    next_attempt_at: str = ""
-
-
-class Dispatch:
+class Dispatch(TaskDispatch):
     """The active server's hands on sessions and tasks. Every method raises ServerFenced when
     another server has taken over, and changes nothing then. Thread-safe."""
 
     def __init__(self, database: Database, lease: ServerLease, clock: Clock) -> None:
-        self._database = database
-        self._lease = lease
-        self._clock = clock
+        super().__init__(database, lease, clock)
         self._claiming = threading.Lock()  # so that two threads do not want the same job's session
-
-    def _now(self) -> str:
-        return self._clock.now().isoformat()
-
-    def _owner(self) -> dict[str, Any]:
-        return {"server": self._lease.server, "generation": self._lease.generation}
-
-    def _me(self) -> dict[str, Any]:
-        return {"my_server": self._lease.server, "my_generation": self._lease.generation}
-
-    def _is_ours(self, columns: Any) -> sa.ColumnElement[bool]:
-        ours: sa.ColumnElement[bool] = sa.and_(
-            columns.server == self._lease.server, columns.generation == self._lease.generation
-        )
-        return ours
 
     # --- sessions ----------------------------------------------------------------------------
 
@@ -185,148 +156,6 @@ class Dispatch:
         where = f"{state} by {row.server} of generation {row.generation}" if is_foreign else state
         return IllegalStep("session", session, where, to, next_session_states(state))
 
-    # --- tasks -------------------------------------------------------------------------------
-
-    def add_tasks(self, session: str, machines: Sequence[tuple[str, str]]) -> list[TaskRun]:
-        """Queue a task for each (VM's name, VM's id) that the session has none for yet; all its
-        tasks. Repeating it, after a restart, adds nothing."""
-        now = self._now()
-        with self._database.writing(is_durable=False, wakes=True) as connection:
-            self._lease.guard(connection)
-            tasks = self._tasks_of(connection, session)
-            known = {task.machine_id for task in tasks}
-            new = [
-                TaskRun(str(new_uuid()), session, position, name, machine_id, TaskState.QUEUED)
-                for position, (name, machine_id) in enumerate(
-                    (item for item in machines if item[1] not in known), len(tasks)
-                )
-            ]
-            if new:
-                rows = [
-                    {column.name: getattr(task, column.name) for column in _TASKS}
-                    | {"transfers": "{}", "changed_at": now}
-                    for task in new
-                ]
-                connection.execute(tables.task_runs.insert(), rows)
-        return [*tasks, *(replace(task, changed_at=now) for task in new)]
-
-    def _tasks_of(self, connection: sa.Connection, session: str) -> list[TaskRun]:
-        query = tables.task_runs.select().where(_TASKS.session == session)
-        return [task_of(row) for row in connection.execute(query.order_by(_TASKS.position))]
-
-    def claim_tasks(
-        self,
-        limit: int = 1,
-        *,
-        sessions: Collection[str] | None = None,
-        tasks: Collection[str] | None = None,
-    ) -> list[TaskRun]:
-        """Take up to `limit` tasks of running sessions that are queued, or whose next attempt is
-        due (of `sessions`, among `tasks`): by the session's priority and age, then by position.
-        They are RUNNING, this server's, and their attempt is counted. What another one takes at
-        the same instant is passed over."""
-        now = self._now()
-        values = {"now": now, "sessions": sorted(sessions or ()), "tasks": sorted(tasks or ())}
-        next_session = statements.session_to_serve(sessions is not None, tasks is not None)
-        next_tasks = statements.tasks_to_take(tasks is not None)
-        owner = self._me()
-        wanted: list[str] = []
-        served: list[str] = []
-        with self._database.writing(is_durable=False) as connection:
-            self._lease.guard(connection)
-            while len(wanted) < limit:
-                session = connection.execute(next_session, {**values, "served": served}).scalar()
-                if session is None:
-                    break
-                served.append(session)
-                room = {"session": session, "count": limit - len(wanted)}
-                wanted += connection.execute(next_tasks, {**values, **room}).scalars()
-            found: dict[str, TaskRun] = {}
-            for start in range(0, len(wanted), _BATCH):
-                batch = {"tasks": wanted[start : start + _BATCH], "now": now, **owner}
-                rows = connection.execute(statements.TAKE_TASKS, batch)
-                found.update((row.id, task_of(row)) for row in rows)
-        return [found[name] for name in wanted]
-
-    def move_task(
-        self, task: str, to: TaskState, *, detail: str = "", next_attempt_at: str = ""
-    ) -> TaskRun:
-        """Move the task on; IllegalStep where its state or owner forbids it. It becomes RUNNING by
-        `claim_tasks` only."""
-        return self.move_tasks([TaskMove(task, to, detail, next_attempt_at)])[0]
-
-    def move_tasks(self, moves: Iterable[TaskMove]) -> list[TaskRun]:
-        """Move several tasks on in one transaction: all, or none and IllegalStep for the first
-        that may not."""
-        moves = list(moves)
-        with self._database.writing(is_durable=False, wakes=True) as connection:
-            self._lease.guard(connection)
-            now = self._now()
-            together: dict[tuple[TaskState, str, str], list[TaskMove]] = {}
-            for move in moves:
-                key = (move.to, move.detail, move.next_attempt_at)
-                together.setdefault(key, []).append(move)
-            found: dict[str, TaskRun] = {}
-            for alike in together.values():
-                found |= self._moved(connection, alike, now)
-        return [found[move.task] for move in moves]
-
-    def _moved(
-        self, connection: sa.Connection, moves: Sequence[TaskMove], now: str
-    ) -> dict[str, TaskRun]:
-        """The tasks by id, after moves that differ in the task only."""
-        one = moves[0]
-        assert one.to is not TaskState.RUNNING
-        values = {
-            "now": now,
-            "new_detail": one.detail,
-            "new_attempt_at": one.next_attempt_at,
-            "new_end": now if one.to in TASK_ENDS else "",
-            **self._me(),
-        }
-        found: dict[str, TaskRun] = {}
-        for start in range(0, len(moves), _BATCH):
-            batch = {"tasks": [move.task for move in moves[start : start + _BATCH]], **values}
-            rows = connection.execute(statements.tasks_moved(one.to), batch)
-            found.update((row.id, task_of(row)) for row in rows)
-        for move in moves:
-            if move.task not in found:
-                raise self._refused_task(connection, move)
-        return found
-
-    def _refused_task(self, connection: sa.Connection, move: TaskMove) -> IllegalStep | UnknownName:
-        row = connection.execute(tables.task_runs.select().where(_TASKS.id == move.task)).first()
-        if row is None:
-            return UnknownName("task", move.task)
-        state = TaskState(row.state)
-        is_foreign = state is TaskState.RUNNING and (row.server, row.generation) != (
-            self._lease.server,
-            self._lease.generation,
-        )
-        where = f"{state} by {row.server} of generation {row.generation}" if is_foreign else state
-        return IllegalStep("task", move.task, where, move.to, next_task_states(state))
-
-    def record_transfers(
-        self, task: str, source_mover: str, target_mover: str, transfers: Mapping[str, str]
-    ) -> None:
-        """Record, before they begin, under which ids which movers run the task's transfers
-        ({disk's place: id}): what a restarted server joins again. IllegalStep unless the task is
-        running and this server's."""
-        with self._database.writing(is_durable=False) as connection:
-            self._lease.guard(connection)
-            done = connection.execute(
-                tables.task_runs.update()
-                .where(_TASKS.id == task, _TASKS.state == TaskState.RUNNING, self._is_ours(_TASKS))
-                .values(
-                    source_mover=source_mover,
-                    target_mover=target_mover,
-                    transfers=encoded(dict(transfers)),
-                    changed_at=self._now(),
-                )
-            )
-            if done.rowcount == 0:
-                raise self._refused_task(connection, TaskMove(task, TaskState.RUNNING))
-
     # --- after another server, or this one's last life ---------------------------------------
 
     def adopt(self) -> list[tuple[SessionRun, list[TaskRun]]]:
@@ -386,7 +215,7 @@ class Dispatch:
         )
         with self._database.writing(is_durable=False) as connection:
             self._lease.guard(connection)
-            found = list(connection.execute(old.limit(_BATCH)).scalars())
+            found = list(connection.execute(old.limit(BATCH)).scalars())
             for table, column in (
                 (tables.requests, tables.requests.c.session),
                 (tables.task_runs, _TASKS.session),

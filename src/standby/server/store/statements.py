@@ -6,6 +6,8 @@ Parameters that stand beside columns of the same name begin with `my_` (who asks
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -49,13 +51,11 @@ def _may_begin() -> tuple[Any, ...]:
 
 
 @functools.cache
-def session_to_serve(is_by_session: bool, is_by_task: bool) -> sa.Select[Any]:
+def session_to_serve(is_by_session: bool) -> sa.Select[Any]:
     """The id of the running session (of `sessions`, not of `served`) that comes first of those
-    with a task (of `tasks`) that may begin. Together with `tasks_to_take` it costs the same
+    with a task that may begin. Together with `TASKS_OF_SESSION` it costs the same
     however many tasks wait, as one sorted join of both tables does not."""
     tasks = sa.exists().where(_TASKS.session == _RUNS.id, *_may_begin())
-    if is_by_task:
-        tasks = tasks.where(_TASKS.id.in_(sa.bindparam("tasks", expanding=True)))
     query = (
         sa.select(_RUNS.id)
         .where(
@@ -71,20 +71,44 @@ def session_to_serve(is_by_session: bool, is_by_task: bool) -> sa.Select[Any]:
     return query
 
 
+TASKS_OF_SESSION = (
+    sa.select(_TASKS.id)
+    .where(_TASKS.session == sa.bindparam("session"), *_may_begin())
+    .order_by(_TASKS.position)
+    .limit(sa.bindparam("count", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+)
+"""Ids of at most `count` tasks of `session` that may begin, locked; those that another one holds
+are passed over."""
+
+
 @functools.cache
-def tasks_to_take(is_by_task: bool) -> sa.Select[Any]:
-    """Ids of at most `count` tasks of `session` (of `tasks`) that may begin, locked; those that
-    another one holds are passed over."""
+def named_tasks(is_by_session: bool) -> sa.Select[Any]:
+    """Ids of at most `count` of `tasks` (of `sessions`) that may begin, in the order of their
+    sessions, locked: one statement where the caller says which, however many sessions they are
+    of."""
     query = (
         sa.select(_TASKS.id)
-        .where(_TASKS.session == sa.bindparam("session"), *_may_begin())
-        .order_by(_TASKS.position)
+        .join(tables.session_runs, _RUNS.id == _TASKS.session)
+        .where(
+            _TASKS.id.in_(sa.bindparam("tasks", expanding=True)),
+            _RUNS.state == SessionState.RUNNING,
+            *_may_begin(),
+        )
+        .order_by(_RUNS.priority.desc(), _RUNS.queued_at, _RUNS.id, _TASKS.position)
         .limit(sa.bindparam("count", type_=sa.Integer))
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, of=tables.task_runs)
     )
-    if is_by_task:
-        query = query.where(_TASKS.id.in_(sa.bindparam("tasks", expanding=True)))
+    if is_by_session:
+        query = query.where(_RUNS.id.in_(sa.bindparam("sessions", expanding=True)))
     return query
+
+
+def padded(ids: Sequence[str]) -> list[str]:
+    """The same ids, the last one repeated up to a power of two: so few texts of a statement that
+    a database keeps each one's plan."""
+    room = 1 << max(0, len(ids) - 1).bit_length()
+    return [*ids, *itertools.repeat(ids[-1], room - len(ids))] if ids else []
 
 
 TAKE_TASKS = (

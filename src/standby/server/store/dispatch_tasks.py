@@ -1,0 +1,245 @@
+"""The part of `dispatch` that is about tasks: what its first lines say holds here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from standby.clock import Clock, new_uuid
+from standby.errors import IllegalStep, UnknownName
+from standby.model.session import TASK_ENDS, TaskRun, TaskState, next_task_states
+from standby.server.store import statements, tables
+from standby.server.store.database import Database
+from standby.server.store.lease import ServerLease
+from standby.server.store.runs import encoded, task_of
+
+_TASKS = tables.task_runs.c
+BATCH = 512
+"""Ids in one statement: SQLite takes 32766 parameters, older ones 999."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMove:
+    """A step of one task for `Dispatch.move_tasks`. `next_attempt_at` goes with WAITING."""
+
+    task: str
+    to: TaskState
+    detail: str = ""
+    next_attempt_at: str = ""
+
+
+def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
+    """The ids in lists for one statement each."""
+    for start in range(0, len(ids), BATCH):
+        yield statements.padded(ids[start : start + BATCH])
+
+
+class TaskDispatch:
+    """The active server's hands on tasks. Every method raises ServerFenced when another server has
+    taken over, and changes nothing then. Thread-safe."""
+
+    def __init__(self, database: Database, lease: ServerLease, clock: Clock) -> None:
+        self._database = database
+        self._lease = lease
+        self._clock = clock
+
+    def _now(self) -> str:
+        return self._clock.now().isoformat()
+
+    def _owner(self) -> dict[str, Any]:
+        return {"server": self._lease.server, "generation": self._lease.generation}
+
+    def _me(self) -> dict[str, Any]:
+        return {"my_server": self._lease.server, "my_generation": self._lease.generation}
+
+    def _is_ours(self, columns: Any) -> sa.ColumnElement[bool]:
+        ours: sa.ColumnElement[bool] = sa.and_(
+            columns.server == self._lease.server, columns.generation == self._lease.generation
+        )
+        return ours
+
+    # --- tasks -------------------------------------------------------------------------------
+
+    def add_tasks(self, session: str, machines: Sequence[tuple[str, str]]) -> list[TaskRun]:
+        """Queue a task for each (VM's name, VM's id) that the session has none for yet; all its
+        tasks. Repeating it, after a restart, adds nothing."""
+        now = self._now()
+        with self._database.writing(is_durable=False, wakes=True) as connection:
+            self._lease.guard(connection)
+            tasks = self._tasks_of(connection, session)
+            known = {task.machine_id for task in tasks}
+            new = [
+                TaskRun(str(new_uuid()), session, position, name, machine_id, TaskState.QUEUED)
+                for position, (name, machine_id) in enumerate(
+                    (item for item in machines if item[1] not in known), len(tasks)
+                )
+            ]
+            if new:
+                rows = [
+                    {column.name: getattr(task, column.name) for column in _TASKS}
+                    | {"transfers": "{}", "changed_at": now}
+                    for task in new
+                ]
+                connection.execute(tables.task_runs.insert(), rows)
+        return [*tasks, *(replace(task, changed_at=now) for task in new)]
+
+    def _tasks_of(self, connection: sa.Connection, session: str) -> list[TaskRun]:
+        query = tables.task_runs.select().where(_TASKS.session == session)
+        return [task_of(row) for row in connection.execute(query.order_by(_TASKS.position))]
+
+    def claim_tasks(
+        self,
+        limit: int = 1,
+        *,
+        sessions: Collection[str] | None = None,
+        tasks: Collection[str] | None = None,
+    ) -> list[TaskRun]:
+        """Take up to `limit` tasks of running sessions that are queued, or whose next attempt is
+        due (of `sessions`, among `tasks`): by the session's priority and age, then by position.
+        They are RUNNING, this server's, and their attempt is counted. What another one takes at
+        the same instant is passed over."""
+        now = self._now()
+        with self._database.writing(is_durable=False) as connection:
+            self._lease.guard(connection)
+            if tasks is None:
+                wanted = self._next_tasks(connection, limit, sessions, now)
+            else:
+                wanted = self._of_these(connection, limit, sessions, tasks, now)
+            return self._taken(connection, wanted, now)
+
+    def _next_tasks(
+        self,
+        connection: sa.Connection,
+        limit: int,
+        sessions: Collection[str] | None,
+        now: str,
+    ) -> list[str]:
+        """Ids of the tasks that come first, session by session."""
+        values = {"now": now, "sessions": sorted(sessions or ())}
+        next_session = statements.session_to_serve(sessions is not None)
+        wanted: list[str] = []
+        served: list[str] = []
+        while len(wanted) < limit:
+            session = connection.execute(next_session, {**values, "served": served}).scalar()
+            if session is None:
+                break
+            served.append(session)
+            room = {"now": now, "session": session, "count": limit - len(wanted)}
+            wanted += connection.execute(statements.TASKS_OF_SESSION, room).scalars()
+        return wanted
+
+    def _of_these(
+        self,
+        connection: sa.Connection,
+        limit: int,
+        sessions: Collection[str] | None,
+        tasks: Collection[str],
+        now: str,
+    ) -> list[str]:
+        """Ids of those of `tasks` that may begin."""
+        values = {"now": now, "sessions": sorted(sessions or ())}
+        query = statements.named_tasks(sessions is not None)
+        wanted: list[str] = []
+        for batch in _batches(sorted(tasks)):
+            room = {"tasks": batch, "count": limit - len(wanted)}
+            wanted += connection.execute(query, {**values, **room}).scalars()
+        return wanted
+
+    def _taken(self, connection: sa.Connection, wanted: list[str], now: str) -> list[TaskRun]:
+        """The tasks of those ids, which are locked, RUNNING and this server's."""
+        found: dict[str, TaskRun] = {}
+        for batch in _batches(wanted):
+            values = {"tasks": batch, "now": now, **self._me()}
+            rows = connection.execute(statements.TAKE_TASKS, values)
+            found.update((row.id, task_of(row)) for row in rows)
+        return [found[name] for name in wanted]
+
+    def move_task(
+        self, task: str, to: TaskState, *, detail: str = "", next_attempt_at: str = ""
+    ) -> TaskRun:
+        """Move the task on; IllegalStep where its state or owner forbids it. It becomes RUNNING by
+        `claim_tasks` only."""
+        return self.move_tasks([TaskMove(task, to, detail, next_attempt_at)])[0]
+
+    def move_tasks(self, moves: Iterable[TaskMove]) -> list[TaskRun]:
+        """Move several tasks on in one transaction: all, or none and IllegalStep for the first
+        that may not."""
+        return self.move_and_claim(moves, ())[0]
+
+    def move_and_claim(
+        self, moves: Iterable[TaskMove], tasks: Collection[str]
+    ) -> tuple[list[TaskRun], list[TaskRun]]:
+        """What `move_tasks` and then `claim_tasks` of all `tasks` do, in one transaction: the
+        turn of a dispatcher, who notes what has ended and takes what begins in its place."""
+        moves = list(moves)
+        with self._database.writing(is_durable=False, wakes=bool(moves)) as connection:
+            self._lease.guard(connection)
+            now = self._now()
+            together: dict[tuple[TaskState, str, str], list[TaskMove]] = {}
+            for move in moves:
+                key = (move.to, move.detail, move.next_attempt_at)
+                together.setdefault(key, []).append(move)
+            found: dict[str, TaskRun] = {}
+            for alike in together.values():
+                found |= self._moved(connection, alike, now)
+            wanted = self._of_these(connection, len(tasks), None, tasks, now) if tasks else []
+            taken = self._taken(connection, wanted, now)
+        return [found[move.task] for move in moves], taken
+
+    def _moved(
+        self, connection: sa.Connection, moves: Sequence[TaskMove], now: str
+    ) -> dict[str, TaskRun]:
+        """The tasks by id, after moves that differ in the task only."""
+        one = moves[0]
+        assert one.to is not TaskState.RUNNING
+        values = {
+            "now": now,
+            "new_detail": one.detail,
+            "new_attempt_at": one.next_attempt_at,
+            "new_end": now if one.to in TASK_ENDS else "",
+            **self._me(),
+        }
+        found: dict[str, TaskRun] = {}
+        for batch in _batches([move.task for move in moves]):
+            rows = connection.execute(statements.tasks_moved(one.to), {"tasks": batch, **values})
+            found.update((row.id, task_of(row)) for row in rows)
+        for move in moves:
+            if move.task not in found:
+                raise self._refused_task(connection, move)
+        return found
+
+    def _refused_task(self, connection: sa.Connection, move: TaskMove) -> IllegalStep | UnknownName:
+        row = connection.execute(tables.task_runs.select().where(_TASKS.id == move.task)).first()
+        if row is None:
+            return UnknownName("task", move.task)
+        state = TaskState(row.state)
+        is_foreign = state is TaskState.RUNNING and (row.server, row.generation) != (
+            self._lease.server,
+            self._lease.generation,
+        )
+        where = f"{state} by {row.server} of generation {row.generation}" if is_foreign else state
+        return IllegalStep("task", move.task, where, move.to, next_task_states(state))
+
+    def record_transfers(
+        self, task: str, source_mover: str, target_mover: str, transfers: Mapping[str, str]
+    ) -> None:
+        """Record, before they begin, under which ids which movers run the task's transfers
+        ({disk's place: id}): what a restarted server joins again. IllegalStep unless the task is
+        running and this server's."""
+        with self._database.writing(is_durable=False) as connection:
+            self._lease.guard(connection)
+            done = connection.execute(
+                tables.task_runs.update()
+                .where(_TASKS.id == task, _TASKS.state == TaskState.RUNNING, self._is_ours(_TASKS))
+                .values(
+                    source_mover=source_mover,
+                    target_mover=target_mover,
+                    transfers=encoded(dict(transfers)),
+                    changed_at=self._now(),
+                )
+            )
+            if done.rowcount == 0:
+                raise self._refused_task(connection, TaskMove(task, TaskState.RUNNING))
