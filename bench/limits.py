@@ -36,7 +36,7 @@ STREWN = 512
 def peak_bytes(server: standby.BackupServer) -> int:
     """Largest resident size any of the server's movers ever had."""
     peaks = []
-    for pair in server._movers:
+    for pair in server.crews._idle:
         for mover in (pair.source, pair.target):
             assert mover.process is not None
             status = Path(f"/proc/{mover.process.pid}/status").read_text()

@@ -35,6 +35,7 @@ class Answering:
 
     def __init__(self, folder: Path, door: Door | None = None) -> None:
         self.secret = plain.Secret(folder)
+        self.secret.make()
         self.peers: list[Peer] = []
         self.refused: list[StandbyError] = []
         self.listener = plain.PlainListener(

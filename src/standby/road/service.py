@@ -567,8 +567,8 @@ def run_service(
 
     killpoints.be_called(config.name)
     files.make_folder_durably(config.state)
-    files.confine([*config.roots.values(), config.state, config.identity])
     wire = _PlainWire(config) if config.plain else _TlsWire(config, clock)
+    files.confine([*config.roots.values(), config.state, config.identity])
     mover = ServiceMover(config, wire.connect, clock=clock, log=log, more=wire.verbs)
     try:
         listener = wire.listener(mover, log)
@@ -613,6 +613,7 @@ class _PlainWire:
     def __init__(self, config: ServiceConfig) -> None:
         self._config = config
         self._secret = plain.Secret(config.identity)
+        self._secret.make()
         self.verbs: Sequence[Verbs] = []
 
     def connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:

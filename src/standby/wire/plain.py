@@ -222,7 +222,6 @@ class PlainListener:
     ) -> None:
         """Listen on "host:port" of the loopback device (port 0: any; `address` has it then)."""
         check_loopback(address, "listen")
-        secret.make()
         secret.read()
         self._secret = secret
         self._name = name
