@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from standby.errors import LinkError, MoverDied
+from standby.errors import LinkError, MoverDied, MoverFenced
 from standby.server.service_mover import CrewHandle, Reconnect, ServiceMover
 from standby.wire.link import Link
 from standby.wire.messages import Call, Reply
@@ -157,3 +157,85 @@ def test_cutting_one_session_leaves_the_others(far, mover):
     assert (told.verb, told.arguments) == ("end_session", {"session": "s1"})
     far.links[-1].send(Reply(kept.id, 7))
     assert stays.result(10) == 7
+
+
+# --- the greeting ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def greeted(far):
+    """A mover to which the server says its generation on each link."""
+    made = ServiceMover(
+        "px1", far.connect, QUICK, greet=lambda ask, link: ask("join", generation=3)
+    )
+    yield made
+    made.close()
+
+
+def test_nothing_travels_before_the_greeting_is_answered(far, greeted):
+    answers: list[object] = []
+    asking = threading.Thread(target=lambda: answers.append(greeted.call("ping")), daemon=True)
+    asking.start()
+    link, call = far.calls.get(timeout=10)
+    assert (call.verb, call.arguments) == ("join", {"generation": 3})
+    assert not greeted.is_connected
+    assert far.calls.empty()
+    link.send(Reply(call.id, {}))
+    assert far.answer("pong").verb == "ping"
+    asking.join(10)
+    assert answers == ["pong"]
+
+
+def test_crews_at_work_are_kept_and_those_cut_off_meanwhile_are_ended(far, greeted):
+    works, ends, done = (CrewHandle(greeted, name) for name in ("works", "ends", "done"))
+    results: list[object] = []
+    asking = threading.Thread(
+        target=lambda: results.append(works.call("send_disk", task="t")), daemon=True
+    )
+    asking.start()
+    far.answer({})
+    assert [far.answer({}).arguments for _ in range(3)] == [
+        {"session": name} for name in ("works", "ends", "done")
+    ]
+    far.calls.get(timeout=10)
+    done.close()
+    far.is_up = False
+    far.cut()
+    while greeted.is_connected or not greeted.problem:
+        pass
+    ends.cut()
+    far.is_up = True
+    told = [far.answer({}) for _ in range(4)]
+    assert [(call.verb, call.arguments) for call in told] == [
+        ("join", {"generation": 3}),
+        ("end_session", {"session": "ends"}),
+        ("keep_session", {"session": "works"}),
+        ("rejoin", {"task": "t", "verb": "send_disk"}),
+    ]
+    asking.join(10)
+    assert results == [{}]
+
+
+def test_a_fenced_server_gives_up_at_once_and_says_so(far):
+    def fenced(ask, link):
+        raise MoverFenced("px1", 1, 2)
+
+    mover = ServiceMover("px1", far.connect, Reconnect(every_s=60, for_s=600), greet=fenced)
+    with pytest.raises(MoverFenced, match="generation 1 is fenced"):
+        mover.call("ping")
+    assert far.attempts == 1
+    mover.close()
+
+
+def test_a_mover_that_does_not_answer_the_greeting_is_tried_again(far):
+    mover = ServiceMover("px1", far.connect, QUICK, greet=lambda ask, link: ask("join"))
+    future: list[object] = []
+    asking = threading.Thread(target=lambda: future.append(mover.call("ping")), daemon=True)
+    asking.start()
+    link, _ = far.calls.get(timeout=10)
+    link.shutdown()
+    assert far.answer({}).verb == "join"
+    assert far.answer("pong").verb == "ping"
+    asking.join(10)
+    assert future == ["pong"]
+    mover.close()

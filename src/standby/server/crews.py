@@ -103,7 +103,7 @@ class Crews:
                 joins=joins,
                 clock=self._clock,
             )
-            with self.fleet.writer(crew.target_proxy):
+            with contextlib.closing(crew), self.fleet.writer(crew.target_proxy):
                 yield crew
             return
         with self._lent_pair() as pair:

@@ -247,7 +247,7 @@ class MachineDriver:
             root=self.crew.target_root,
             identity=msgspec.to_builtins(self._identity),
             wanted=self.machine.name + context.job.suffix,
-            session=context.session,
+            session=self.crew.name or context.session,  # by which its movers end it
             take_over=context.take_over,
             must_exist=not context.accept_loss and is_known,
             expected=known.path if known is not None else self.crew.target_root,

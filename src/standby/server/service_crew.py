@@ -124,8 +124,8 @@ class ServiceCrew:
             if len(side) > 1
         }
         station = targets[self.target_proxy]
+        self.target_root = fleet.place(station)  # may fail: no handle is to be closed by then
         self.target: Handle = self._handle(station.mover)
-        self.target_root = fleet.place(station)
         self._asked = ""
 
     def _handle(self, mover: str) -> CrewHandle:
@@ -262,6 +262,11 @@ class ServiceCrew:
             machine=msgspec.to_builtins(machine),
             ready=ready,
         )
+
+    def close(self) -> None:
+        """The VM's session has ended: its movers need not wait for it."""
+        for handle in list(self._handles.values()):
+            handle.close()
 
     def cut(self) -> None:
         """See Crew."""

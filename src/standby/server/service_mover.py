@@ -4,21 +4,42 @@ A service mover goes on with its tasks while no server is connected (RULES 18). 
 drops is made again, every `every_s` for up to `for_s`, and what ran meanwhile is joined again by
 its task id; only a call that was answered by nobody fails, with LinkError, and is its caller's to
 repeat. `Crew` wraps one handle per VM, so that one VM's end is not the others'.
+
+Before anything else travels on a new link the two sides greet: the server says who it is (`greet`),
+that the crews at work are still there, and which ones ended while it was away.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import LinkError, MoverDied, StandbyError, error_from_wire
+from standby.errors import (
+    Fenced,
+    LinkError,
+    MoverDied,
+    ProtocolError,
+    StandbyError,
+    error_from_wire,
+)
 from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Reply
+
+if TYPE_CHECKING:
+    from standby.wire.identity import Peer
+
+GREETING_S = 15.0
+"""The longest silence of a mover that is greeted."""
+
+Greet = Callable[[Callable[..., Any], Link], None]
+"""Called as greet(ask, link) on each new link; `ask(verb, **arguments)` waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +73,12 @@ class ServiceMover:
         reconnect: Reconnect = Reconnect(),
         clock: Clock = SYSTEM_CLOCK,
         on_state: Callable[[str], None] | None = None,
+        greet: Greet | None = None,
     ) -> None:
-        """`on_state` is told whenever the link is made (''), or lost or not to be had (why)."""
+        """`on_state` is told whenever the link is made (''), or lost or not to be had (why). What
+        `greet` raises ends the link; Fenced ends the attempts too."""
         self.name = name
+        self._greet = greet
         self._on_state = on_state or (lambda problem: None)
         self._make_link = make_link
         self._reconnect = reconnect
@@ -62,6 +86,9 @@ class ServiceMover:
         self._changed = threading.Condition()
         self._link: Link | None = None
         self._problem = ""
+        self._fenced: Fenced | None = None
+        self._crews: Counter[str] = Counter()
+        self._ended_crews: set[str] = set()
         self._lost_at = clock.monotonic()
         self._is_closed = False
         self._next_id = 1
@@ -94,6 +121,43 @@ class ServiceMover:
         """Ask for `verb` and wait for its result."""
         return self.start(verb, **arguments).result()
 
+    def tell(self, verb: str, /, **arguments: Any) -> bool:
+        """Ask for `verb` where the link stands, and wait for nothing; whether it does."""
+        with self._changed:
+            link, number = self._link, self._numbered()
+        if link is None:
+            return False
+        try:
+            link.send(Call(number, verb, arguments))
+        except LinkError:
+            return False  # who receives notices
+        return True
+
+    def keep_crew(self, crew: str) -> None:
+        """The crew is at work until it is dropped: its replicas stay open for it."""
+        with self._changed:
+            self._crews[crew] += 1
+
+    def drop_crew(self, crew: str) -> None:
+        """Another one of `keep_crew` less."""
+        with self._changed:
+            self._crews[crew] -= 1
+            self._crews += Counter()  # those that are left
+
+    def end_crew(self, crew: str) -> None:
+        """Have the mover end the crew's tasks and close its replicas, now or when it is back."""
+        with self._changed:
+            self._ended_crews.add(crew)
+        if self.tell("end_session", session=crew):
+            with self._changed:
+                self._ended_crews.discard(crew)
+
+    @property
+    def remote(self) -> Peer | None:
+        """Who the certificate of the link that stands names."""
+        link = self._link
+        return link.remote if link is not None else None
+
     @property
     def is_connected(self) -> bool:
         """Whether the control link stands now."""
@@ -116,15 +180,21 @@ class ServiceMover:
             self._changed.wait_for(lambda: self._link is not None or self._has_given_up())
             if self._link is None:
                 raise self._death()
-            number = self._next_id
-            self._next_id += 1
+            number = self._numbered()
             self._calls[number] = pending
             return self._link, number
+
+    def _numbered(self) -> int:
+        """The next call's number; under the lock."""
+        self._next_id += 1
+        return self._next_id
 
     def _has_given_up(self) -> bool:
         return self._is_closed or self._keeper is None
 
-    def _death(self) -> MoverDied:
+    def _death(self) -> StandbyError:
+        if self._fenced is not None:
+            return self._fenced
         return MoverDied(self.name, self._problem or "its connection was closed")
 
     # --- the connection ----------------------------------------------------------------------
@@ -133,6 +203,7 @@ class ServiceMover:
         """Have a thread that connects and receives; under the lock."""
         if self._keeper is None and not self._is_closed:
             self._lost_at = self._clock.monotonic()
+            self._fenced = None
             self._keeper = threading.Thread(
                 target=self._kept, name=f"{self.name} control", daemon=True
             )
@@ -160,10 +231,13 @@ class ServiceMover:
         """A new link, with everything that runs joined again; None when it is time to give up."""
         while not self._is_closed:
             try:
-                link = self._make_link()
+                link = self._made_link()
             except StandbyError as exc:
                 self._problem = str(exc)
                 self._on_state(self._problem)
+                if isinstance(exc, Fenced):
+                    self._fenced = exc
+                    return None
             else:
                 self._problem = ""
                 with self._changed:
@@ -185,6 +259,44 @@ class ServiceMover:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed, self._reconnect.every_s)
         return None
+
+    def _made_link(self) -> Link:
+        """A link on which both sides know where they are."""
+        link = self._make_link()
+        if self._greet is None:
+            return link
+        ask = partial(self._asked, link)
+        limits = link.limits
+        try:
+            link.limits = replace(limits, idle_s=GREETING_S)
+            self._greet(ask, link)
+            with self._changed:
+                kept, ended = list(self._crews), list(self._ended_crews)
+            for crew in ended:
+                ask("end_session", session=crew)
+            for crew in kept:
+                ask("keep_session", session=crew)
+            link.limits = limits
+        except BaseException:
+            link.close()
+            raise
+        with self._changed:
+            self._ended_crews.difference_update(ended)
+        return link
+
+    def _asked(self, link: Link, verb: str, /, **arguments: Any) -> Any:
+        """Ask on a link that nobody else uses yet."""
+        with self._changed:
+            number = self._numbered()
+        link.send(Call(number, verb, arguments))
+        while True:
+            message, _ = link.receive()
+            if not isinstance(message, Reply | Failed):
+                raise ProtocolError(self.name, f"answered {verb} with {type(message).__name__}")
+            if isinstance(message, Failed) and message.id in (0, number):
+                raise error_from_wire(message.error)
+            if isinstance(message, Reply) and message.id == number:
+                return message.result
 
     def _receive(self, link: Link) -> None:
         while True:
@@ -238,6 +350,8 @@ class CrewHandle:
         self._lock = threading.Lock()
         self._waiting: set[Future[Any]] = set()
         self._is_cut = False
+        self._is_kept = True
+        mover.keep_crew(crew)
 
     def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
         """As `ServiceMover.start`; MoverDied once this session was cut off."""
@@ -288,9 +402,12 @@ class CrewHandle:
             self._waiting.clear()
         for future in waiting:
             future.set_exception(MoverDied(self.name, "the session was cut off"))
-        if self.mover.is_connected:
-            with contextlib.suppress(StandbyError):
-                self.mover.start("end_session", session=self._crew)
+        self.close()
+        self.mover.end_crew(self._crew)
 
     def close(self) -> None:
-        """Nothing: the mover serves other sessions."""
+        """The crew is not at work any more; the mover serves other ones."""
+        with self._lock:
+            is_kept, self._is_kept = self._is_kept, False
+        if is_kept:
+            self.mover.drop_crew(self._crew)
