@@ -117,7 +117,7 @@ def make_found_point(
         now,
         now,
         "offline",
-        lease.session,
+        lease.session.partition("/")[0],  # without what else its server calls it by
         machine,
         tuple(disks),
         dict(state_files or {}),
