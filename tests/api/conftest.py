@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cli.conftest import run as run
 from cli.conftest import small_site
 from simulation.site import Site
 from standby.road.source_host import SourceVerbs

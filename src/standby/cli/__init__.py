@@ -33,6 +33,7 @@ from standby.cli import (
     server,
     setup,
     support,
+    tokens,
 )
 from standby.cli.output import print_error, show_error
 from standby.errors import StandbyError
@@ -104,6 +105,7 @@ for command in (
     jobs.job,
     replicas.replica,
     server.server,
+    tokens.token,
     mover.mover,
     disk.disk,
     support.support,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from standby.cli.output import json_option, print_json, print_table
-from standby.cli.serving import config_option, opened_server
+from standby.cli.serving import config_option, opened_backup, server_option
 
 machine_option = click.option("--machine", default="", help="Only this VM of the session.")
 
@@ -15,6 +15,7 @@ machine_option = click.option("--machine", default="", help="Only this VM of the
 @click.command("next")
 @click.argument("name", required=False)
 @config_option
+@server_option
 @json_option
 def next_runs(name: str | None, config: Path, as_json: bool) -> None:
     """When each job (or the job NAME) runs next by its schedule, while `standby server` runs.
@@ -23,35 +24,35 @@ def next_runs(name: str | None, config: Path, as_json: bool) -> None:
     Example: standby job next nightly
     """
     from standby.cli.times import when
-    from standby.server.serve import job_times
+    from standby.errors import UnknownName
 
-    with opened_server(config) as server:
-        if name is not None:
-            server.config.job(name)
-        found = [item for item in job_times(server) if name in (None, item.job)]
-        now, zone = server.clock.now(), server.config.time_zone
+    with opened_backup(config) as server:
+        table = server.job_table()
+    known = tuple(item.name for item in table.jobs)
+    if name is not None and name not in known:
+        raise UnknownName("job", name, known)
+    found = [item for item in table.times if name in (None, item.job)]
     if as_json:
         print_json({"jobs": found})
         return
-    rows = [(item.job, item.schedule, when(item.next_run, now, zone)) for item in found]
+    rows = [(item.job, item.schedule, when(item.next_run, table.now, table.zone)) for item in found]
     print_table("", ("job", "~schedule", "next run"), rows)
 
 
 def _ask(kind: str, name: str, machine: str, config: Path, as_json: bool) -> None:
-    from standby.server.serve import asked
-
-    with opened_server(config) as server:
-        run, text = asked(server, name, kind, machine)
+    with opened_backup(config) as server:
+        asked = server.ask(name, kind, machine)
     if as_json:
-        print_json({"job": name, "session": run.id, "machine": machine, "asked": kind})
+        print_json({"job": name, "session": asked.session, "machine": machine, "asked": kind})
     else:
-        click.echo(text)
+        click.echo(asked.text)
 
 
 @click.command()
 @click.argument("name")
 @machine_option
 @config_option
+@server_option
 @json_option
 def pause(name: str, machine: str, config: Path, as_json: bool) -> None:
     """Pause the server's session of the job NAME: what was transferred is kept, and nothing of the
@@ -67,6 +68,7 @@ def pause(name: str, machine: str, config: Path, as_json: bool) -> None:
 @click.argument("name")
 @machine_option
 @config_option
+@server_option
 @json_option
 def resume(name: str, machine: str, config: Path, as_json: bool) -> None:
     """Go on with the paused session of the job NAME, or with one VM of it.
@@ -81,6 +83,7 @@ def resume(name: str, machine: str, config: Path, as_json: bool) -> None:
 @click.argument("name")
 @machine_option
 @config_option
+@server_option
 @json_option
 def retry(name: str, machine: str, config: Path, as_json: bool) -> None:
     """Try the VMs of the job's newest session that were not done again, now.
@@ -91,4 +94,31 @@ def retry(name: str, machine: str, config: Path, as_json: bool) -> None:
     _ask("retry", name, machine, config, as_json)
 
 
-COMMANDS = (next_runs, pause, resume, retry)
+@click.command()
+@click.argument("name", required=False)
+@config_option
+@server_option
+@json_option
+def alarms(name: str | None, config: Path, as_json: bool) -> int:
+    """Open alarms (of the job NAME), newest first; `job acknowledge` closes them. Exit code 3:
+    there are some.
+
+    \b
+    Example: standby job alarms nightly
+    """
+    with opened_backup(config) as server:
+        found = server.alarms(name)
+    if as_json:
+        print_json({"alarms": found})
+    elif found:
+        rows = [
+            (str(item.id), item.last_at[:19], item.kind, item.job, item.machine, item.text)
+            for item in found
+        ]
+        print_table("", (">alarm", "last at (UTC)", "kind", "job", "VM", "~text"), rows)
+    else:
+        click.echo("no open alarms")
+    return 3 if found else 0
+
+
+COMMANDS = (alarms, next_runs, pause, resume, retry)

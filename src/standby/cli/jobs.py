@@ -16,11 +16,11 @@ from standby.cli.output import (
     size,
     warn,
 )
-from standby.cli.serving import config_option, opened_server
+from standby.cli.serving import config_option, opened_backup, server_option
 from standby.model.report import MachineReport, SessionReport
 
 if TYPE_CHECKING:
-    from standby.server import BackupServer
+    from standby.server.local import Queued
     from standby.server.plan import Figure, JobPlan
 
 WARNINGS_EXIT = 3
@@ -40,6 +40,7 @@ def job() -> None:
 
 @job.command("list")
 @config_option
+@server_option
 @json_option
 def list_jobs(config: Path, as_json: bool) -> None:
     """All jobs of the configuration.
@@ -48,15 +49,13 @@ def list_jobs(config: Path, as_json: bool) -> None:
     Example: standby job list --json
     """
     from standby.cli.times import when
-    from standby.server.serve import job_times
 
-    with opened_server(config) as server:
-        jobs = server.jobs()
-        times = {item.job: item for item in job_times(server)}
-        now, zone = server.clock.now(), server.config.time_zone
+    with opened_backup(config) as server:
+        table = server.job_table()
+    times = {item.job: item for item in table.times}
     if as_json:
         runs = {name: item.next_run for name, item in times.items()}
-        print_json({"jobs": jobs, "next_runs": runs})
+        print_json({"jobs": table.jobs, "next_runs": runs})
         return
     rows = [
         (
@@ -66,9 +65,9 @@ def list_jobs(config: Path, as_json: bool) -> None:
             item.target,
             str(item.restore_points),
             times[item.name].schedule,
-            when(times[item.name].next_run, now, zone),
+            when(times[item.name].next_run, table.now, table.zone),
         )
-        for item in jobs
+        for item in table.jobs
     ]
     columns = ("job", "source", "~machines", "target", ">restore points", "~schedule", "next run")
     print_table("", columns, rows)
@@ -78,6 +77,7 @@ def list_jobs(config: Path, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--scan", is_flag=True, help="Read the disks: exact figures, nothing is changed.")
 @config_option
+@server_option
 @json_option
 def plan(name: str, scan: bool, config: Path, as_json: bool) -> int:
     """What a session of the job NAME would do, per disk. Exit code 3: not every VM would be
@@ -86,7 +86,7 @@ def plan(name: str, scan: bool, config: Path, as_json: bool) -> int:
     \b
     Example: standby job plan nightly --scan
     """
-    with opened_server(config) as server:
+    with opened_backup(config) as server:
         made = server.plan(name, scan=scan)
     return _planned(made, as_json)
 
@@ -108,6 +108,7 @@ def _planned(made: JobPlan, as_json: bool) -> int:
 @click.option("--queue", is_flag=True, help="Have the running `standby server` do it.")
 @dry_run_option
 @config_option
+@server_option
 @json_option
 def start(
     name: str,
@@ -127,11 +128,12 @@ def start(
     \b
     Example: standby job start nightly --machine web01
     """
-    with opened_server(config) as server:
+    with opened_backup(config) as server:
         if dry_run:
             return _planned(_only(server.plan(name), machines), as_json)
         if queue:
-            return _queue(server, name, machines, as_json, take_over, accept_loss)
+            queued = server.enqueue(name, machines, take_over=take_over, accept_loss=accept_loss)
+            return _show_queued(queued, as_json)
         try:
             with progress_bars(not as_json) as update:
                 report = server.start(
@@ -153,31 +155,13 @@ def start(
     return OUTCOME_EXIT[report.outcome]
 
 
-def _queue(
-    server: BackupServer,
-    name: str,
-    machines: tuple[str, ...],
-    as_json: bool,
-    take_over: bool,
-    accept_loss: bool,
-) -> int:
-    """Queue a session for the active server."""
-    from standby.model.session import Reason
-
-    job = server.config.job(name)
-    run = server.store.queue.enqueue(
-        name,
-        Reason.MANUAL,
-        priority=job.priority,
-        machines=machines,
-        options={"take_over": take_over, "accept_loss": accept_loss},
-        asked_by="command line",
-    )
-    assert run is not None  # only a slot can be taken already
+def _show_queued(queued: Queued, as_json: bool) -> int:
     if as_json:
-        print_json({"job": name, "session": run.id, "state": run.state})
+        print_json(queued)
     else:
-        click.echo(f"session {run.id} of job {name} is queued; see `standby server status`")
+        click.echo(
+            f"session {queued.session} of job {queued.job} is queued; see `standby server status`"
+        )
     return 0
 
 
@@ -201,6 +185,7 @@ def _only(made: JobPlan, machines: tuple[str, ...]) -> JobPlan:
     "--timeout", default=120, show_default=True, help="Seconds to wait for it.", metavar="SECONDS"
 )
 @config_option
+@server_option
 @json_option
 def stop(name: str, timeout: int, config: Path, as_json: bool) -> None:
     """End the running session of the job NAME, in whatever process it is, and wait for that.
@@ -210,7 +195,7 @@ def stop(name: str, timeout: int, config: Path, as_json: bool) -> None:
     \b
     Example: standby job stop nightly
     """
-    with opened_server(config) as server:
+    with opened_backup(config) as server:
         stopped = server.stop(name, timeout_s=timeout)
     if as_json:
         print_json({"job": name, "stopped": stopped})
@@ -224,6 +209,7 @@ def stop(name: str, timeout: int, config: Path, as_json: bool) -> None:
 @click.argument("name", required=False)
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="How many.")
 @config_option
+@server_option
 @json_option
 def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
     """Past sessions (of the job NAME), newest first.
@@ -231,10 +217,8 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
     \b
     Example: standby job sessions nightly
     """
-    with opened_server(config) as server:
+    with opened_backup(config) as server:
         found = server.sessions(name, limit)
-        if name is not None and not found:
-            server.config.job(name)  # a name that never was is refused; a removed job is not
     if as_json:
         print_json({"sessions": found})
         return
@@ -260,6 +244,7 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
 @job.command()
 @click.argument("session", required=False)
 @config_option
+@server_option
 @json_option
 def report(session: str | None, config: Path, as_json: bool) -> None:
     """What SESSION (an id of `job sessions`; default the newest) did.
@@ -267,16 +252,8 @@ def report(session: str | None, config: Path, as_json: bool) -> None:
     \b
     Example: standby job report 20261123T220000Z-1f2e
     """
-    from standby.errors import UnknownName
-
-    with opened_server(config) as server:
-        if session is None:
-            newest = server.sessions(limit=1)
-            if not newest:
-                raise UnknownName("session", "(the newest)")
-            found = newest[0]
-        else:
-            found = server.report(session)
+    with opened_backup(config) as server:
+        found = server.report(session)
     if as_json:
         print_json(found)
     else:
@@ -286,6 +263,7 @@ def report(session: str | None, config: Path, as_json: bool) -> None:
 @job.command()
 @click.argument("name")
 @config_option
+@server_option
 @json_option
 def acknowledge(name: str, config: Path, as_json: bool) -> None:
     """Acknowledge the alarms of the job NAME; held retention goes on.
@@ -293,7 +271,7 @@ def acknowledge(name: str, config: Path, as_json: bool) -> None:
     \b
     Example: standby job acknowledge nightly
     """
-    with opened_server(config) as server:
+    with opened_backup(config) as server:
         count = server.acknowledge(name)
     if as_json:
         print_json({"job": name, "acknowledged": count})

@@ -18,7 +18,7 @@ from standby.cli.output import (
     warn,
     yes_option,
 )
-from standby.cli.serving import config_option, opened_replicas, target_option
+from standby.cli.serving import config_option, opened_replicas, server_option, target_option
 from standby.errors import StandbyError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def _age(seconds: float | None) -> str:
 
 @replica.command("list")
 @config_option
+@server_option
 @target_option
 @json_option
 def list_replicas(config: Path, target: Path | None, as_json: bool) -> int:
@@ -98,6 +99,7 @@ def list_replicas(config: Path, target: Path | None, as_json: bool) -> int:
 @replica.command()
 @click.argument("name")
 @config_option
+@server_option
 @target_option
 @json_option
 def show(name: str, config: Path, target: Path | None, as_json: bool) -> int:
@@ -134,6 +136,7 @@ def show(name: str, config: Path, target: Path | None, as_json: bool) -> int:
 @click.option("--point", help="Only this point; default all.")
 @click.option("--repair", is_flag=True, help="Write damaged pieces anew where they can be had.")
 @config_option
+@server_option
 @target_option
 @json_option
 def verify(
@@ -214,6 +217,7 @@ def _agreed(plan: VerbPlan, question: str, *, yes: bool, dry_run: bool, as_json:
 @yes_option
 @dry_run_option
 @config_option
+@server_option
 @target_option
 @json_option
 def failover(
@@ -279,6 +283,7 @@ def failover(
 @yes_option
 @dry_run_option
 @config_option
+@server_option
 @target_option
 @json_option
 def undo_failover(
@@ -312,6 +317,7 @@ def undo_failover(
 @yes_option
 @dry_run_option
 @config_option
+@server_option
 @target_option
 @json_option
 def permanent_failover(
@@ -339,6 +345,7 @@ def permanent_failover(
 @click.argument("name")
 @click.option("--force", is_flag=True, help="End a guest that does not shut down.")
 @config_option
+@server_option
 @target_option
 @json_option
 def power(

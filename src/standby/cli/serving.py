@@ -12,9 +12,14 @@ import click
 from standby.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from standby.client import RemoteReplicas, RemoteServer
     from standby.server import BackupServer
     from standby.server.all_replicas import AllReplicas
+    from standby.server.local import LocalServer
     from standby.server.replicas import Replicas
+
+SERVER = "standby.server"
+"""Where a command's context keeps the URL of the server to ask."""
 
 config_option = click.option(
     "--config",
@@ -23,6 +28,21 @@ config_option = click.option(
     default=Path("standby.toml"),
     show_default=True,
     help="The configuration, or its folder; STANDBY_CONFIG names another default.",
+)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    context.meta[SERVER] = value or ""
+
+
+server_option = click.option(
+    "--server",
+    metavar="URL",
+    envvar="STANDBY_SERVER",
+    expose_value=False,
+    callback=_remember,
+    help="Have the backup server there do it (its API) with the token STANDBY_TOKEN, which may be "
+    "file:PATH; no standby.toml is read. STANDBY_SERVER names a default.",
 )
 
 target_option = click.option(
@@ -42,8 +62,26 @@ def opened_server(config: Path) -> Iterator[BackupServer]:
 
 
 @contextlib.contextmanager
-def opened_replicas(config: Path, target: Path | None) -> Iterator[Replicas | AllReplicas]:
-    """The replicas of a configuration, or of a target folder alone."""
+def opened_backup(config: Path) -> Iterator[LocalServer | RemoteServer]:
+    """The backup server whose API `--server` names, else that of the configuration, here."""
+    url = click.get_current_context().meta.get(SERVER, "")
+    if url:
+        from standby.client import remote_server
+
+        with remote_server(url) as remote:
+            yield remote
+        return
+    from standby.server.local import LocalServer
+
+    with opened_server(config) as server:
+        yield LocalServer(server)
+
+
+@contextlib.contextmanager
+def opened_replicas(
+    config: Path, target: Path | None
+) -> Iterator[Replicas | AllReplicas | RemoteReplicas]:
+    """The replicas of a backup server, or of a target folder alone."""
     if target is not None:
         from standby.server.replicas import Replicas
 
@@ -53,5 +91,5 @@ def opened_replicas(config: Path, target: Path | None) -> Iterator[Replicas | Al
             )
         yield Replicas.of_folder(target)
         return
-    with opened_server(config) as server:
+    with opened_backup(config) as server:
         yield server.replicas

@@ -1,0 +1,161 @@
+"""`--server`: the command line by the API says what it says by itself."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from api.conftest import ServedSite
+from cli.conftest import Ended, Run
+from simulation.site import Site
+from standby.host.folder import new_machine
+from standby.units import MiB
+
+SAME = [
+    ("job", "list"),
+    ("job", "list", "--json"),
+    ("job", "plan", "job"),
+    ("job", "plan", "job", "--scan"),
+    ("job", "start", "job", "--dry-run", "--machine", "vm1"),
+    ("job", "start", "job", "--dry-run", "--machine", "vm9"),
+    ("job", "sessions"),
+    ("job", "sessions", "job", "--limit", "1", "--json"),
+    ("job", "sessions", "nightly"),
+    ("job", "report"),
+    ("job", "report", "--json"),
+    ("job", "report", "20200101T000000Z-0000"),
+    ("job", "next", "job"),
+    ("job", "next", "nightly"),
+    ("job", "alarms", "--json"),
+    ("job", "acknowledge", "job", "--json"),
+    ("job", "acknowledge", "nightly", "--json"),
+    ("job", "pause", "job", "--json"),
+    ("job", "stop", "job"),
+    ("replica", "list"),
+    ("replica", "show", "vm1"),
+    ("replica", "show", "vm2_replica", "--json"),
+    ("replica", "verify", "vm1_replica", "--json"),
+    ("replica", "verify", "vm1_replica", "--point", "20200101T000000Z-0000"),
+    ("replica", "failover", "vm1_replica", "--dry-run"),
+    ("replica", "undo-failover", "vm1_replica", "--dry-run"),
+    ("replica", "undo-failover", "vm1_replica", "--yes", "--json"),
+    ("replica", "permanent-failover", "vm1_replica", "--yes"),
+    ("replica", "power", "on", "vm1_replica"),
+]
+
+
+@pytest.fixture
+def remote(run: Run, replicated: ServedSite, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line by the API, as admin."""
+
+    def runs(*arguments: object, expect: int | None = 0) -> Ended:
+        with monkeypatch.context() as patch:
+            patch.setenv("STANDBY_TOKEN", replicated.tokens["admin"])
+            return run(*arguments, "--server", replicated.api.address, expect=expect)
+
+    return runs
+
+
+def plain(text: str) -> str:
+    """Without what changes from one second to the next."""
+    return re.sub(r'(free at the target: |"free_bytes": |"newest_age_s": ).*', r"\1", text)
+
+
+def test_every_command_says_the_same_by_the_api(
+    run: Run, remote: Run, replicated: ServedSite
+) -> None:
+    replicated.server.store.raise_alarm("rpo", "other", "vm1", "too old")
+    for arguments in SAME:
+        here = run(*arguments, "--config", replicated.site.config, expect=None)
+        there = remote(*arguments, expect=None)
+        assert there.code == here.code, (arguments, there.err)
+        assert plain(there.out) == plain(here.out), arguments
+        assert plain(there.err) == plain(here.err), arguments
+
+
+def test_start_waits_for_the_session_and_shows_its_report(
+    remote: Run, replicated: ServedSite
+) -> None:
+    replicated.site.write(2 * MiB, 64 * 1024)
+    with replicated.looped():
+        started = remote("job", "start", "job")
+        assert "vm1: done, restore point " in started.out
+        assert remote("job", "report").out == started.out
+        new_machine(replicated.site.folder / "source", "vm2", disks={"scsi:0:0": 4 * MiB})
+        done = remote("job", "start", "job", "--machine", "vm2", "--json").json
+        assert [item["machine"] for item in done["machines"]] == ["vm2"]
+        assert "known: vm1, vm2" in remote("job", "start", "job", "--machine", "x", expect=10).err
+
+
+def test_start_of_a_machine_that_fails_ends_as_without_a_server(
+    remote: Run, replicated: ServedSite
+) -> None:
+    replicated.site.disk().write_bytes(b"\0" * MiB)
+    with replicated.looped():
+        ended = remote("job", "start", "job", expect=16)
+    assert "vm1: failed" in ended.out
+
+
+def test_start_without_an_active_server_is_refused_and_queue_leaves_it(
+    remote: Run, replicated: ServedSite
+) -> None:
+    assert "--queue" in remote("job", "start", "job", expect=16).err
+    queued = remote("job", "start", "job", "--queue", "--json").json
+    assert queued["state"] == "queued"
+    assert "queued" in {item["state"] for item in replicated.get("/queue")["sessions"]}
+
+
+def test_failover_and_undo_by_the_api(remote: Run, replicated: ServedSite) -> None:
+    failed_over = remote("replica", "failover", "vm1_replica", "--yes")
+    assert "vm1_replica: failed over to " in failed_over.out
+    assert "failover" in remote("replica", "list").out
+    assert "ready again" in remote("replica", "undo-failover", "vm1_replica", "--yes").out
+
+
+def test_damage_is_found_and_healed_by_the_api(remote: Run, replicated: ServedSite) -> None:
+    damage(replicated.site)
+    assert "is damaged" in remote("replica", "verify", "vm1_replica", expect=13).err
+    healed = remote("replica", "verify", "vm1_replica", "--repair", "--json").json
+    assert healed["is_ok"]
+    assert healed["repairs"]
+
+
+def damage(site: Site) -> None:
+    """Flip bytes of the newest point's layer, in the middle of its file."""
+    point = site.replica().points()[-1]
+    path = site.folder / "target" / "vm1_replica" / point.disks[0].chain[0].file
+    with path.open("r+b") as file:
+        place = path.read_bytes().rfind(b"\x00" * 64) // 2
+        file.seek(place)
+        file.write(b"\xff")
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "code", "word"),
+    [
+        ("http://127.0.0.1:1", "x", 15, "refused"),
+        ("http://backup.example:9443", "x", 10, "clear"),
+        ("ftp://127.0.0.1", "x", 10, "URL"),
+        ("http://127.0.0.1:99999", "x", 10, "Port"),
+        ("", "standby-wrong", 15, "wrong"),
+        ("", "", 10, "STANDBY_TOKEN"),
+        ("", "file:nowhere", 10, "nowhere"),
+        ("", "a\nb", 10, "character"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(
+    run: Run,
+    served: ServedSite,
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+    token: str,
+    code: int,
+    word: str,
+) -> None:
+    monkeypatch.setenv("STANDBY_SERVER", url or served.api.address)
+    if token:
+        monkeypatch.setenv("STANDBY_TOKEN", token)
+    ended = run("job", "list", expect=code)
+    assert word in ended.err
+    assert not token or token == "x" or token not in ended.err or token.startswith("file:")
