@@ -495,7 +495,7 @@ def test_a_joined_task_is_not_pushed_aside_any_more(pair):
         session.source.start("rejoin", task="task", verb="send_disk"),
     ]
     (target,) = [role for role in pair.target.mover._roles if isinstance(role, TargetVerbs)]
-    while target._replicas["data:vm1_replica"].owner.is_gone:
+    while target.replicas.held("data:vm1_replica").owner.is_gone:
         pass
     other = pair.session(server="server2")
     with pytest.raises(ReplicaBusy):

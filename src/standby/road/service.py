@@ -432,7 +432,7 @@ class ServiceMover:
     def _adopt(self, owner: Owner, is_meant: Callable[[str, Collection[str]], bool]) -> None:
         for role in self._roles:
             if isinstance(role, TargetVerbs):
-                role.adopt(owner, is_meant)
+                role.replicas.adopt(owner, is_meant)
 
     def _leave(self, owner: Owner) -> list[str]:
         return self._ended(lambda theirs, name: theirs is owner)
@@ -444,7 +444,9 @@ class ServiceMover:
                 self._cancel(task.owner, task.name)
         closed = []
         for role in self._roles:
-            if isinstance(role, TargetVerbs | HostVerbs):
+            if isinstance(role, TargetVerbs):
+                closed += role.replicas.close_where(is_meant)
+            elif isinstance(role, HostVerbs):
                 closed += role.close_where(is_meant)
         for what in closed:
             self._log.say("closed", what=what)
@@ -483,7 +485,7 @@ class ServiceMover:
             closed += self._ended(lambda owner, session: owner.is_gone and owner.name in lost)
         for role in self._roles:
             if isinstance(role, TargetVerbs):
-                closed += role.close_where(
+                closed += role.replicas.close_where(
                     lambda owner, session: (
                         owner.gone_at is not None
                         and owner.name not in since
@@ -536,7 +538,10 @@ def _roles(
         made.append(target)
         made.append(
             ReplicaVerbs(
-                places=places, protect=config.protect, clock=clock, give_way=target.give_way
+                places=places,
+                protect=config.protect,
+                clock=clock,
+                give_way=target.replicas.give_way,
             )
         )
     if "repository" in config.roles:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +41,8 @@ from standby.road.connections import TO_TARGET, Connections, Errand, Spec
 from standby.road.lease import WriterLease
 from standby.road.merging import finish_merge, merge_oldest, pending_merge
 from standby.road.naming import READY
-from standby.road.owners import Owner, current_owner
-from standby.road.partial import PartialDisk, PartialSpec, SealedDisk
+from standby.road.open_replicas import OpenReplicas
+from standby.road.partial import PartialDisk, PartialSpec
 from standby.road.places import LOCAL_PLACES, Places, plain_name
 from standby.road.points import disk_of, newest_with, points_kept_by
 from standby.road.replica import ReplicaFolder
@@ -62,28 +60,6 @@ from standby.road.target_rules import load_target_rules
 from standby.road.telling import HeldDisk, held_disk, tell
 
 POINT_FORMAT = 1
-ENDING_TIMEOUT_S = 30.0
-"""How long tasks that were cut off may take to notice it."""
-
-
-@dataclass(slots=True)
-class _OpenReplica:
-    """A replica this mover writes; `receiving` are the tasks at it now."""
-
-    folder: ReplicaFolder
-    lease: WriterLease
-    owner: Owner
-    partials: dict[str, PartialDisk] = field(default_factory=dict)
-    sealed: dict[str, SealedDisk] = field(default_factory=dict)
-    receiving: set[str] = field(default_factory=set)
-
-    def close(self) -> None:
-        """Close every partial disk, whatever becomes of another one, and give the lease back."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.lease.release)
-            for partial in self.partials.values():
-                stack.callback(partial.close)
-            self.partials.clear()
 
 
 class TargetVerbs:
@@ -103,8 +79,7 @@ class TargetVerbs:
         self._clock = clock
         self._places = places
         self._protect = protect
-        self._replicas: dict[str, _OpenReplica] = {}
-        self._lock = threading.Condition()
+        self.replicas = OpenReplicas(connections)
         self._verbs: dict[str, Callable[..., Any]] = {
             "ping": lambda: "target",
             "find_replica": self.find_replica,
@@ -119,10 +94,10 @@ class TargetVerbs:
             "receive_disk": self.receive_disk,
             "commit_point": self.commit_point,
             "renew_ready": self.renew_ready,
-            "points": lambda path: target_state(self._open(path).folder).points,
+            "points": lambda path: target_state(self.replicas.get(path).folder).points,
             "older_trackers": self.older_trackers,
             "retire_points": self.retire_points,
-            "close_replica": self.close_replica,
+            "close_replica": self.replicas.close,
         }
 
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
@@ -137,53 +112,14 @@ class TargetVerbs:
                 raise
             raise ProtocolError("backup server", f"{verb}: {exc}") from exc
         except StandbyError:
-            replica = self._replicas.get(str(arguments.get("path", "")))
+            replica = self.replicas.held(str(arguments.get("path", "")))
             if replica is not None:
                 replica.lease.check()  # whoever took over may have cleared away what is missed
             raise
 
     def close(self) -> None:
         """Close every replica: partial disks keep what was acknowledged."""
-        self.close_where(lambda owner, session: True)
-
-    def close_where(
-        self, is_meant: Callable[[Owner, str], bool], *, only_idle: bool = False
-    ) -> list[str]:
-        """Close the replicas for whose (owner, session) that is true, their tasks cut off first
-        (`only_idle`: unless there are any); which, by their paths."""
-        with self._lock:
-            meant = [
-                path
-                for path, replica in self._replicas.items()
-                if is_meant(replica.owner, replica.lease.session)
-                and not (only_idle and replica.receiving)
-            ]
-        for path in meant:
-            with contextlib.suppress(StandbyError):
-                self.close_replica(path)  # else it is as a kill would have left it
-        return meant
-
-    def give_way(self, path: str) -> None:
-        """Close the replica if it was opened for a server that is away: somebody needs it."""
-        with self._lock:
-            held = self._replicas.get(path)
-        if held is not None and held.owner.is_away:
-            self.close_replica(path)
-
-    def adopt(self, owner: Owner, is_meant: Callable[[str, Collection[str]], bool]) -> None:
-        """The replicas for whose (session, tasks receiving) that is true are `owner`'s now."""
-        with self._lock:
-            for replica in self._replicas.values():
-                if is_meant(replica.lease.session, replica.receiving):
-                    replica.owner = owner
-
-    def _open(self, path: str) -> _OpenReplica:
-        try:
-            replica = self._replicas[path]
-        except KeyError:
-            raise ProtocolError("backup server", f"replica {path} is not open") from None
-        replica.owner = current_owner()  # a server that came back goes on with it
-        return replica
+        self.replicas.close_where(lambda owner, session: True)
 
     # --- prepare -----------------------------------------------------------------------------
 
@@ -225,7 +161,7 @@ class TargetVerbs:
             raise ReplicaMissing(name, expected, "the replica is not there")
         path = found.path
         text = self._places.text(path)
-        self._take_from(text, session, take_over)
+        self.replicas.take_from(text, session, take_over)
         make_folder_durably(path.parent)
         folder = ReplicaFolder(path, self._clock)
         folder.create(who, wanted)
@@ -245,19 +181,10 @@ class TargetVerbs:
         except BaseException:
             lease.release()
             raise
-        with self._lock:
-            self._replicas[text] = _OpenReplica(folder, lease, current_owner())
+        self.replicas.add(text, folder, lease)
         if state.newest:  # before that, what lies here was put here: a seed
             warnings.extend(f"unknown file {name} is left alone" for name in folder.unknown_files())
         return {"path": text, "state": state, "warnings": warnings}
-
-    def _take_from(self, path: str, session: str, take_over: bool) -> None:
-        """Close the replica where this very process holds it for a session that lost its server,
-        or whose server asks again: nobody else could give it back."""
-        with self._lock:
-            held = self._replicas.get(path)
-        if held is not None and (take_over or held.owner.is_gone or held.lease.session == session):
-            self.close_replica(path)
 
     def _renew_if_behind(self, folder: ReplicaFolder, lease: WriterLease) -> None:
         newest = folder.newest()
@@ -269,13 +196,13 @@ class TargetVerbs:
 
     def register_disks(self, path: str, disks: list[dict[str, Any]]) -> None:
         """Keep the disk ids of this session in replica.json (RULES 1)."""
-        replica = self._open(path)
+        replica = self.replicas.get(path)
         replica.lease.update(disks=tuple(msgspec.convert(disks, list[ReplicaDisk])))
 
     def map_machine(self, path: str, folder: str) -> dict[str, Any]:
         """Make the disks of the VM in `folder`, below the target's root, the first point as they
         are (RULES 16): those at the places of the replica's disks."""
-        replica = self._open(path)
+        replica = self.replicas.get(path)
         root = replica.folder.path.parent
         machine = mapped_machine(root, folder)
         home = root / machine.folder
@@ -365,7 +292,7 @@ class TargetVerbs:
         """Make or resume the partial disk of a point; what it holds already. `copy`: a new base
         from what the newest point holds; `seed`: from the file the user put here, which may be
         called `seed_name`."""
-        replica = self._open(path)
+        replica = self.replicas.get(path)
         _check_names(disk_id, seed_name)
         if not naming.is_point_id(point):
             raise ProtocolError("backup server", f"{point!r} is no id of a restore point")
@@ -428,42 +355,38 @@ class TargetVerbs:
     ) -> dict[str, Any]:
         """Receive one disk over a data connection; seal it when all of it reads back right."""
         try:
-            replica = self._open(path)
+            replica = self.replicas.get(path)
             key, generation = self._key_of(replica.folder), replica.lease.generation
         except BaseException:
             self._connections.abandon(connection)
             raise
         errand = Errand(task, TO_TARGET, disk_id, key, generation)
-        with self._lock:
-            replica.receiving.add(task)
-        try:
-            with self._connections.take(connection, errand) as (link, ring):
-                partial = replica.partials[disk_id]
-                proxy = TargetProxy(
-                    task,
-                    replica.folder.name,
-                    partial,
-                    partial.spec.virtual_size,
-                    link,
-                    ring,
-                    verify_writes=verify_writes,
-                    check_lease=replica.lease.check,
-                )
-                counters = proxy.run()
-                killpoints.reach("verified")
-                sealed = partial.seal()
-                replica.sealed[disk_id] = sealed
-                return {
-                    "root": sealed.root.hex(),
-                    "written": counters.written,
-                    "zeroed": counters.zeroed,
-                    "resent_blocks": counters.resent_blocks,
-                    "busy_s": counters.busy_s,
-                }
-        finally:
-            with self._lock:
-                replica.receiving.discard(task)
-                self._lock.notify_all()
+        with (
+            self.replicas.receiving(path, task),
+            self._connections.take(connection, errand) as (link, ring),
+        ):
+            partial = replica.partials[disk_id]
+            proxy = TargetProxy(
+                task,
+                replica.folder.name,
+                partial,
+                partial.spec.virtual_size,
+                link,
+                ring,
+                verify_writes=verify_writes,
+                check_lease=replica.lease.check,
+            )
+            counters = proxy.run()
+            killpoints.reach("verified")
+            sealed = partial.seal()
+            replica.sealed[disk_id] = sealed
+            return {
+                "root": sealed.root.hex(),
+                "written": counters.written,
+                "zeroed": counters.zeroed,
+                "resent_blocks": counters.resent_blocks,
+                "busy_s": counters.busy_s,
+            }
 
     # --- commit ------------------------------------------------------------------------------
 
@@ -480,7 +403,7 @@ class TargetVerbs:
         changed_bytes: int,
     ) -> None:
         """Make the restore point of the sealed disks, whose roots must be the source's."""
-        replica = self._open(path)
+        replica = self.replicas.get(path)
         if not naming.is_point_id(point):
             raise ProtocolError("backup server", f"{point!r} is no id of a restore point")
         sealed = {}
@@ -537,13 +460,13 @@ class TargetVerbs:
     def older_trackers(self, path: str) -> list[str]:
         """Tracker ids in every point but the newest: of no use any more, also those that a killed
         session did not come to give up."""
-        points = self._open(path).folder.points()
+        points = self.replicas.get(path).folder.points()
         found = [{disk.tracker_id for disk in point.disks if disk.tracker_id} for point in points]
         return sorted(set().union(*found[:-1]) - found[-1]) if found else []
 
     def renew_ready(self, path: str) -> dict[str, str]:
         """A new ready layer above the newest point; {place: file, relative to the replica}."""
-        replica = self._open(path)
+        replica = self.replicas.get(path)
         newest = replica.folder.newest()
         if newest is None:
             return {}
@@ -555,7 +478,7 @@ class TargetVerbs:
     def retire_points(self, path: str, keep: int) -> dict[str, Any]:
         """Merge oldest points away until `keep` are left, never against the target's own rules
         (RULES 17); what is left, and why it may be more."""
-        replica = self._open(path)
+        replica = self.replicas.get(path)
         folder = replica.folder
         rules = load_target_rules(folder.path.parent, self._protect)
         warnings: list[str] = []
@@ -580,19 +503,6 @@ class TargetVerbs:
                 )
                 break
         return {"points": target_state(folder).points, "warnings": warnings}
-
-    def close_replica(self, path: str) -> None:
-        """Give the replica back, its tasks cut off; partial disks keep what was acknowledged."""
-        with self._lock:
-            replica = self._replicas.pop(path, None)
-            if replica is None:
-                return
-            for task in replica.receiving:
-                self._connections.cancel(task)
-            if not self._lock.wait_for(lambda: not replica.receiving, ENDING_TIMEOUT_S):
-                self._replicas[path] = replica
-                raise ReplicaBusy(replica.folder.name, "its tasks hang and cannot be ended")
-        replica.close()
 
 
 def _check_names(disk_id: str, seed_name: str) -> None:

@@ -1,0 +1,132 @@
+"""The replicas a target mover has open as their writer: found, handed on, closed with their tasks.
+
+Each is one session's at a time. A service mover keeps what a server that is away had opened, and
+gives it to the next one that asks for it, or closes it (`close_where`)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+from standby.errors import ProtocolError, ReplicaBusy, StandbyError
+from standby.road.connections import Connections
+from standby.road.lease import WriterLease
+from standby.road.owners import Owner, current_owner
+from standby.road.partial import PartialDisk, SealedDisk
+from standby.road.replica import ReplicaFolder
+
+ENDING_TIMEOUT_S = 30.0
+"""How long tasks that were cut off may take to notice it."""
+
+
+@dataclass(slots=True)
+class OpenReplica:
+    """A replica this mover writes; `receiving` are the tasks at it now."""
+
+    folder: ReplicaFolder
+    lease: WriterLease
+    owner: Owner
+    partials: dict[str, PartialDisk] = field(default_factory=dict)
+    sealed: dict[str, SealedDisk] = field(default_factory=dict)
+    receiving: set[str] = field(default_factory=set)
+
+    def close(self) -> None:
+        """Close every partial disk, whatever becomes of another one, and give the lease back."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.lease.release)
+            for partial in self.partials.values():
+                stack.callback(partial.close)
+            self.partials.clear()
+
+
+class OpenReplicas:
+    """By their paths, as verbs call them. Thread-safe."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._replicas: dict[str, OpenReplica] = {}
+        self._lock = threading.Condition()
+
+    def held(self, path: str) -> OpenReplica | None:
+        """The replica if it is open."""
+        with self._lock:
+            return self._replicas.get(path)
+
+    def get(self, path: str) -> OpenReplica:
+        """The replica, which belongs to whoever asks for it now: a server that came back goes on
+        with it. ProtocolError when it is not open."""
+        replica = self.held(path)
+        if replica is None:
+            raise ProtocolError("backup server", f"replica {path} is not open")
+        replica.owner = current_owner()
+        return replica
+
+    def add(self, path: str, folder: ReplicaFolder, lease: WriterLease) -> None:
+        """It was opened, for whoever asks now."""
+        with self._lock:
+            self._replicas[path] = OpenReplica(folder, lease, current_owner())
+
+    @contextlib.contextmanager
+    def receiving(self, path: str, task: str) -> Iterator[OpenReplica]:
+        """The replica, which `close` ends the task at before it closes it."""
+        replica = self.get(path)
+        with self._lock:
+            replica.receiving.add(task)
+        try:
+            yield replica
+        finally:
+            with self._lock:
+                replica.receiving.discard(task)
+                self._lock.notify_all()
+
+    def take_from(self, path: str, session: str, take_over: bool) -> None:
+        """Close the replica where this very process holds it for a session that lost its server,
+        or whose server asks again: nobody else could give it back."""
+        held = self.held(path)
+        if held is not None and (take_over or held.owner.is_gone or held.lease.session == session):
+            self.close(path)
+
+    def give_way(self, path: str) -> None:
+        """Close the replica if it was opened for a server that is away: somebody needs it."""
+        held = self.held(path)
+        if held is not None and held.owner.is_away:
+            self.close(path)
+
+    def adopt(self, owner: Owner, is_meant: Callable[[str, Collection[str]], bool]) -> None:
+        """The replicas for whose (session, tasks receiving) that is true are `owner`'s now."""
+        with self._lock:
+            for replica in self._replicas.values():
+                if is_meant(replica.lease.session, replica.receiving):
+                    replica.owner = owner
+
+    def close_where(
+        self, is_meant: Callable[[Owner, str], bool], *, only_idle: bool = False
+    ) -> list[str]:
+        """Close the replicas for whose (owner, session) that is true, their tasks cut off first
+        (`only_idle`: unless there are any); which, by their paths."""
+        with self._lock:
+            meant = [
+                path
+                for path, replica in self._replicas.items()
+                if is_meant(replica.owner, replica.lease.session)
+                and not (only_idle and replica.receiving)
+            ]
+        for path in meant:
+            with contextlib.suppress(StandbyError):
+                self.close(path)  # else it is as a kill would have left it
+        return meant
+
+    def close(self, path: str) -> None:
+        """Give the replica back, its tasks cut off; partial disks keep what was acknowledged."""
+        with self._lock:
+            replica = self._replicas.pop(path, None)
+            if replica is None:
+                return
+            for task in replica.receiving:
+                self._connections.cancel(task)
+            if not self._lock.wait_for(lambda: not replica.receiving, ENDING_TIMEOUT_S):
+                self._replicas[path] = replica
+                raise ReplicaBusy(replica.folder.name, "its tasks hang and cannot be ended")
+        replica.close()
