@@ -13,6 +13,8 @@ from typing import Any
 import standby
 from road.plain import Machine, PlainPeer
 from simulation.site import Site
+from standby.errors import LinkError
+from standby.road.target_host import TargetVerbs
 from standby.server.config import MoverConfig
 from standby.wire.link import Link
 
@@ -70,9 +72,10 @@ HOMES = {"hv1": "source", "px1": "source", "px2": "source", "repo": "repository"
 
 class CuttableMachine(Machine):
     """A machine whose data links can be cut, or that is gone altogether, when one of the links it
-    makes has sent `cut_after` bytes; once."""
+    makes has sent `cut_after` bytes; once. `cuts` False: then only `on_cut` is called."""
 
     cut_after = 0
+    cuts = True
     on_cut: Callable[[], None] | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -96,7 +99,8 @@ class CuttableMachine(Machine):
             original(message, *payload)
             if self.cut_after and link.sent_bytes >= self.cut_after:
                 self.cut_after = 0
-                link.shutdown()
+                if self.cuts:
+                    link.shutdown()
                 if self.on_cut is not None:
                     self.on_cut()
 
@@ -115,6 +119,8 @@ class SeveralSite(Site):
 
     def __init__(self, folder: Path, restore_points: int = 7, more: str = "") -> None:
         super().__init__(folder, restore_points, more)
+        self.control: list[Link] = []
+        self.is_cut_off = False
         self.machines = {name: self.make_mover(name) for name in ROLES}
         movers = "\n".join(
             f'[movers.{name}]\naddress = "{machine.listener.address}"'
@@ -131,7 +137,32 @@ class SeveralSite(Site):
 
     def link(self, mover: MoverConfig) -> Link:
         """A control connection to whoever listens for that mover now."""
-        return self.machines[mover.name].server_link("server")
+        if self.is_cut_off:
+            raise LinkError(mover.name, "no route to host")
+        link = self.machines[mover.name].server_link("server")
+        self.control.append(link)
+        return link
+
+    def cut_off_server(self) -> None:
+        """The server's own network is gone: every control link ends, none can be made."""
+        self.is_cut_off = True
+        for link in self.control:
+            link.shutdown()
+
+    def open_replicas(self) -> list[str]:
+        """Replicas that some mover is the writer of now."""
+        return [
+            path
+            for machine in self.machines.values()
+            for role in machine.mover._roles
+            if isinstance(role, TargetVerbs)
+            for path in role.replicas._replicas
+        ]
+
+    def running_tasks(self) -> list[str]:
+        """Tasks that some mover is at now."""
+        tasks = [task for machine in self.machines.values() for task in machine.mover._tasks]
+        return [task.name for task in tasks if task.is_running]
 
     def server(self) -> standby.BackupServer:
         """The backup server, in this process."""

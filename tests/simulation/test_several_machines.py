@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from cli.processes import wait_until
 from simulation.several import SeveralSite
 from standby.units import MiB
 
@@ -59,7 +62,7 @@ def test_a_dropped_data_link_costs_at_most_a_few_batches(big):
     for name in ("px1", "px2"):
         big.machines[name].cut_after = 48 * MiB
     report = big.run()
-    assert report.outcome == "done", report.machines[0].error
+    assert report.machines[0].outcome == "done", report.machines[0].error
     assert retries(report) == 2
     assert data_bytes(big) < 1.05 * 96 * MiB + MiB
     assert big.check_points() == 1
@@ -71,7 +74,7 @@ def test_a_proxy_that_vanishes_gives_its_disk_to_the_other(big):
     machine.cut_after = 48 * MiB
     machine.on_cut = machine.vanish
     report = big.run()
-    assert report.outcome == "done", report.machines[0].error
+    assert report.machines[0].outcome == "done", report.machines[0].error
     (disk,) = report.machines[0].disks
     assert (disk.retries, disk.proxy) == (1, "px2")
     assert data_bytes(big) < 1.05 * 96 * MiB + MiB
@@ -89,3 +92,88 @@ def test_a_target_that_vanishes_gives_its_replica_to_the_other(big):
     assert big.replica().record().generation == 2
     assert big.check_points() == 1
     big.check_nothing_leaked()
+
+
+# --- the server and its links ----------------------------------------------------------------
+
+
+def check_nothing_is_held(site, server):
+    """No replica is open, no task runs, no slot is taken."""
+    wait_until(lambda: not site.running_tasks(), "tasks ended")
+    wait_until(lambda: not site.open_replicas(), "replicas were closed")
+    used = server.crews.resources.usage()
+    assert (used.running, used.waiting) == (0, 0)
+
+
+def test_a_stopped_session_leaves_nothing_and_the_same_server_goes_on(big):
+    with big.server() as server:
+
+        def stop():
+            (report,) = server.store.unfinished_sessions()
+            server.store.ask_to_stop(report.id)
+
+        big.machines["px1"].cuts = big.machines["px2"].cuts = False
+        for name in ("px1", "px2"):
+            big.machines[name].cut_after = 48 * MiB
+            big.machines[name].on_cut = stop
+        stopped = server.start("job")
+        assert stopped.outcome == "interrupted", stopped.machines[0]
+        assert server.store.open_intents() == []
+        check_nothing_is_held(big, server)
+        for name in ("px1", "px2"):
+            big.machines[name].cut_after = 0
+        again = server.start("job")
+        check_nothing_is_held(big, server)
+    big.remember(again)
+    assert again.outcome == "done", again.machines[0].error
+    assert again.machines[0].disks[0].mode == "resume"
+    assert big.check_points() == 1
+    big.check_nothing_leaked()
+
+
+def test_a_transfer_goes_on_while_the_server_is_cut_off_and_is_joined(big):
+    for name in ("px1", "px2"):
+        big.machines[name].cuts = False
+        big.machines[name].cut_after = 24 * MiB
+        big.machines[name].on_cut = big.cut_off_server
+    with big.server() as server:
+        report = {}
+        session = threading.Thread(target=lambda: report.update(it=server.start("job")))
+        session.start()
+        wait_until(lambda: big.is_cut_off, "the server was cut off")
+        wait_until(lambda: not big.running_tasks(), "the transfer ended without the server")
+        assert session.is_alive()
+        big.is_cut_off = False
+        session.join(60)
+        check_nothing_is_held(big, server)
+    done = report["it"]
+    big.remember(done)
+    assert done.machines[0].outcome == "done", done.machines[0]
+    assert retries(done) == 0
+    assert data_bytes(big) < 1.05 * 96 * MiB + MiB
+    assert big.check_points() == 1
+    big.check_nothing_leaked()
+
+
+def test_a_mover_that_was_restarted_begins_its_disk_anew(tmp_path):
+    site = SeveralSite(tmp_path / "site", more='proxies = ["px1"]')
+    site.add_machine(sizes=(128 * MiB,))
+    site.write(0, 96 * MiB)
+    old = site.machines["px1"]
+
+    def restart():
+        old.vanish()
+        site.machines["px1"] = site.make_mover("px1")
+
+    old.cut_after, old.on_cut = 48 * MiB, restart
+    report = site.run()
+    assert report.machines[0].outcome == "done", report.machines[0].error
+    (disk,) = report.machines[0].disks
+    assert (disk.retries, disk.proxy) == (1, "px1")
+    (warning,) = report.machines[0].warnings
+    assert warning.startswith("disk scsi:0:0: px1 was lost (")
+    assert warning.endswith("; it went on through px1")
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
+    old.mover.close()
+    site.close()

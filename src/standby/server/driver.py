@@ -416,24 +416,29 @@ class MachineDriver:
     ) -> dict[str, str]:
         """Send every disk; the digest roots as the source computed them, hex, by disk id."""
         reports = {report.disk_id: report for report in self.report.disks}
+        transfer = Transfer(
+            self.context,
+            self.machine,
+            self.crew,
+            self._path,
+            self.key,
+            journey.point,
+            journey.checkpoint,
+            reports,
+            journey.generation,
+            replan,
+            self._book,
+            dict(journey.senders) if self._journey is not None else {},
+        )
         try:
-            return Transfer(
-                self.context,
-                self.machine,
-                self.crew,
-                self._path,
-                self.key,
-                journey.point,
-                journey.checkpoint,
-                reports,
-                journey.generation,
-                replan,
-                self._book,
-                dict(journey.senders) if self._journey is not None else {},
-            ).run(journey.plans, self._checkpoint_started)
+            return transfer.run(journey.plans, self._checkpoint_started)
         finally:
             self._book.drop()
             for disk in reports.values():
+                lost = "; ".join(dict.fromkeys(transfer.losses.get(disk.place, ())))
+                if lost:
+                    on = f"; it went on through {disk.proxy}" if disk.proxy else ""
+                    self.report.warnings.append(f"disk {disk.place}: {lost}{on}")
                 if disk.resent_blocks:
                     self._alarm(
                         "read-back",

@@ -43,8 +43,10 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
         if again is None:
             break
         driver = again
+    if went_on and proxy:
+        went_on[-1] += f"; through target proxy {proxy}"
     report = _healed(context, machine, lend, driver)
-    report.warnings.extend(dict.fromkeys(went_on))
+    report.warnings = list(dict.fromkeys([*report.warnings, *went_on]))
     return report
 
 

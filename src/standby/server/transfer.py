@@ -72,6 +72,8 @@ class Transfer:
         self._book = book
         self._running = dict(running or {})
         self._senders: dict[str, Handle] = {}
+        self.losses: dict[str, list[str]] = {}
+        """By controller place: who was lost while the disk was sent, and why."""
         self._files = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
 
     def run(self, plans: Mapping[str, DiskPlan], started: float) -> dict[str, str]:
@@ -148,6 +150,7 @@ class Transfer:
         if self._context.is_cancelled.is_set() or crew.is_broken:
             raise error
         again = self._replan(plan.place)  # fails where the target is the trouble
+        self.losses.setdefault(plan.place, []).append(f"{proxy} was lost ({error})")
         report = self._reports[plan.disk_id]
         report.retries += 1
         report.reason = f"{report.reason}; went on after: {error}"
