@@ -183,6 +183,7 @@ class Road:
             self.movers = Movers(folder, plain=kind == PLAIN, compression=compression)
         self.disk = disk
         self.source = self.installation.add_machine("web01", disk)
+        self.source.unlink()
         self.server: standby.BackupServer | None = None
         self.spent = Spent()
         self.steps_s: dict[str, list[float]] = {}
@@ -196,16 +197,20 @@ class Road:
         if self.movers is not None:
             self.movers.close()
 
-    def begin(self, *, empty: bool) -> None:
-        """Movers running that have done nothing yet; `empty`: no replica, the VM's first state."""
+    def empty(self) -> None:
+        """End what runs, and leave no disk: the place may be memory, which must do for one road."""
         self.close()
-        if empty:
-            for name in ("recovery", "repository"):
-                shutil.rmtree(self.folder / name)
-                (self.folder / name).mkdir()
-            for path in self.folder.glob("*.sqlite*"):
-                path.unlink()
-            copy(self.disk, self.source)
+        self.source.unlink(missing_ok=True)
+        for name in ("recovery", "repository"):
+            shutil.rmtree(self.folder / name)
+            (self.folder / name).mkdir()
+        for path in self.folder.glob("*.sqlite*"):
+            path.unlink()
+
+    def begin(self) -> None:
+        """The VM's first state, no replica, and movers that have done nothing yet."""
+        self.empty()
+        copy(self.disk, self.source)
         warm(self.source)
         begun = time.perf_counter()
         if self.movers is not None:
@@ -229,6 +234,7 @@ class Road:
         for step, seconds in report.machines[0].steps_s.items():
             self.steps_s.setdefault(step, []).append(seconds)
         must_be_equal(self.source, self.installation.newest_layer("web01"))
+        self.empty()
 
     def forget(self) -> None:
         """Begin to measure anew."""
@@ -280,13 +286,13 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
 
     def first(kind: str) -> Contender:
         road = roads[kind]
-        return Contender(kind, road.run, lambda: road.begin(empty=True), road.check)
+        return Contender(kind, road.run, lambda: road.begin(), road.check)
 
     def day(kind: str) -> Contender:
         road = roads[kind]
 
         def prepare() -> None:
-            road.begin(empty=True)
+            road.begin()
             assert road.server is not None
             must_be_done(session(road.server).value)
             write_pieces(road.source, pieces)
@@ -333,7 +339,8 @@ def _note(report: Report, roads: dict[str, Road], what: str) -> None:
             told = ", ".join(f"{step} {_middle(taken):.3f}" for step, taken in road.steps_s.items())
             cpu = _middle(road.spent.cpu_s)
             report.notes.append(
-                f"{what}, {kind}: {cpu:.2f} s of processor; movers started in {started:.2f} s; {told}"
+                f"{what}, {kind}: {cpu:.2f} s of processor; movers started in {started:.2f} s; "
+                f"{told}"
             )
         road.forget()
 
