@@ -34,7 +34,7 @@ class TaskMove:
 def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
     """The ids in lists for one statement each."""
     for start in range(0, len(ids), BATCH):
-        yield statements.padded(ids[start : start + BATCH])
+        yield list(ids[start : start + BATCH])
 
 
 class TaskDispatch:
@@ -173,7 +173,8 @@ class TaskDispatch:
         self, moves: Iterable[TaskMove], tasks: Collection[str]
     ) -> tuple[list[TaskRun], list[TaskRun]]:
         """What `move_tasks` and then `claim_tasks` of all `tasks` do, in one transaction: the
-        turn of a dispatcher, who notes what has ended and takes what begins in its place."""
+        turn of a dispatcher, who notes what has ended and takes what begins in its place. The
+        claimed ones are in no order."""
         moves = list(moves)
         with self._database.writing(is_durable=False, wakes=bool(moves)) as connection:
             self._lease.guard(connection)
@@ -185,9 +186,12 @@ class TaskDispatch:
             found: dict[str, TaskRun] = {}
             for alike in together.values():
                 found |= self._moved(connection, alike, now)
-            wanted = self._of_these(connection, len(tasks), None, tasks, now) if tasks else []
-            taken = self._taken(connection, wanted, now)
-        return [found[move.task] for move in moves], taken
+            taken: dict[str, TaskRun] = {}
+            for batch in _batches(sorted(tasks)):
+                values = {"tasks": batch, "now": now, **self._me()}
+                rows = connection.execute(statements.TAKE_NAMED, values)
+                taken.update((row.id, task_of(row)) for row in rows)
+        return [found[move.task] for move in moves], list(taken.values())
 
     def _moved(
         self, connection: sa.Connection, moves: Sequence[TaskMove], now: str
