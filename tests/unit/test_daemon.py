@@ -85,6 +85,8 @@ class Runner:
         self.gate: threading.Event | None = None
         self.begun = threading.Semaphore(0)
         self.stopped_machines: set[str] = set()
+        self.stopped_sessions: set[str] = set()
+        self.leading: list[object] = []
 
     def machines(self, job: object) -> list[Machine]:
         if self.host_error is not None:
@@ -107,7 +109,7 @@ class Runner:
         if self.host_error is not None:
             raise self.host_error
         while self.gate is not None and not self.gate.wait(0.005):
-            if self.store.is_asked_to_stop(session):
+            if self.store.is_asked_to_stop(session) or session in self.stopped_sessions:
                 break
         is_stopped = self.store.is_asked_to_stop(session)
         for name in machines if machines is not None else self.names:
@@ -122,6 +124,16 @@ class Runner:
         self.store.save_session(report)
         return report
 
+    def stop_session(self, session: str) -> bool:
+        self.stopped_sessions.add(session)
+        return True
+
+    def lead(self, lease: object) -> None:
+        self.leading.append(lease)
+
+    def abandon(self) -> None:
+        self.leading.append("abandoned")
+
     def stop_machine(self, session: str, machine: str) -> bool:
         self.stopped_machines.add(machine)
         return True
@@ -135,7 +147,6 @@ class Site:
         self.clock = clock
         self.given = given
         self.published: list[tuple[str, dict[str, Any]]] = []
-        self.rejoined: list[str] = []
         self.daemons: list[Daemon] = []
         self.open()
 
@@ -144,7 +155,6 @@ class Site:
         self.daemon = Daemon(
             self.runner,
             publish=lambda event, payload: self.published.append((event, payload)),
-            rejoin=lambda run, task: task.machine in self.rejoined,
         )
         self.daemons.append(self.daemon)
         assert self.daemon.acquire()
@@ -520,19 +530,6 @@ def test_what_a_dead_server_had_begun_is_gone_on_with(made: Callable[..., Site])
     assert site.runs()[0].state is S.DONE
 
 
-def test_transfers_that_still_run_are_joined_and_not_begun_again(
-    made: Callable[..., Site],
-) -> None:
-    site = made(nightly=NIGHTLY)
-    run = site.at_work(hours=8)
-    site.die()
-    site.rejoined = ["web01"]
-    site.open()
-    site.step()
-    assert site.runner.started == [("nightly", ("db01",))]
-    assert site.states(run) == {"web01": T.RUNNING, "db01": T.DONE}
-
-
 def test_of_two_servers_one_acts_and_a_fenced_one_says_so(made: Callable[..., Site]) -> None:
     site = made(nightly=NIGHTLY)
     second = Daemon(site.runner)
@@ -571,6 +568,8 @@ def test_a_server_that_lost_its_lease_ends_its_sessions_and_says_so(tmp_path: Pa
     assert "held by b" in str(raised[0])
     (run_now,) = runner.store.queue.last_sessions("nightly")
     assert run_now.state is S.RUNNING  # the other server's to adopt
+    assert runner.leading == [daemon._lease, "abandoned"]
+    assert runner.stopped_sessions == {run_now.id}  # nothing was written for that
     runner.store.close()
 
 

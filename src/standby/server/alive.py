@@ -2,7 +2,9 @@
 
 A session holds the lock of its job (`store.job_lock`) as long as its process lives: whoever gets
 that lock knows that nothing of the job is alive. A session that a backup server has in its queue
-begins the same way, so that `standby job start` and a server never run one job twice.
+begins the same way, so that `standby job start` and a server never run one job twice. Only a server
+that hangs may keep that lock from the one that took over from it, which then goes on without: the
+one that hangs is fenced, by its lease and replica by replica.
 """
 
 from __future__ import annotations
@@ -13,27 +15,32 @@ from collections.abc import Collection, Iterator, Mapping
 from standby.clock import Clock
 from standby.errors import JobBusy, UnknownName
 from standby.ports import Host
-from standby.server.store import JobLock, Store
+from standby.server.store import JobLock, ServerLease, Store
 
 
 class Alive:
     """The sessions whose state is in one database."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, lease: ServerLease | None = None) -> None:
+        """`lease` is that of the active server, where this is its process."""
         self._store = store
         self._clock = clock
+        self._lease = lease
+        self._hung: set[str] = set()
 
     def lock(self, job: str) -> JobLock:
         """The job's lock, not taken."""
         return self._store.job_lock(job)
 
     @contextlib.contextmanager
-    def one_session(self, job: str, take_over: bool) -> Iterator[bool]:
-        """One session per job at a time, across processes; ends with the process. With `take_over`
-        a second one may run beside one that hangs, and fences it replica by replica; False then."""
+    def one_session(self, job: str, take_over: bool) -> Iterator[tuple[bool, bool]]:
+        """One session per job at a time, across processes; ends with the process. (True, False),
+        or (True, True) where a server that is fenced hangs with the job's lock. With `take_over` a
+        second one may run beside one that hangs, and fences it replica by replica: False then."""
         lock = self.lock(job)
         is_alone = lock.acquire()
-        if not is_alone and not take_over:
+        is_hung = not is_alone and self._is_of_fenced(job)
+        if not is_alone and not is_hung and not take_over:
             raise JobBusy(
                 job,
                 "a session is running already",
@@ -41,9 +48,27 @@ class Alive:
                 "--take-over",
             )
         try:
-            yield is_alone
+            yield is_alone or is_hung, is_hung
         finally:
             lock.release()
+
+    def _is_of_fenced(self, job: str) -> bool:
+        """Whether whoever has the job's lock is a server from which this one took over: all that is
+        unfinished of the job belongs to sessions that this one adopted."""
+        if self._lease is None:
+            return False
+        mine = (self._lease.server, self._lease.generation)
+        found = [report.id for report in self._store.unfinished_sessions() if report.job == job]
+        for report in found:
+            try:
+                run = self._store.queue.session(report.partition(".")[0])
+            except UnknownName:  # of a command line, which nobody fences
+                return False
+            if (run.server, run.generation) != mine:
+                return False
+        if found:
+            self._hung.add(job)
+        return job in self._hung
 
     def end_dead_sessions(self, ours: str) -> None:
         """Say of sessions without an end that they were interrupted, where they are not alive. The

@@ -57,3 +57,9 @@ class SessionContext:
     """The same by the VM they are at."""
     stopped: set[str] = field(default_factory=set)
     """VMs that are to end, or not to begin."""
+
+    def cut(self) -> None:
+        """End all work of the session, now; what was transferred is kept."""
+        self.is_cancelled.set()
+        for crew in list(self.crews):
+            crew.cut()

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from standby.clock import new_token
-from standby.errors import StandbyError
+from standby.errors import ServerFenced, StandbyError
 from standby.model.report import SessionReport
-from standby.model.session import SESSION_ENDS, Reason, SessionRun, SessionState, TaskRun, TaskState
+from standby.model.session import SESSION_ENDS, Reason, SessionRun, SessionState, TaskState
 from standby.server.daemon_requests import handle_request
 from standby.server.daemon_sessions import Intent, Runner, RunningSession, Work, settled
 from standby.server.due import DueTimes
@@ -33,9 +33,6 @@ GRACE_S = 60.0
 """How long sessions may take to end when the server does."""
 MAX_SESSIONS = 16
 
-Rejoin = Callable[[SessionRun, TaskRun], bool]
-"""Asked for each VM that was at work when another server ended: whether its transfers still run
-and were joined. Where not, the VM is attempted again, and goes on from what was transferred."""
 Publish = Callable[[str, dict[str, object]], None]
 """Told of every 'result' and 'alarm', with what is to be said about it."""
 
@@ -49,7 +46,6 @@ class Daemon:
         *,
         log: Log | None = None,
         address: str = "",
-        rejoin: Rejoin = lambda run, task: False,
         publish: Publish = lambda event, payload: None,
         on_ready: Callable[[bool], None] = lambda is_active: None,
         max_sessions: int = MAX_SESSIONS,
@@ -62,18 +58,18 @@ class Daemon:
         self.log = log or Log()
         self.id = f"{platform.node()}:{os.getpid()}:{new_token(3)}"
         self._queue = runner.store.queue
-        self._rejoin = rejoin
         self._publish = publish
         self._on_ready = on_ready
         self._max_sessions = max_sessions
         self._lease = runner.store.lease(self.id, address=address, duration_s=lease_s)
+        self._store = runner.store.guarded(self._lease)
         self._wakeups = runner.store.wakeups()
         self._stopping = threading.Event()
         self._lost: StandbyError | None = None
         self._running: dict[str, RunningSession] = {}
         self._lock = threading.Lock()
         self._due = DueTimes(runner)
-        self._rpo = RpoWatch(runner, self.log, self._wakeups.wake)
+        self._rpo = RpoWatch(runner, self._store, self.log, self._wakeups.wake)
         self._last_alarm = max((alarm.id for alarm in runner.store.alarms()), default=0)
 
     # --- from other threads ------------------------------------------------------------------
@@ -141,13 +137,15 @@ class Daemon:
 
     def _lose(self, error: StandbyError) -> None:
         self._lost = error
+        self.runner.abandon()
         self.stop()
 
     def begin(self) -> None:
         """Being the active server, go on with what the last one had begun."""
         self.log.info(f"active as {self.id}, generation {self._lease.generation}")
         dispatch = self.runner.store.dispatch(self._lease)
-        self._work = Work(self.runner, dispatch, self.log, self._report, self._ended)
+        self._work = Work(self.runner, self._store, dispatch, self.log, self._report, self._ended)
+        self.runner.lead(self._lease)
         self._adopt(dispatch)
 
     def end(self) -> None:
@@ -155,6 +153,7 @@ class Daemon:
         self._stopping.set()
         self._end_sessions()
         if self._lost is None:
+            self.runner.lead(None)
             self._lease.release()
 
     def _round(self) -> float:
@@ -162,7 +161,7 @@ class Daemon:
         try:
             next_at = self.step()
         except StandbyError as exc:
-            if not self._lease.is_held:
+            if isinstance(exc, ServerFenced) or not self._lease.is_held:
                 self._lose(exc)
                 return 0.0
             self.log.error(f"cannot go on now: {exc}")
@@ -232,6 +231,7 @@ class Daemon:
             priority=self.runner.config.job(job).priority,
             asked_by="schedule",
             after=called_by,
+            lease=self._lease,
         )
 
     def _give_up_retries(self, run: SessionRun) -> None:
@@ -364,8 +364,7 @@ class Daemon:
     def _adopt(self, dispatch: Dispatch) -> None:
         """Go on with the sessions of the last active server."""
         for run, tasks in dispatch.adopt():
-            lost = [task for task in tasks if task.state is TaskState.RUNNING]
-            back = [task for task in lost if not self._rejoin(run, task)]
+            back = [task for task in tasks if task.state is TaskState.RUNNING]
             text = "its server ended; it goes on from what was transferred"
             dispatch.move_tasks(TaskMove(task.id, TaskState.QUEUED, text) for task in back)
             if run.state is SessionState.STOPPING:

@@ -16,7 +16,7 @@ from datetime import datetime, tzinfo
 from typing import Any, Protocol
 
 from standby.clock import Clock
-from standby.errors import JobError, StandbyError, UnknownName
+from standby.errors import JobError, ServerFenced, StandbyError, UnknownName
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.model.report import MachineReport, SessionReport
@@ -31,7 +31,7 @@ from standby.model.session import (
 from standby.server.config import Config
 from standby.server.logs import Log
 from standby.server.schedule import Schedule, retry_due
-from standby.server.store import Store
+from standby.server.store import ServerLease, Store
 from standby.server.store.dispatch import Dispatch, TaskMove
 
 OPTIONS = ("take_over", "accept_loss")
@@ -66,7 +66,10 @@ class Runner(Protocol):
         take_over: bool = False,
         accept_loss: bool = False,
     ) -> SessionReport: ...
+    def stop_session(self, session: str) -> bool: ...
     def stop_machine(self, session: str, machine: str) -> bool: ...
+    def lead(self, lease: ServerLease | None) -> None: ...
+    def abandon(self) -> None: ...
 
 
 class Intent(enum.Enum):
@@ -84,16 +87,13 @@ class Work:
     """What all sessions of an active server share."""
 
     runner: Runner
+    store: Store
+    """The state database, as long as this is the active server."""
     dispatch: Dispatch
     log: Log
     on_report: Callable[[SessionRun, SessionReport], None]
     on_end: Callable[[SessionRun], None]
     """Called with the session as it stands when its thread has ended."""
-
-    @property
-    def store(self) -> Store:
-        """The state database."""
-        return self.runner.store
 
     @property
     def zone(self) -> tzinfo:
@@ -145,8 +145,12 @@ class RunningSession:
             if self.intent is Intent.NONE or (self.intent, intent) == (Intent.PAUSE, Intent.STOP):
                 self.intent = intent
             report = self.report_id
-        if report:
+        if not report:
+            return
+        try:
             self.work.store.ask_to_stop(report)
+        except StandbyError:  # fenced, or the database cannot be reached
+            self.work.runner.stop_session(report)
 
     def end_machine(self, machine: str) -> bool:
         """Have the work on one VM end; False when it is not at work."""
@@ -252,6 +256,8 @@ class RunningSession:
                 report = work.runner.start(
                     run.job, machines=self._names(tasks), session=self.report_id, **options
                 )
+            except ServerFenced:
+                raise  # how it ends is the other server's to tell
             except StandbyError as exc:
                 error = str(exc)
                 self._report_failure(exc)

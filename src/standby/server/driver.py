@@ -129,7 +129,13 @@ class MachineDriver:
         self.context.store.raise_alarm(kind, self.context.job.name, self.machine.name, text)
 
     def _end(self) -> None:
-        """Whatever happened: the checkpoint is released, the lease given back."""
+        """Whatever happened: the checkpoint is released, the lease given back. But what another
+        server took over is that one's."""
+        try:
+            self.context.store.check()
+        except StandbyError:
+            self.report.warnings.append("left to the server that has taken over")
+            return
         if self._checkpoint is not None and not self._is_released:
             try:
                 self._release()

@@ -10,9 +10,8 @@ from standby.errors import StandbyError
 from standby.model.job import ReplicationJob
 from standby.server.daemon_sessions import Runner
 from standby.server.logs import Log
-from standby.server.store import KnownReplica
-
-KIND = "rpo"
+from standby.server.overdue import RPO
+from standby.server.store import KnownReplica, Store
 
 
 class RpoWatch:
@@ -20,10 +19,15 @@ class RpoWatch:
     of its own: a target that is away must not hold up the server."""
 
     def __init__(
-        self, runner: Runner, log: Log, on_looked: Callable[[], None] = lambda: None
+        self,
+        runner: Runner,
+        store: Store,
+        log: Log,
+        on_looked: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_looked` is called from that thread when `check` knows more."""
+        """Alarms go to `store`. `on_looked` is called from that thread when `check` knows more."""
         self._runner = runner
+        self._store = store
         self._log = log
         self._on_looked = on_looked
         self._thread: threading.Thread | None = None
@@ -110,4 +114,4 @@ class RpoWatch:
         return now - timedelta(seconds=age_s) if age_s is not None else by_id
 
     def _raise(self, job: ReplicationJob, machine: str, text: str) -> None:
-        self._runner.store.raise_alarm(KIND, job.name, machine, text)
+        self._store.raise_alarm(RPO, job.name, machine, text)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from standby.errors import ConfigurationError, JobError
 from standby.model.session import SESSION_ENDS, RequestKind, SessionRun, SessionState
 from standby.server.config import Config
-from standby.server.daemon import Daemon, Rejoin, next_times
+from standby.server.daemon import Daemon, next_times
 from standby.server.logs import Log
 from standby.server.schedule_config import describe
 from standby.server.server import BackupServer
@@ -52,7 +52,6 @@ def opened_daemon(
     *,
     address: str = "",
     on_ready: Callable[[bool], None] = lambda is_active: None,
-    rejoin: Rejoin = lambda run, task: False,
 ) -> Iterator[Daemon]:
     """The loop over a backup server, its webhooks running; `run` it inside of the block."""
     log = Log()
@@ -75,7 +74,6 @@ def opened_daemon(
             log=log,
             address=address,
             on_ready=on_ready,
-            rejoin=rejoin,
             publish=webhooks.publish,
         )
     finally:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import StandbyError, UnknownName
+from standby.errors import ServerFenced, StandbyError, UnknownName
 from standby.files import make_folder_durably
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
@@ -37,6 +37,7 @@ from standby.server.fleet import Fleet, Station
 from standby.server.inventory import failed_report, name_of, taken_by, wanted_of
 from standby.server.journey import is_too_old
 from standby.server.movers import MoverPair, child_movers
+from standby.server.overdue import alarm_of_known, alarm_of_session
 from standby.server.plan import JobPlan, MachinePlan
 from standby.server.planner import Planner
 from standby.server.progress import ProgressBoard
@@ -44,11 +45,9 @@ from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
 from standby.server.replicating import replicate
 from standby.server.stopping import StopWatcher, stop_sessions
-from standby.server.store import Store
+from standby.server.store import ServerLease, Store
 from standby.wire.link import Link
 
-RPO = "rpo"
-"""The kind of alarm of a replica whose newest point is too old."""
 INTERRUPT_POLL_S = 0.5
 
 
@@ -76,6 +75,9 @@ class BackupServer:
         self._hosts = dict(hosts or {})
         make_folder_durably(self.config.state_database.parent)
         self.store = Store(self.config.state_place(), clock)
+        self._lease: ServerLease | None = None
+        self._store = self.store
+        """What sessions write to: where this is the active server, guarded by its lease."""
         self._alive = Alive(self.store, clock)
         local = Replicas(self.config, self.store, self.host, clock)
         self.replicas = AllReplicas(
@@ -100,6 +102,20 @@ class BackupServer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    # --- one of several ----------------------------------------------------------------------
+
+    def lead(self, lease: ServerLease | None) -> None:
+        """Be the active server by that lease: sessions that begin from now on write nothing, and
+        movers do nothing for them, once another server has taken over. None: as without one."""
+        self._lease = lease
+        self._store = self.store if lease is None else self.store.guarded(lease)
+        self._alive = Alive(self._store, self.clock, lease)
+        self.crews.fleet.lead((lambda: 0) if lease is None else (lambda: lease.generation))
+
+    def abandon(self) -> None:
+        """Another server is the active one: leave the movers to it, at once and for good."""
+        self.crews.fleet.close()
 
     # --- what there is -----------------------------------------------------------------------
 
@@ -162,36 +178,37 @@ class BackupServer:
         given). Raises only for what stops the whole job; per VM the report tells. `session` is its
         id, where the caller has one."""
         wanted = self.config.job(job)
-        with self._alive.one_session(wanted.name, take_over) as is_alone:
+        store, alive = self._store, self._alive
+        with alive.one_session(wanted.name, take_over) as (is_alone, is_hung):
             report = SessionReport(
                 session or f"{self.clock.now():%Y%m%dT%H%M%SZ}-{new_token(2)}",
                 wanted.name,
                 self.clock.now().isoformat(),
             )
             if is_alone:
-                self._alive.end_dead_sessions(wanted.name)
-            self.store.begin_session(report)
-            context = self._context(report.id, wanted, take_over, accept_loss, progress)
-            context = replace(context, may_join=is_alone)
+                alive.end_dead_sessions(wanted.name)
+            store.begin_session(report)
+            context = self._context(report.id, wanted, take_over or is_hung, accept_loss, progress)
+            context = replace(context, store=store, may_join=is_alone)
             try:
-                released = self._released(wanted) if is_alone else []
+                released = self._released(wanted, alive) if is_alone else []
                 found = wanted_of(wanted, inventory_of(context.source), machines)
                 report.machines = self._begun(wanted, found)
-                self.store.save_session(report)
+                store.save_session(report)
                 self._replicate_all(context, found.machines, report)
             except BaseException as exc:
-                self._end_early(wanted, report, exc)
+                self._end_early(wanted, report, exc, store)
                 raise
             if released:
                 report.machines[0].warnings.append(
                     f"released what a killed session left: {', '.join(released)}"
                 )
-            self._check_rpo(wanted, report)
+            alarm_of_session(wanted, report, store, self.replicas.newest_age_s)
             report.outcome = _outcome(report.machines)
             if context.is_cancelled.is_set() and report.outcome == "failed":
                 report.outcome = "interrupted"
             report.ended_at = self.clock.now().isoformat()
-            self.store.save_session(report)
+            store.save_session(report)
             return report
 
     def _begun(self, job: ReplicationJob, found: Inventory) -> list[MachineReport]:
@@ -220,16 +237,11 @@ class BackupServer:
             done = self._replicate(context, machine)
             with recording:
                 report.machines[place] = done
-                self.store.save_session(report)
-
-        def cut() -> None:
-            context.is_cancelled.set()
-            for crew in list(context.crews):
-                crew.cut()
+                context.store.save_session(report)
 
         with (
             self._listed(context),
-            StopWatcher(self.store, context.session, cut),
+            StopWatcher(context.store, context.session, context.cut),
             ThreadPoolExecutor(context.job.max_machines, thread_name_prefix="machine") as pool,
         ):
             tasks = [pool.submit(run, place, item) for place, item in enumerate(machines)]
@@ -240,8 +252,10 @@ class BackupServer:
                         break
                 for task in tasks:
                     task.result()
-            except BaseException:
-                cut()
+            except BaseException as exc:
+                if isinstance(exc, ServerFenced):
+                    self.abandon()
+                context.cut()
                 raise
 
     @contextlib.contextmanager
@@ -252,6 +266,14 @@ class BackupServer:
         finally:
             del self._at_work[context.session]
             self.progress.forget(context.session)
+
+    def stop_session(self, session: str) -> bool:
+        """End a session of this process as `stop` does, without the state database: False when it
+        is not at work. Does not wait."""
+        context = self._at_work.get(session)
+        if context is not None:
+            context.cut()
+        return context is not None
 
     def stop_machine(self, session: str, machine: str) -> bool:
         """End the work on one VM of a session of this process, as `stop` does for all: False when
@@ -273,7 +295,9 @@ class BackupServer:
         lock = self._alive.lock(wanted.name)
         return stop_sessions(self.store, wanted, lock.is_taken, self.clock, timeout_s)
 
-    def _end_early(self, job: ReplicationJob, report: SessionReport, exc: BaseException) -> None:
+    def _end_early(
+        self, job: ReplicationJob, report: SessionReport, exc: BaseException, store: Store
+    ) -> None:
         """Record a session that could not do its work, and what that means for the job's rpo."""
         is_failure = isinstance(exc, StandbyError)
         report.outcome = "failed" if is_failure else "interrupted"
@@ -281,12 +305,9 @@ class BackupServer:
         for item in report.machines:
             item.outcome = item.outcome or "interrupted"
         with contextlib.suppress(StandbyError):
-            self.store.save_session(report)
+            store.save_session(report)
             if is_failure and not isinstance(exc, UnknownName):
-                for known in self.store.known_replicas(job.name):
-                    machine_id = known.identity.machine_id
-                    if text := self._overdue(job, known.name, machine_id):
-                        self.store.raise_alarm(RPO, job.name, machine_id, text)
+                alarm_of_known(job, report, store, self.replicas.newest_age_s)
 
     def _gone_on_with(self) -> set[str]:
         """The checkpoint intents of transfers that may still be gone on with."""
@@ -297,10 +318,10 @@ class BackupServer:
                 found.add(intent)
         return found
 
-    def _released(self, job: ReplicationJob) -> list[str]:
+    def _released(self, job: ReplicationJob, alive: Alive) -> list[str]:
         """Release what dead sessions left on the hosts; what, by name."""
         hosts = {name: self.host(name) for name in self.config.hosts}
-        released = self._alive.release_dead_checkpoints(job.name, hosts, self._gone_on_with())
+        released = alive.release_dead_checkpoints(job.name, hosts, self._gone_on_with())
         return [*released, *self.host(job.source).release_leftovers()]
 
     def _replicate(self, context: SessionContext, machine: Machine) -> MachineReport:
@@ -325,34 +346,13 @@ class BackupServer:
             installation=self.config.installation,
             job=job,
             source=self.host(job.source),
-            store=self.store,
+            store=self._store,
             slots=self.crews.session_slots(job),
             take_over=take_over,
             accept_loss=accept_loss,
             progress=self.progress.following(session, progress),
             clock=self.clock,
         )
-
-    def _check_rpo(self, job: ReplicationJob, report: SessionReport) -> None:
-        """A replica whose newest point is older than the job allows is an alarm, whatever the
-        reason."""
-        for item in report.machines:
-            if item.outcome == "done":
-                continue
-            if text := self._overdue(job, item.machine, item.machine_id):
-                item.alarms.append(text)
-                self.store.raise_alarm(RPO, job.name, item.machine, text)
-
-    def _overdue(self, job: ReplicationJob, name: str, machine_id: str) -> str:
-        """How the replica of the VM breaks the job's rpo, '' where it does not."""
-        if not job.rpo_s:
-            return ""
-        age = self.replicas.newest_age_s(job, machine_id)
-        if age is None:
-            return f"{name} has no restore point; rpo is {job.rpo_s} s"
-        if age > job.rpo_s:
-            return f"the newest restore point of {name} is {age:.0f} s old; rpo is {job.rpo_s} s"
-        return ""
 
     # --- plans -------------------------------------------------------------------------------
 

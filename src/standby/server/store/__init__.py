@@ -111,6 +111,12 @@ class Store:
         store._lease = lease
         return store
 
+    def check(self) -> None:
+        """Raise ServerFenced where this is a `guarded` store and another server is active now."""
+        if self._lease is not None:
+            with self._database.writing(is_durable=False) as connection:
+                self._lease.guard(connection)
+
     def wakeups(self) -> Wakeups:
         """Something to wait on until something is queued, asked or ended, by whatever process.
         Close it."""

@@ -27,6 +27,7 @@ from standby.model.session import (
 )
 from standby.server.store import tables
 from standby.server.store.database import Database, insert
+from standby.server.store.lease import ServerLease
 from standby.server.store.runs import encoded, request_of, session_of, task_of
 
 _RUNS = tables.session_runs.c
@@ -61,9 +62,11 @@ class SessionQueue:
         options: Mapping[str, Any] | None = None,
         asked_by: str = "",
         after: str = "",
+        lease: ServerLease | None = None,
     ) -> SessionRun | None:
         """Queue a session of the job, durably, and wake the active server. None when the job has
-        one for that slot already, in whatever state: a slot is queued once, whoever asks."""
+        one for that slot already, in whatever state: a slot is queued once, whoever asks. `lease`:
+        only if that server is still the active one, ServerFenced otherwise."""
         now = self._clock.now().isoformat()
         run = SessionRun(
             new_session_id(self._clock),
@@ -82,6 +85,8 @@ class SessionQueue:
         values = {column.name: getattr(run, column.name) for column in _RUNS}
         values |= {"machines": encoded(run.machines), "options": encoded(run.options)}
         with self._database.writing(wakes=True) as connection:
+            if lease is not None:
+                lease.guard(connection)
             statement = insert(connection, tables.session_runs).values(values)
             if slot:
                 statement = statement.on_conflict_do_nothing(
