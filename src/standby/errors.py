@@ -183,7 +183,7 @@ class DiskFull(DiskError):
     def message(self) -> str:
         return (
             f"{self.path}: no space left: {self.needed} bytes needed, {self.available} available. "
-            "Free some space; the work done so far is kept"
+            "Free some space and repeat; what a restore point has received so far is kept"
         )
 
 
@@ -325,10 +325,13 @@ class IllegalTransition(ReplicaError):
     legal: tuple[str, ...]
 
     def message(self) -> str:
-        return (
-            f"replica {self.replica}: cannot {self.action} while it is {self.state}; "
-            f"possible now: {', '.join(f'`{item}`' for item in self.legal) or 'nothing'}"
-        )
+        text = f"replica {self.replica}: cannot {self.action} while it is {self.state}; "
+        if self.state == "permanent":
+            return (
+                f"{text}its VM is one of its own and keeps these files. Take the source VM out of "
+                "the job (exclude_machines), or move the replica's folder away to begin anew"
+            )
+        return text + f"possible now: {', '.join(f'`{item}`' for item in self.legal) or 'nothing'}"
 
 
 @dataclass(eq=False)

@@ -93,7 +93,7 @@ def test_every_error_ends_with_its_family(
 ) -> None:
     from dataclasses import fields
 
-    values = {"int": 1, "str": "text", "tuple[str, ...]": ("a",)}
+    values = {"int": 1, "float": 1.0, "str": "text", "tuple[str, ...]": ("a",)}
     error = kind(**{field.name: values[str(field.type)] for field in fields(kind)})
 
     @click.command()

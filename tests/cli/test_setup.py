@@ -164,6 +164,28 @@ def test_check_warns_of_names_that_match_nothing(run, site) -> None:
     assert "old" in findings(run, site, expect=3)[4]["problem"]
 
 
+def test_check_warns_of_a_vm_name_that_is_one_of_several_and_not_there(run, site) -> None:
+    text = site.config.read_text().replace('machines = ["*"]', 'machines = ["vm*", "mail", "vm1"]')
+    site.config.write_text(text)
+    (finding,) = findings(run, site, expect=3)
+    assert finding["problem"] == "mail matches none of the 1 VMs of host source"
+
+
+def test_check_warns_of_a_replica_whose_vm_is_gone(run, site) -> None:
+    site.add_machine("vm2", sizes=(4 * MiB,))
+    run("job", "start", "job", "--config", site.config)
+    assert findings(run, site, expect=0) == []
+    gone = site.folder / "source" / "vm2"
+    gone.rename(site.folder / "aside")
+    (finding,) = findings(run, site, expect=3)
+    assert "VM vm2 of the replica vm2_replica is not on host source any more" in finding["problem"]
+    text = site.config.read_text()
+    site.config.write_text(
+        text.replace('machines = ["*"]', 'machines = ["*"]\nexclude_machines = ["vm2"]')
+    )
+    assert findings(run, site, expect=0) == []
+
+
 def test_check_says_who_acts_on_a_schedule(run, site) -> None:
     site.config.write_text(site.config.read_text() + '[jobs.job.schedule]\ndaily = "22:00"\n')
     (finding,) = findings(run, site, expect=3)

@@ -86,7 +86,10 @@ class ReplicaWork:
             return named[0]
         if len(named) > 1:
             places = ", ".join(str(folder.path) for folder in named)
-            raise ConfigurationError(name, f"means several replicas: {places}", "Use --target")
+            hint = "Give the name of one of these folders"
+            if len({folder.name for folder in named}) < len(named):
+                hint = "Name one of their target folders with --target"
+            raise ConfigurationError(name, f"means several replicas: {places}", hint)
         raise UnknownName("replica", name, tuple(folder.name for folder in folders))
 
     def all(self) -> list[ReplicaStatus]:
@@ -163,7 +166,7 @@ class ReplicaWork:
     def power(self, name: str, *, on: bool, force: bool = False) -> PowerState:
         """Start or stop the VM of a replica that failed over; what it is then."""
         folder = self.folder(name)
-        host = FolderHost("target", folder.path.parent, None, self._clock)
+        host = FolderHost(self._root_name(folder), folder.path.parent, None, self._clock)
         if on:
             point = folder.point(check_startable(folder).failover_point)
             describe_machine(folder, point)

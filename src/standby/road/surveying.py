@@ -91,7 +91,8 @@ class PointSummary:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """A replica as its folder shows it; `newest_age_s` is None without a point, `findings` are
+    """A replica as its folder shows it; `machine` is the VM's name at the newest point (without one
+    the name the replica began with), `newest_age_s` is None without a point, `findings` are
     sentences about what is not as it should be, `actions` the commands that its state allows."""
 
     name: str
@@ -124,7 +125,7 @@ def status(folder: ReplicaFolder) -> ReplicaStatus:
         age = (folder.clock.now() - taken).total_seconds()
     return ReplicaStatus(
         name=folder.name,
-        machine=record.name,
+        machine=scan.valid[-1].machine.name if scan.valid else record.name,
         folder=str(folder.path),
         identity=record.identity,
         state=record.state,

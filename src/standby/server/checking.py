@@ -34,6 +34,7 @@ from standby.server.config_check import (
 from standby.server.fleet import Fleet, Station
 from standby.server.inventory import name_of, taken_by
 from standby.server.remote_host import RemoteHost
+from standby.server.replicas import Replicas
 from standby.server.store.looking import problem_of
 
 Hosts = Callable[[str], Host]
@@ -80,6 +81,8 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
     for job in jobs:
         if job.source in inventories:
             findings += _machines_of(job, inventories[job.source])
+            if not config.hosts[job.target].mover:
+                findings += _gone(job, inventories[job.source], config.hosts[job.target].path)
             findings += _names(config, job, inventories[job.source])
         findings += _without_effect(config, job, host)
     machines = {name: found.machines for name, found in inventories.items()}
@@ -103,17 +106,50 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
 
 
 def _machines_of(job: ReplicationJob, inventory: Inventory) -> list[Finding]:
-    taken = taken_by(job, inventory)
-    if taken.machines or taken.problems:
+    """Names and patterns that take no VM: each by itself, a job may have lost one of many."""
+    idle = [
+        pattern
+        for pattern in job.machines
+        if not any(_names_of(taken_by(replace(job, machines=(pattern,)), inventory)))
+    ]
+    if not idle:
         return []
     return [
         Finding(
             Level.WARNING,
             f"[jobs.{job.name}] machines",
-            f"{', '.join(job.machines)} matches none of the {len(inventory.machines)} VMs of host "
+            f"{', '.join(idle)} matches none of the {len(inventory.machines)} VMs of host "
             f"{job.source}",
             "a VM is a folder with a vm.toml in the host's folder",
         )
+    ]
+
+
+def _names_of(inventory: Inventory) -> list[str]:
+    return [item.name for item in inventory.machines] + [
+        name_of(item) for item in inventory.problems
+    ]
+
+
+def _gone(job: ReplicationJob, inventory: Inventory, target: Path) -> list[Finding]:
+    """VMs that the job would take and that have a replica, but are not at the source any more:
+    nobody brings those a new restore point."""
+    if not target.is_dir():
+        return []
+    known = {machine.id for machine in inventory.machines}
+    unclear = bool(inventory.problems)  # one of these may be it
+    return [
+        Finding(
+            Level.WARNING,
+            f"[jobs.{job.name}] machines",
+            f"VM {item.machine} of the replica {item.name} is not on host {job.source} any more",
+            "if it is meant to be gone, add it to exclude_machines, or remove the replica's folder",
+        )
+        for item in Replicas.of_folder(target).all()
+        if (item.identity.source_host, item.identity.job) == (job.source, job.name)
+        and item.identity.machine_id not in known
+        and selects(job, item.machine)
+        and not unclear
     ]
 
 

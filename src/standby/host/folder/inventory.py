@@ -189,9 +189,9 @@ def read_disk_file(path: Path) -> DiskFile:
         )
     with RawDisk(path) as raw:
         if raw.virtual_size == 0 or raw.virtual_size % 512:
-            raise DiskIO(
-                str(path), "open", 0, raw.virtual_size, "not whole sectors, so no raw disk image"
-            )
+            what = "not whole sectors" if raw.virtual_size else "empty"
+            problem = f"{what}, so no raw disk image"
+            raise DiskIO(str(path), "open", 0, raw.virtual_size, problem)
         return DiskFile(path, raw.virtual_size, raw.logical_sector_size, raw.physical_sector_size)
 
 

@@ -354,7 +354,7 @@ def shut_down(
         raise HostError(
             host,
             f"VM {name} did not shut down within {timeout_s:g} s",
-            "Shut the guest down from inside, or stop it with force",
+            "Shut the guest down from inside, or end it with --force",
         )
     _ask(record, host, "quit", clock)
     if not processes.wait_for_end(pid, start, clock, timeout_s=30):
