@@ -40,8 +40,8 @@ from standby.errors import (
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
 from standby.model.replica import ReplicaRecord
-from standby.model.report import MachineReport, SessionReport
-from standby.model.session import SessionRun, SessionState
+from standby.model.report import SessionReport
+from standby.model.session import TASK_ENDS, SessionRun, SessionState, TaskRun, TaskState
 from standby.ports import Progress
 from standby.road.failing_over import FailoverResult
 from standby.road.repairing import RepairReport
@@ -49,6 +49,8 @@ from standby.road.surveying import ReplicaStatus
 from standby.road.verb_plans import VerbPlan
 from standby.road.verifying import PointVerdict
 from standby.server.context import ProgressCallback
+from standby.server.infrastructure import Infrastructure
+from standby.server.infrastructure_check import Check
 from standby.server.local import JobTable, Queued, Request
 from standby.server.plan import JobPlan
 from standby.server.references import read_reference
@@ -64,14 +66,6 @@ LOOK_S = 1.0
 ANSWER_MAX = 256 << 20
 TOKEN = "STANDBY_TOKEN"
 AUTHORITY = "STANDBY_SERVER_CA"
-
-OUTCOMES = {
-    SessionState.DONE: "done",
-    SessionState.WARNINGS: "warnings",
-    SessionState.FAILED: "failed",
-    SessionState.INTERRUPTED: "interrupted",
-    SessionState.STOPPED: "interrupted",
-}
 
 
 def remote_server(url: str) -> RemoteServer:
@@ -264,8 +258,8 @@ class RemoteServer:
         accept_loss: bool = False,
         progress: ProgressCallback | None = None,
     ) -> SessionReport:
-        """Have a session run and wait for its end, VMs that are tried again included. An interrupt
-        asks it to stop."""
+        """Have a session run, and wait until nothing of it is at work: VMs that the server tries
+        again later are told as they are now. An interrupt asks it to stop."""
         if self._told(dict, "GET", "/healthz", None)["lease"] == "free":
             raise JobError(
                 job,
@@ -280,13 +274,16 @@ class RemoteServer:
                 for item in found["progress"] if progress is not None else ():
                     assert progress is not None
                     progress(item["machine"], item["place"], item["done"], item["total"])
-                if found["has_ended"]:
+                if found["has_ended"] or _only_waits(found):
                     break
         except KeyboardInterrupt:
             self.post(dict, f"{path}/stop")
             raise
-        run = self._as(SessionRun, found["run"])
-        return merged(run, self._as(list[SessionReport], found["reports"]))
+        return merged(
+            self._as(SessionRun, found["run"]),
+            self._as(list[TaskRun], found["tasks"]),
+            self._as(list[SessionReport], found["reports"]),
+        )
 
     def ask(self, job: str, kind: str, machine: str) -> Request:
         """Ask the active server to pause, resume or retry the job's session."""
@@ -321,6 +318,21 @@ class RemoteServer:
     def acknowledge(self, job: str) -> int:
         """Acknowledge the open alarms of the job; how many there were."""
         return len(self.post(dict, "/alarms/acknowledge", job=job)["alarms"])
+
+    def infrastructure(self) -> Infrastructure:
+        """What there is, as the server has it."""
+        return self.get(Infrastructure, "/infrastructure")
+
+    def check_infrastructure(self, progress: Progress | None = None) -> list[Check]:
+        """Have the server try every part from whoever needs it."""
+
+        def note(label: str, done: int, total: int) -> None:
+            if progress is not None:
+                progress(done, total)
+
+        begun = self.post(dict, "/infrastructure/check")
+        found: list[Check] = self.operation(begun, list[Check], note)
+        return found
 
 
 class RemoteReplicas:
@@ -416,25 +428,37 @@ class RemoteReplicas:
         return found
 
 
-def merged(run: SessionRun, reports: Sequence[SessionReport]) -> SessionReport:
+def _only_waits(found: dict[str, Any]) -> bool:
+    """Whether what is left of a session is VMs that are tried again later."""
+    reports, states = found["reports"], {task["state"] for task in found["tasks"]}
+    has_ended = bool(reports) and all(report["ended_at"] for report in reports)
+    return has_ended and TaskState.WAITING in states and states <= {*TASK_ENDS, TaskState.WAITING}
+
+
+def merged(
+    run: SessionRun, tasks: Sequence[TaskRun], reports: Sequence[SessionReport]
+) -> SessionReport:
     """What a session of the queue did, all its attempts taken together: each VM as its last attempt
     left it. JobError where there was no attempt."""
     if not reports:
         raise JobError(run.job, f"session {run.id} ended: {run.state}: {run.detail}")
+    machines = {machine.machine: machine for report in reports for machine in report.machines}
+    for task in tasks:
+        if task.state is TaskState.WAITING and task.machine in machines:
+            text = f"the server tries it again at {task.next_attempt_at[:19]} UTC"
+            machines[task.machine].warnings.append(text)
     if len(reports) == 1:
         return reports[0]
-    machines: dict[str, MachineReport] = {}
-    for report in reports:
-        for machine in report.machines:
-            machines[machine.machine] = machine
     first, last = reports[0], reports[-1]
+    outcomes = {machine.outcome for machine in machines.values()}
+    is_cut = run.state in (SessionState.STOPPED, SessionState.INTERRUPTED)
+    if outcomes & {"failed", "interrupted"}:
+        outcome = "interrupted" if is_cut else "failed"
+    else:
+        is_clean = outcomes == {"done"} and run.state is SessionState.DONE
+        outcome = "done" if is_clean else "warnings"
     return SessionReport(
-        first.id,
-        run.job,
-        first.started_at,
-        last.ended_at,
-        OUTCOMES[run.state],
-        list(machines.values()),
+        first.id, run.job, first.started_at, last.ended_at, outcome, list(machines.values())
     )
 
 

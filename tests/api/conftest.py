@@ -16,6 +16,7 @@ import pytest
 
 from cli.conftest import run as run
 from cli.conftest import small_site
+from cli.conftest import with_thread_movers as with_thread_movers
 from simulation.site import Site
 from standby.road.source_host import SourceVerbs
 from standby.road.target_host import TargetVerbs

@@ -63,7 +63,7 @@ def plain(text: str) -> str:
 
 
 def test_every_command_says_the_same_by_the_api(
-    run: Run, remote: Run, replicated: ServedSite
+    run: Run, remote: Run, replicated: ServedSite, with_thread_movers: None
 ) -> None:
     replicated.server.store.raise_alarm("rpo", "other", "vm1", "too old")
     for arguments in SAME:
@@ -95,6 +95,7 @@ def test_start_of_a_machine_that_fails_ends_as_without_a_server(
     with replicated.looped():
         ended = remote("job", "start", "job", expect=16)
     assert "vm1: failed" in ended.out
+    assert "the server tries it again at " in ended.err
 
 
 def test_start_without_an_active_server_is_refused_and_queue_leaves_it(
@@ -122,13 +123,12 @@ def test_damage_is_found_and_healed_by_the_api(remote: Run, replicated: ServedSi
 
 
 def damage(site: Site) -> None:
-    """Flip bytes of the newest point's layer, in the middle of its file."""
-    point = site.replica().points()[-1]
-    path = site.folder / "target" / "vm1_replica" / point.disks[0].chain[0].file
-    with path.open("r+b") as file:
-        place = path.read_bytes().rfind(b"\x00" * 64) // 2
-        file.seek(place)
-        file.write(b"\xff")
+    """Flip bits where the first disk's data lies, keeping size and structure."""
+    path = site.folder / "target" / "vm1_replica" / "disk0" / "base.vhdx"
+    content = bytearray(path.read_bytes())
+    place = len(content) - (1 << 20) - 4096
+    content[place : place + 64] = bytes(byte ^ 0xFF for byte in content[place : place + 64])
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ DOCUMENTED = {
     "job retry",
     "server run",
     "server status",
+    "infrastructure list",
+    "infrastructure check",
     "token add",
     "token list",
     "token revoke",

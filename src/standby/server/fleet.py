@@ -125,6 +125,10 @@ class Fleet:
         if care is not None:
             care.tend(ask, link.remote)
 
+    def new_link(self, name: str) -> Link:
+        """A control link of one's own to the mover of that name, to be closed by the caller."""
+        return self._make_link(self._config.movers[name])
+
     def mover(self, name: str) -> ServiceMover:
         """The mover of that name in the configuration."""
         with self._lock:

@@ -13,6 +13,8 @@ from standby.model.report import SessionReport
 from standby.model.session import Reason
 from standby.server.all_replicas import AllReplicas
 from standby.server.context import ProgressCallback
+from standby.server.infrastructure import Infrastructure, infrastructure_of
+from standby.server.infrastructure_check import Check, Progress, checked
 from standby.server.plan import JobPlan
 from standby.server.serve import JobTimes, asked, job_times
 from standby.server.server import BackupServer
@@ -136,3 +138,13 @@ class LocalServer:
     def acknowledge(self, job: str) -> int:
         """See BackupServer."""
         return self._server.acknowledge(job)
+
+    def infrastructure(self) -> Infrastructure:
+        """What there is."""
+        crews = self._server.crews
+        return infrastructure_of(self._server.config, crews.fleet, crews.resources.usage())
+
+    def check_infrastructure(self, progress: Progress | None = None) -> list[Check]:
+        """Try every part from whoever needs it."""
+        server = self._server
+        return checked(server.crews.fleet, server.config, server.clock, progress)

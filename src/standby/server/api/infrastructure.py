@@ -11,10 +11,12 @@ from starlette.responses import Response
 import standby
 from standby.server.api import models
 from standby.server.api.answers import Told
-from standby.server.api.context import Bearer, Context, Viewer
+from standby.server.api.context import Bearer, Context, Operator, Viewer, called
 from standby.server.api.jobs import Wait
 from standby.server.api.metrics import CONTENT_TYPE, Metrics
-from standby.server.fleet import needed_roles
+from standby.server.api.operations import Progress
+from standby.server.infrastructure import Infrastructure, infrastructure_of
+from standby.server.infrastructure_check import Check, checked
 
 router = APIRouter()
 open_router = APIRouter()
@@ -23,45 +25,25 @@ open_router = APIRouter()
 OperationId = Annotated[models.Name, Path(examples=["op-0123456789abcdef"])]
 
 
-@router.get("/infrastructure", response_model=models.Infrastructure)
-def infrastructure(context: Context, caller: Viewer) -> Response:
+@router.get("/infrastructure", response_model=Infrastructure)
+def show_infrastructure(context: Context, caller: Viewer) -> Response:
     """Hosts, movers with the state of their connections, proxies, repositories, slots in use."""
     config, crews = context.server.config, context.server.crews
-    movers = []
-    for name, mover in config.movers.items():
-        handle = crews.fleet.mover(name)
-        movers.append(
-            {
-                "name": name,
-                "address": mover.address,
-                "is_connected": handle.is_connected,
-                "problem": handle.problem,
-                "roles": needed_roles(config, name),
-            }
+    return Told(infrastructure_of(config, crews.fleet, crews.resources.usage()))
+
+
+@router.post("/infrastructure/check", response_model=models.Operation, status_code=202)
+def check_infrastructure(context: Context, caller: Operator) -> Response:
+    """Try every part from whoever needs it, as an operation; changes nothing."""
+    server = context.server
+
+    def work(progress: Progress) -> list[Check]:
+        fleet = server.crews.fleet
+        return checked(
+            fleet, server.config, server.clock, lambda done, total: progress("check", done, total)
         )
-    return Told(
-        {
-            "hosts": [
-                {"name": item.name, "kind": item.kind, "path": item.path, "mover": item.mover}
-                for item in config.hosts.values()
-            ],
-            "movers": movers,
-            "proxies": [
-                {
-                    "name": item.name,
-                    "mover": item.mover,
-                    "side": item.side,
-                    "max_tasks": item.max_tasks,
-                }
-                for item in config.proxies.values()
-            ],
-            "repositories": [
-                {"name": item.name, "path": item.path, "mover": item.mover}
-                for item in config.stores.values()
-            ],
-            "usage": crews.resources.usage(),
-        }
-    )
+
+    return Told(context.operations.begin("check", "", called(caller), work).told(), 202)
 
 
 @router.get("/operations", response_model=models.Operations)

@@ -18,7 +18,6 @@ from standby.road.verifying import PointVerdict
 from standby.server.progress import DiskProgress
 from standby.server.serve import JobTimes
 from standby.server.store.tables import Alarm
-from standby.server.usage import Usage
 
 Name = Annotated[
     str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f/]+$", examples=["web01"])
@@ -291,49 +290,3 @@ class Operations(BaseModel):
     """Operations, newest first."""
 
     operations: list[Operation]
-
-
-class HostInfo(BaseModel):
-    """A host, without secrets."""
-
-    name: str
-    kind: str
-    path: str
-    mover: str
-
-
-class MoverInfo(BaseModel):
-    """A mover and its control connection; `problem` is why the last attempt failed."""
-
-    name: str
-    address: str
-    is_connected: bool
-    problem: str
-    roles: list[str]
-
-
-class ProxyInfo(BaseModel):
-    """A proxy."""
-
-    name: str
-    mover: str
-    side: str
-    max_tasks: int
-
-
-class RepositoryInfo(BaseModel):
-    """A repository."""
-
-    name: str
-    path: str
-    mover: str
-
-
-class Infrastructure(BaseModel):
-    """Everything that the configuration names, and the slots in use on this server."""
-
-    hosts: list[HostInfo]
-    movers: list[MoverInfo]
-    proxies: list[ProxyInfo]
-    repositories: list[RepositoryInfo]
-    usage: Usage

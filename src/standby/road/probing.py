@@ -1,0 +1,79 @@
+"""Whether this mover could do what it may be asked for: reach a peer, read and write a folder.
+
+For `standby infrastructure check`. Nothing is changed: a folder is tried by a file of no name, or
+one that is gone again at once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from standby.clock import Clock
+from standby.files import free_bytes
+from standby.road.places import Places
+from standby.wire.link import Link
+
+TIMEOUT_S = 10.0
+
+
+class ProbeVerbs:
+    """Verbs of every mover, whatever its roles."""
+
+    def __init__(
+        self,
+        connect: Callable[[str, str, str, str, float], Link],
+        places: Places,
+        clock: Clock,
+    ) -> None:
+        self._connect = connect
+        self._places = places
+        self._clock = clock
+
+    def call(self, verb: str, arguments: dict[str, Any]) -> Any:
+        """`probe`, `probe_place`, `probe_clock`; NotImplemented for any other."""
+        if verb == "probe":
+            return self._probe(**arguments)
+        if verb == "probe_place":
+            return looked_at(self._places.path(arguments["path"]), bool(arguments.get("writes")))
+        if verb == "probe_clock":
+            return self._clock.now().isoformat()
+        return NotImplemented
+
+    def _probe(self, name: str, address: str, role: str, own_role: str) -> float:
+        """Seconds that it takes to connect to the mover `name` with this one's own identity, and to
+        be let in as `own_role` by its `role`; raises what a task would."""
+        begun = self._clock.monotonic()
+        link = self._connect(address, name, role, own_role, TIMEOUT_S)
+        took_s = self._clock.monotonic() - begun
+        link.close()
+        return took_s
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def looked_at(path: Path, writes: bool) -> dict[str, Any]:
+    """{problem, free_bytes} of a folder: `problem` '' where it can be read, and written in with
+    `writes`. One that is not there yet is judged by the nearest folder above it, where it would be
+    made."""
+    place = path
+    while writes and not place.exists() and place != place.parent:
+        place = place.parent
+    problem = ""
+    try:
+        with os.scandir(place) as entries:
+            next(entries, None)
+        if writes:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(b"standby")
+    except FileNotFoundError:
+        problem = "there is no such folder"
+    except NotADirectoryError:
+        problem = "is not a folder"
+    except OSError as exc:
+        problem = f"cannot be {'written' if os.access(place, os.R_OK) else 'read'}: {exc.strerror}"
+    return {"problem": problem, "free_bytes": free_bytes(place) if not problem else 0}
