@@ -8,6 +8,7 @@ through a second, read-only open of the file, and compares them leaf by leaf wit
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -92,6 +93,8 @@ class TargetProxy:
                 raise ProtocolError(self._link.peer, f"expected task {self._task}, got {message}")
             self._receive_all()
         except BaseException as exc:
+            if isinstance(exc, LinkError):
+                self._keep_received()
             if not isinstance(exc, LinkError) or isinstance(exc, ProtocolError):
                 try:
                     self._link.send(Failed(0, error_to_wire(exc, "target")))
@@ -165,9 +168,17 @@ class TargetProxy:
         taken, written = self._partial.take(), self.counters.written
         self._committer.begin(lambda: self._commit(taken, written, threads))
 
+    def _keep_received(self) -> None:
+        """The link is gone: commit what came over it, so that it is not sent again. Where that is
+        not to be (fenced, closed meanwhile, a full disk) the link's end stays the error."""
+        with contextlib.suppress(StandbyError):
+            self._begin_commit()
+            self._committer.wait()
+
     def _commit(self, taken: Taken, written: int, threads: int) -> None:
         self._partial.commit(taken)
-        self._link.send(Acknowledged(written))
+        with contextlib.suppress(LinkError):  # whoever receives learns that the link is gone
+            self._link.send(Acknowledged(written))
         self._checks.append(self._reader.submit(self._read_back, threads))
 
     def _read_back(self, threads: int) -> list[tuple[int, int]]:
