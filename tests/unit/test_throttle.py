@@ -147,9 +147,11 @@ def test_a_lease_that_ran_out_leaves_the_floor() -> None:
     assert throttle.rate_bps() == 1e6
     clock.time_s += 15
     assert throttle.rate_bps() == 1e4
-    throttle.lend(Lease(8, None, 1e4, 15))
-    clock.time_s += 100
+    throttle.lend(Lease(8, None, 1e4, 3600))  # until the rule's hours begin
+    clock.time_s += 3599
     assert throttle.rate_bps() is None
+    clock.time_s += 1
+    assert throttle.rate_bps() == 1e4
     assert throttle.demand().lease == 8
 
 

@@ -90,8 +90,9 @@ def test_a_mover_that_is_silent_counts_with_its_floor() -> None:
 def test_outside_of_its_hours_a_rule_lends_without_limit() -> None:
     ledger = TrafficLedger()
     ledger.lend("a", greedy(), 10 * MB, 0.0)
-    assert ledger.lend("a", greedy(), None, 1.0).rate_bps is None
-    assert ledger.lent_bps(2.0) == {"a": 0.0}
+    lease = ledger.lend("a", greedy(), None, 1.0, floor_bps=1e4, lasts_s=7200)
+    assert lease == Lease(2, None, 1e4, 7200)
+    assert ledger.lent_bps(2.0) == {"a": 1e4}
 
 
 @given(

@@ -26,7 +26,9 @@ from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import LinkError, ProtocolError, TicketRefused, error_from_wire
 from standby.wire.link import Link
 from standby.wire.messages import Attach, Attached, Failed
+from standby.wire.pacing import pace
 from standby.wire.shared_memory import SharedRing
+from standby.wire.throttle import Throttles
 
 TO_TARGET = "to_target"
 TO_REPOSITORY = "to_repository"
@@ -84,13 +86,14 @@ def new_ticket(
 @dataclass(frozen=True, slots=True)
 class Errand:
     """What an end wants a connection for, as far as it knows: a ticket must be for exactly that.
-    '' and None stand for what this end does not know."""
+    '' and None stand for what this end does not know. `weight` is its share under traffic rules."""
 
     task: str
     direction: str
     disk: str
     replica: str = ""
     generation: int | None = None
+    weight: float = 1.0
 
 
 class Connection(NamedTuple):
@@ -195,6 +198,8 @@ class ServiceConnections:
         park_s: float = PARK_S,
     ) -> None:
         self.name = name
+        self.throttles: Throttles | None = None
+        """The traffic rules that all connections are under, None: none."""
         self._connect = connect
         self._clock = clock
         self._accept_timeout_s = accept_timeout_s
@@ -212,12 +217,14 @@ class ServiceConnections:
     def take(self, spec: Spec, errand: Errand) -> Iterator[Connection]:
         """See Connections; the link is closed behind the task."""
         link = self._taken(spec, errand)
+        if self.throttles is not None:
+            pace(link, self.throttles, weight=errand.weight)
         with self._changed:
             self._links.setdefault(errand.task, set()).add(link)
             if self._is_closed:
                 link.shutdown()
         try:
-            yield Connection(link, None)
+            yield Connection(link, ring)
         except BaseException:
             link.shutdown()
             raise

@@ -31,6 +31,8 @@ Verbs, with their arguments. P is a place "ROOT:relative/path", CONNECTION a spe
   probe(name, address, role, own_role)          seconds that it took to reach that mover
   probe_place(path P, writes=False)             {problem, free_bytes}
   probe_clock()                                 its time
+  traffic_rules(rules, leases), traffic_demands()
+                                                see road.traffic
   certificate_request(), install_certificate(certificate), install_revocations(revocations)
                                                 see wire.renewing
 
@@ -38,7 +40,8 @@ Verbs, with their arguments. P is a place "ROOT:relative/path", CONNECTION a spe
   measure_disk(disk {root P, files})            {virtual_size, allocated}
   send_disk(task, connection CONNECTION, disk, repository P or CONNECTION or "", replica, disk_id,
     session, point_id, checkpoint_id, baseline, builds_on_repository, candidates, resume_mark,
-    compression, virtual_size, threads=2)       (task) {root, read, changed, zeroed, sent, resent,
+    compression, virtual_size, threads=2, weight=1)
+                                                (task) {root, read, changed, zeroed, sent, resent,
                                                 busy_s}
   scan_disk(the same)                           (task) the same, nothing sent or staged
 
@@ -131,9 +134,12 @@ from standby.road.service_config import ServiceConfig
 from standby.road.source_host import SourceVerbs
 from standby.road.target_host import TargetVerbs
 from standby.road.tasks import Tasks
+from standby.road.traffic import TrafficVerbs
 from standby.wire import plain
 from standby.wire.link import Link
 from standby.wire.messages import Attach, Call, Failed, Reply
+from standby.wire.pacing import pace
+from standby.wire.throttle import Throttles
 
 if TYPE_CHECKING:
     from standby.wire import tls
@@ -176,6 +182,9 @@ class ServiceMover:
         files.make_folder_durably(config.state)
         self._places = RootPlaces(config.roots)
         probes = ProbeVerbs(connect, self._places, clock)
+        self.throttles = Throttles(clock)
+        self.connections.throttles = self.throttles
+        more = [TrafficVerbs(self.throttles), *more]
         self._roles = [*_roles(config, self.connections, self._places, clock), probes, *more]
         self._tasks = Tasks(clock)
         self._changed = threading.Condition()
@@ -239,6 +248,7 @@ class ServiceMover:
                 link.send(Failed(0, error_to_wire(busy)))
             link.close()
             return
+        pace(link, self.throttles, is_control=True)
         self._log.say("server connected", server=owner.name)
         try:
             while True:

@@ -67,6 +67,11 @@ class SendDisk(msgspec.Struct, frozen=True):
     compression: str
     virtual_size: int
     threads: int = 2
+    weight: int = 1
+
+    def errand(self, direction: str) -> Errand:
+        """What it wants a connection for."""
+        return Errand(self.task, direction, self.disk_id, self.replica, weight=self.weight)
 
 
 class SendResult(msgspec.Struct, frozen=True):
@@ -147,7 +152,7 @@ class SourceVerbs:
 
     def send_disk(self, wanted: SendDisk) -> SendResult:
         """Send what changed of one disk and stage its leaves."""
-        errand = Errand(wanted.task, TO_TARGET, wanted.disk_id, wanted.replica)
+        errand = wanted.errand(TO_TARGET)
         with self._connections.take(wanted.connection, errand) as connection:
             if wanted.compression not in COMPRESSIONS:
                 raise ProtocolError("backup server", f"no compression {wanted.compression!r}")
@@ -215,7 +220,7 @@ class SourceVerbs:
     ) -> tuple[StoredLeaves | None, Staging | RemoteStaging | None]:
         """The baseline and the staging of a disk, in a repository here or over a connection."""
         if isinstance(wanted.repository, dict):
-            errand = Errand(wanted.task, TO_REPOSITORY, wanted.disk_id, wanted.replica)
+            errand = wanted.errand(TO_REPOSITORY)
             connection = stack.enter_context(self._connections.take(wanted.repository, errand))
             remote = RemoteRepository(connection.link)
             stack.callback(remote.close)
@@ -247,7 +252,7 @@ class SourceVerbs:
             stored: StoredLeaves | None = None
             threads = max(1, min(wanted.threads, THREADS_MAX))
             if wanted.baseline == "target":
-                errand = Errand(wanted.task, TO_TARGET, wanted.disk_id, wanted.replica)
+                errand = wanted.errand(TO_TARGET)
                 connection = stack.enter_context(self._connections.take(wanted.connection, errand))
                 stored = told = ToldLeaves(wanted.task, connection.link)
                 threads = 1

@@ -59,12 +59,18 @@ class Crews:
         fleet.on_state = self._tell_resources
 
     def _tell_resources(self, mover: str, problem: str) -> None:
-        """A proxy whose mover is away gets no task while another can do it."""
+        """A proxy whose mover is away gets no task while another can do it; it is not waited for
+        once the mover was given up."""
+        is_given_up = self.fleet.has_given_up(mover)
         for name, proxy in self._proxies.items():
-            if proxy.mover == mover and problem:
-                self.resources.proxy_paused(name, problem)
-            elif proxy.mover == mover:
+            if proxy.mover != mover:
+                continue
+            if not problem:
                 self.resources.proxy_up(name)
+            elif is_given_up:
+                self.resources.proxy_down(name, problem)
+            else:
+                self.resources.proxy_paused(name, problem)
 
     def session_slots(self, job: ReplicationJob) -> TaskSlots:
         """The slots of one session, for disks between child movers."""
@@ -92,6 +98,7 @@ class Crews:
         `joins` is the (name, target proxy) of a crew whose tasks are gone on with."""
         config = self._config
         if job.source in config.hosts and uses_services(config, job):
+            self.fleet.try_again()
             crew = ServiceCrew(
                 config,
                 self.fleet,
@@ -103,7 +110,8 @@ class Crews:
                 joins=joins,
                 clock=self._clock,
             )
-            with contextlib.closing(crew), self.fleet.writer(crew.target_proxy):
+            writing = self.fleet.writer(crew.target_proxy)
+            with contextlib.closing(crew), writing, self.fleet.traffic.session():
                 yield crew
             return
         with self._lent_pair() as pair:

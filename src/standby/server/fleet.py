@@ -20,9 +20,11 @@ from standby.server.certificates import CertificateCare
 from standby.server.config import Config, MoverConfig
 from standby.server.proxies import Side, eligible_proxies, mapped_path
 from standby.server.service_mover import Reconnect, ServiceMover
+from standby.server.traffic_server import TrafficServer
 from standby.wire import plain
 from standby.wire.identity import IdentityFolder
 from standby.wire.link import Link
+from standby.wire.pacing import pace
 from standby.wire.tls import connect
 
 CONNECT_TIMEOUT_S = 15.0
@@ -67,6 +69,7 @@ class Fleet:
         self._writers: Counter[str] = Counter()
         self._identity: IdentityFolder | None = None
         self._care: CertificateCare | None = None
+        self.traffic = TrafficServer(config.traffic, config.time_zone, self._made, clock)
 
     def _link(self, mover: MoverConfig) -> Link:
         role = needed_roles(self._config, mover.name)[0]
@@ -101,6 +104,18 @@ class Fleet:
         with self._lock:
             return list(self._movers.values())
 
+    def has_given_up(self, name: str) -> bool:
+        """Whether the mover of that name does not answer and is waited for no more."""
+        with self._lock:
+            mover = self._movers.get(name)
+        return mover is not None and mover.is_given_up
+
+    def try_again(self) -> None:
+        """Look whether movers that were given up answer by now; does not wait."""
+        for mover in self._made():
+            if mover.is_given_up:
+                mover.wait_connected(0)
+
     # --- who this server is ------------------------------------------------------------------
 
     def lead(self, generation: Callable[[], int]) -> None:
@@ -121,6 +136,7 @@ class Fleet:
         self._joined[name] = self._generation()
         told = ask("join", generation=self._joined[name])
         self._roots[name] = told["roots"]
+        self.traffic.greet(name, ask)
         care = self._care
         if care is not None:
             care.tend(ask, link.remote)
@@ -138,7 +154,7 @@ class Fleet:
                 config = self._config.movers[name]
                 self._movers[name] = ServiceMover(
                     name,
-                    lambda: self._make_link(config),
+                    lambda: pace(self._make_link(config), self.traffic.throttles, is_control=True),
                     self.reconnect,
                     self._clock,
                     lambda problem: self._noticed(name, problem),
@@ -152,6 +168,7 @@ class Fleet:
             self._is_closed = True
             movers, self._movers = list(self._movers.values()), {}
             care, self._care = self._care, None
+        self.traffic.close()
         for mover in movers:
             mover.close()
         if care is not None:

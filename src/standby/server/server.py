@@ -199,6 +199,8 @@ class BackupServer:
             except BaseException as exc:
                 self._end_early(wanted, report, exc, store)
                 raise
+            finally:
+                self.crews.resources.end_session(report.id)
             if released:
                 report.machines[0].warnings.append(
                     f"released what a killed session left: {', '.join(released)}"

@@ -91,6 +91,8 @@ class ServiceMover:
         self._ended_crews: set[str] = set()
         self._lost_at = clock.monotonic()
         self._is_closed = False
+        self.is_given_up = False
+        """Whether it did not answer for as long as it is waited for, and has not since."""
         self._next_id = 1
         self._calls: dict[int, _Pending] = {}
         self._keeper: threading.Thread | None = None
@@ -120,6 +122,18 @@ class ServiceMover:
     def call(self, verb: str, /, **arguments: Any) -> Any:
         """Ask for `verb` and wait for its result."""
         return self.start(verb, **arguments).result()
+
+    def start_now(self, verb: str, /, **arguments: Any) -> Future[Any] | None:
+        """As `start`, where the link stands; None where it does not."""
+        future: Future[Any] = Future()
+        with self._changed:
+            link, number = self._link, self._numbered()
+            if link is None:
+                return None
+            self._calls[number] = _Pending(future, verb, "")
+        with contextlib.suppress(LinkError):  # who receives notices
+            link.send(Call(number, verb, arguments))
+        return future
 
     def tell(self, verb: str, /, **arguments: Any) -> bool:
         """Ask for `verb` where the link stands, and wait for nothing; whether it does."""
@@ -222,10 +236,13 @@ class ServiceMover:
         finally:  # also for a bug: nobody may wait for ever
             with self._changed:
                 self._keeper = None
+                self.is_given_up = not self._is_closed
                 calls, self._calls = list(self._calls.values()), {}
                 self._changed.notify_all()
             for pending in calls:
                 pending.future.set_exception(self._death())
+            if self.is_given_up:
+                self._on_state(self._problem or "it does not answer")
 
     def _connected(self) -> Link | None:
         """A new link, with everything that runs joined again; None when it is time to give up."""
@@ -240,6 +257,7 @@ class ServiceMover:
                     return None
             else:
                 self._problem = ""
+                self.is_given_up = False
                 with self._changed:
                     if self._is_closed:
                         link.close()

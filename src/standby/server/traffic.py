@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 
-from standby.server.schedule import Schedule, Window, is_permitted
+from standby.server.schedule import Schedule, Window, permitted_from
 from standby.wire.throttle import Demand, Lease, RuleSpec
 
 LASTS_S = 15.0
@@ -48,8 +48,11 @@ class TrafficRule:
 
     def limit_at(self, at: datetime, zone: tzinfo) -> int | None:
         """Bytes per second at that moment, None outside of its windows."""
-        is_on = is_permitted(Schedule(windows=self.windows), at, zone)
-        return self.limit_bps if is_on else None
+        return self.limit_bps if self.opens_in_s(at, zone) == 0 else None
+
+    def opens_in_s(self, at: datetime, zone: tzinfo) -> float:
+        """Seconds until its windows open, 0 within."""
+        return (permitted_from(Schedule(windows=self.windows), at, zone) - at).total_seconds()
 
 
 def fair_shares(limit_bps: float, demands: Mapping[str, Demand]) -> dict[str, float]:
@@ -58,7 +61,10 @@ def fair_shares(limit_bps: float, demands: Mapping[str, Demand]) -> dict[str, fl
         name: float("inf") if demand.is_limited else demand.rate_bps * HEADROOM
         for name, demand in demands.items()
     }
-    weights = {name: max(demand.weight, 1e-3) for name, demand in demands.items()}
+    # One without data links has no weight: only control travels, which does not ask.
+    weights = {
+        name: demand.weight if demand.weight > 1e-3 else 1.0 for name, demand in demands.items()
+    }
     shares: dict[str, float] = {}
     left = limit_bps
     # By what each wants per weight: once one gets less than it wants, so do all that follow.
@@ -95,9 +101,19 @@ class TrafficLedger:
         self._borrowers: dict[str, _Borrower] = {}
         self._number = 0
 
-    def lend(self, mover: str, demand: Demand, limit_bps: float | None, now: float) -> Lease:
+    def lend(
+        self,
+        mover: str,
+        demand: Demand,
+        limit_bps: float | None,
+        now: float,
+        *,
+        floor_bps: float = 0.0,
+        lasts_s: float = 0.0,
+    ) -> Lease:
         """The mover's next lease. `demand.lease` is the one it holds: those before it are over.
-        `now` is monotonic; `limit_bps` None: no limit at this time."""
+        `now` is monotonic; `limit_bps` None: no limit at this time, which lasts `lasts_s` more, and
+        `floor_bps` after that: a mover that lost its server does not stay without a limit."""
         borrower = self._borrowers.setdefault(mover, _Borrower(demand))
         borrower.demand = demand
         borrower.leases = {
@@ -108,8 +124,8 @@ class TrafficLedger:
         self._number += 1
         if limit_bps is None:
             borrower.leases.clear()
-            borrower.floor_bps = 0.0
-            return Lease(self._number, None, 0.0, self._lasts_s)
+            borrower.floor_bps = floor_bps
+            return Lease(self._number, None, floor_bps, lasts_s or self._lasts_s)
         floor_bps = limit_bps * FLOOR_SHARE
         demands = {name: item.demand for name, item in self._borrowers.items()}
         others = sum(item.lent(now) for name, item in self._borrowers.items() if name != mover)

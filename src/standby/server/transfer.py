@@ -194,6 +194,7 @@ class Transfer:
             "resume_mark": plan.resume_mark,
             "compression": link.compression(context.job.compression),
             "virtual_size": disk.virtual_size,
+            "weight": context.job.weight,
         }
         if self._book is not None and link.proxy:
             self._book.sending(plan.place, Sender(task, link.proxy))

@@ -67,8 +67,8 @@ class RuleSpec:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What a mover may send under a rule: `rate_bps` bytes per second (None: no limit) for
-    `lasts_s` seconds, then `floor_bps` until it hears again."""
+    """What a mover may send under a rule: `rate_bps` bytes per second (None: no limit, until the
+    rule's hours begin) for `lasts_s` seconds, then `floor_bps` until it hears again."""
 
     number: int
     rate_bps: float | None
@@ -197,9 +197,8 @@ class Throttle:
     # --- under the lock ----------------------------------------------------------------------
 
     def _rate(self, now: float) -> float | None:
-        if self._lease.rate_bps is None or now < self._leased_until:
-            return self._lease.rate_bps
-        return self._lease.floor_bps
+        lease = self._lease
+        return lease.rate_bps if now < self._leased_until or not lease.number else lease.floor_bps
 
     def _levelled(self, now: float) -> float | None:
         """Fill the bucket up to now; the rate."""
@@ -288,7 +287,7 @@ class Pace:
     ) -> None:
         self._throttles = throttles
         self._ends = ends
-        self._weight = weight
+        self._weight = 0.0 if is_control else weight  # it asks for no share
         self._is_control = is_control
         self._is_tls = is_tls
         self._mss = mss
@@ -342,8 +341,11 @@ class Throttles:
 
     def configure(self, rules: Iterable[RuleSpec]) -> None:
         """These are the rules from now on. A new one has no limit until its first lease."""
+        rules = list(rules)
         with self._lock:
             known = self._rules
+            if rules == [rule for rule, _ in known.values()]:
+                return
             self._rules = {}
             for rule in rules:
                 throttle = known[rule.name][1] if rule.name in known else Throttle(self._clock)

@@ -1,0 +1,43 @@
+"""The verbs by which the backup server tells a mover the traffic rules and lends it rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from standby.errors import ProtocolError
+from standby.wire.throttle import Lease, RuleSpec, Throttles
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """Arguments of `traffic_rules`: all rules there are, and leases by rule."""
+
+    rules: list[RuleSpec]
+    leases: dict[str, Lease]
+
+
+class TrafficVerbs:
+    """`traffic_rules(rules, leases)`: these are the rules; leases for some of them.
+    `traffic_demands()`: {rule: Demand} since it was asked last."""
+
+    def __init__(self, throttles: Throttles) -> None:
+        self._throttles = throttles
+
+    def call(self, verb: str, arguments: dict[str, Any]) -> Any:
+        """See Verbs; NotImplemented for any other."""
+        if verb == "traffic_demands":
+            return msgspec.to_builtins(self._throttles.demands())
+        if verb != "traffic_rules":
+            return NotImplemented
+        try:
+            told = msgspec.convert(arguments, Rules)
+        except msgspec.ValidationError as exc:
+            raise ProtocolError("backup server", f"{verb}: {exc}") from exc
+        self._throttles.configure(told.rules)
+        for name, lease in told.leases.items():
+            self._throttles.lend(name, lease)
+        return None
+
+    def close(self) -> None:
+        """Nothing is open."""

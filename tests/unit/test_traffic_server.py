@@ -1,0 +1,210 @@
+"""Rates are lent to movers while sessions run, from the first word of a link on."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+from cli.processes import wait_until
+from standby.clock import Clock
+from standby.errors import ProtocolError
+from standby.road.traffic import TrafficVerbs
+from standby.server.schedule import Window
+from standby.server.traffic import FLOOR_SHARE, TrafficRule
+from standby.server.traffic_server import TrafficServer
+from standby.wire.link import Link
+from standby.wire.messages import Call
+from standby.wire.pacing import pace
+from standby.wire.throttle import Throttles
+
+LIMIT_BPS = 10_000_000
+MONDAY = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
+HOURS = (Window(frozenset(range(5)), 8 * 60, 18 * 60),)
+
+
+class HeldClock(Clock):
+    def __init__(self) -> None:
+        self.passed_s = 0.0
+
+    def now(self) -> datetime:
+        return MONDAY
+
+    def monotonic(self) -> float:
+        return 1000.0 + self.passed_s
+
+
+class NearMover:
+    """A mover in this process; `answers` False: it is connected and hangs."""
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.name = name
+        self.throttles = Throttles(clock)
+        self.verbs = TrafficVerbs(self.throttles)
+        self.is_connected = self.answers = True
+        self.asked = 0
+
+    def ask(self, verb: str, **arguments: Any) -> Any:
+        wire = msgspec.msgpack.decode(msgspec.msgpack.encode(arguments))
+        return self.verbs.call(verb, wire)
+
+    def start_now(self, verb: str, **arguments: Any) -> Future[Any] | None:
+        if not self.is_connected:
+            return None
+        self.asked += 1
+        future: Future[Any] = Future()
+        if self.answers:
+            future.set_result(self.ask(verb, **arguments))
+        return future
+
+    def tell(self, verb: str, **arguments: Any) -> bool:
+        self.ask(verb, **arguments)
+        return True
+
+    def rate_bps(self) -> float | None:
+        (throttle,) = self.throttles.covering("10.1.0.1", "10.2.0.1")
+        return throttle.rate_bps()
+
+
+@pytest.fixture
+def clock() -> HeldClock:
+    return HeldClock()
+
+
+@pytest.fixture
+def movers(clock: HeldClock) -> list[NearMover]:
+    return [NearMover("px1", clock), NearMover("px2", clock)]
+
+
+def made(movers: list[NearMover], clock: Clock, **more: Any) -> TrafficServer:
+    rule = TrafficRule("wan", LIMIT_BPS, ("10.1.0.0/16",), ("10.2.0.0/16",), **more)
+    return TrafficServer({"wan": rule}, UTC, lambda: movers, clock)  # type: ignore[arg-type, return-value]
+
+
+@pytest.fixture
+def server(movers: list[NearMover], clock: HeldClock) -> Iterator[TrafficServer]:
+    server = made(movers, clock)
+    yield server
+    server.close()
+
+
+def load(mover: NearMover, clock: HeldClock, weight: float) -> None:
+    """A link of it has waited all the time."""
+    (throttle,) = mover.throttles.covering("10.1.0.1", "10.2.0.1")
+    if not throttle._flows:
+        throttle.flow(weight)
+    throttle._busy_s += 1e9
+
+
+def test_a_new_link_begins_with_the_rules_and_a_rate(
+    server: TrafficServer, movers: list[NearMover]
+) -> None:
+    server.greet("px1", movers[0].ask)
+    server.greet("px2", movers[1].ask)
+    assert movers[0].rate_bps() == LIMIT_BPS
+    assert movers[1].rate_bps() == LIMIT_BPS * FLOOR_SHARE
+
+
+def test_movers_get_shares_by_the_weights_of_their_links(
+    server: TrafficServer, movers: list[NearMover], clock: HeldClock
+) -> None:
+    for mover in movers:
+        server.greet(mover.name, mover.ask)
+    is_settled = False
+    for _ in range(10):
+        for mover, weight in zip(movers, (1, 3), strict=True):
+            load(mover, clock, weight)
+        clock.passed_s += 1
+        is_settled = server.lend()
+        lent = server.lent_bps()["wan"]
+    assert is_settled
+    rates = [mover.rate_bps() or 0.0 for mover in movers]
+    assert rates[1] / rates[0] == pytest.approx(3, rel=0.02)
+    assert sum(rates) == pytest.approx(LIMIT_BPS, rel=0.03)
+    assert lent["px1"] == pytest.approx(rates[0])
+
+
+def test_a_mover_that_hangs_is_asked_again_when_it_has_answered(
+    server: TrafficServer, movers: list[NearMover], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("standby.server.traffic_server.ANSWER_S", 0.01)
+    movers[0].answers = False
+    movers[1].is_connected = False
+    server.lend()
+    server.lend()
+    assert (movers[0].asked, movers[1].asked) == (1, 0)
+
+
+def test_outside_of_its_hours_a_mover_without_its_server_is_limited_when_they_begin(
+    movers: list[NearMover], clock: HeldClock
+) -> None:
+    server = made(movers, clock, windows=HOURS)
+    server.greet("px1", movers[0].ask)
+    assert movers[0].rate_bps() is None
+    clock.passed_s += 2 * 3600 - 1
+    assert movers[0].rate_bps() is None
+    clock.passed_s += 1
+    assert movers[0].rate_bps() == LIMIT_BPS * FLOOR_SHARE
+
+
+def test_nothing_is_asked_while_no_session_runs(
+    server: TrafficServer, movers: list[NearMover]
+) -> None:
+    assert server._thread is None
+    with server.session(), server.session():
+        wait_until(lambda: movers[0].asked > 0, "lending")
+    wait_until(lambda: server._sessions == 0, "its end")
+    server.close()
+    assert server._thread is not None
+    assert not server._thread.is_alive()
+
+
+def test_without_rules_nothing_runs_and_old_rules_end(
+    movers: list[NearMover], clock: HeldClock
+) -> None:
+    made(movers, clock).greet("px1", movers[0].ask)
+    server = TrafficServer({}, UTC, lambda: movers, clock)  # type: ignore[arg-type, return-value]
+    with server.session():
+        assert server._thread is None
+    server.greet("px1", movers[0].ask)
+    assert movers[0].throttles.demands() == {}
+
+
+def test_what_is_no_rule_is_refused(movers: list[NearMover]) -> None:
+    with pytest.raises(ProtocolError, match="leases"):
+        movers[0].ask("traffic_rules", rules=[], leases={"wan": 1})
+    assert movers[0].verbs.call("ping", {}) is NotImplemented
+
+
+def test_a_control_link_is_counted_and_asks_for_no_share() -> None:
+    throttles = Throttles()
+    made([], Clock()).greet("px1", lambda verb, **told: TrafficVerbs(throttles).call(verb, told))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    rule = TrafficRule("wan", LIMIT_BPS, ("127.0.0.0/8",))
+    throttles.configure([rule.spec])
+    with Link(ours, "far") as near, Link(theirs, "near") as far:
+        pace(near, throttles, is_control=True)
+        reading = threading.Thread(target=far.receive)
+        reading.start()
+        near.send(Call(1, "ping", {}))
+        reading.join()
+        demand = throttles.demands()["wan"]
+    assert demand.rate_bps > 0
+    assert demand.weight == 0
+    assert throttles.demands()["wan"].rate_bps == 0
+
+
+def test_a_link_that_has_ended_needs_no_pace() -> None:
+    ours, theirs = socket.socketpair()
+    link = Link(ours, "far")
+    link.close()
+    theirs.close()
+    assert pace(link, Throttles()) is link
