@@ -1,0 +1,109 @@
+"""What the resources hear of movers that are away, given up, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.processes import wait_until
+from simulation.several import SeveralSite
+from standby.errors import LinkError, MoverDied, NoProxy
+from standby.server.config import MoverConfig, load_config
+from standby.server.crews import Crews
+from standby.server.fleet import Fleet
+from standby.server.movers import child_movers
+from standby.server.resources import TaskRequest
+from standby.server.service_mover import Reconnect
+from standby.wire.link import Link
+
+AWAY = ("px1", "px2")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[SeveralSite]:
+    made = SeveralSite(tmp_path / "site")
+    yield made
+    made.close()
+
+
+class Installation:
+    """The crews of a site of which some movers are away at first."""
+
+    def __init__(self, site: SeveralSite, reconnect: Reconnect) -> None:
+        self.site = site
+        self.is_away = True
+        config = load_config(site.config)
+        self.fleet = Fleet(config, reconnect=reconnect, make_link=self._link)
+        self.crews = Crews(config, child_movers, self.fleet)
+        self.resources = self.crews.resources
+
+    def _link(self, mover: MoverConfig) -> Link:
+        if self.is_away and mover.name in AWAY:
+            raise LinkError(mover.name, "connection refused")
+        return self.site.link(mover)
+
+    def problems(self) -> dict[str, str]:
+        """Of the proxies."""
+        return {use.name: use.problem for use in self.resources.usage().slots}
+
+
+def request(*proxies: str) -> TaskRequest:
+    return TaskRequest("job", "s1", "vm1", "scsi:0:0", source_proxies=proxies)
+
+
+def test_tasks_that_wait_for_movers_that_are_given_up_fail_until_one_is_back(
+    site: SeveralSite,
+) -> None:
+    made = Installation(site, Reconnect(every_s=0.01, for_s=0.2))
+    waiting = made.resources.request(request("px1", "px2"))
+    waiting.cancel()
+    for name in AWAY:
+        made.resources.proxy_paused(name, "not asked yet")
+    waiting = made.resources.request(request("px1", "px2"))
+    for name in AWAY:
+        with pytest.raises(MoverDied):
+            made.fleet.mover(name).call("ping")
+    with pytest.raises(NoProxy, match=r"px1: .*connection refused"):
+        waiting.wait(10)
+    with pytest.raises(NoProxy):
+        made.resources.request(request("px2")).wait(0)
+    # A new attempt that fails is no hope; one that succeeds is.
+    made.fleet.try_again()
+    wait_until(lambda: made.fleet.mover("px2")._keeper is None, "px2 is given up again")
+    with pytest.raises(NoProxy):
+        made.resources.request(request("px2")).wait(0)
+    made.is_away = False
+    made.fleet.try_again()
+    wait_until(lambda: not made.problems()["px2"], "px2 is back")
+    assert not made.fleet.has_given_up("px2")
+    made.resources.request(request("px2")).wait(10).release()
+    made.crews.close()
+
+
+def test_a_mover_that_is_away_is_waited_for(site: SeveralSite) -> None:
+    made = Installation(site, Reconnect(every_s=0.01, for_s=60))
+    mover = made.fleet.mover("px1")
+    mover.wait_connected(0)
+    wait_until(lambda: "refused" in made.problems()["px1"], "px1 is missed")
+    waiting = made.resources.request(request("px1"))
+    assert waiting.is_waiting
+    made.is_away = False
+    assert waiting.wait(10).source_proxy == "px1"
+    waiting.cancel()
+    made.crews.close()
+
+
+def test_a_session_gives_back_what_its_tasks_held(site: SeveralSite) -> None:
+    site.add_machine()
+    site.fill()
+    with site.server() as server:
+        held = server.crews.resources.request(
+            TaskRequest("job", "mine", "vm1", "scsi:0:9", source_proxies=("px1",))
+        )
+        assert held.grant is not None
+        report = server.start("job", session="mine")
+        assert report.outcome == "done", report.machines[0].error
+        assert server.crews.resources.running == 0
+        assert server.crews.resources.usage().waiting == 0
