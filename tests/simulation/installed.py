@@ -128,6 +128,14 @@ class Installation(Site):
         assert process.stdout is not None
         process.stdout.close()
 
+    def stop_mover(self, name: str) -> None:
+        """SIGTERM, and wait for its end."""
+        process = self.processes[name]
+        process.terminate()
+        process.wait(60)
+        assert process.stdout is not None
+        process.stdout.close()
+
     def log(self, name: str) -> str:
         """What the mover said so far."""
         return (self.folder / f"mover-{name}" / "log").read_text()

@@ -1,0 +1,176 @@
+"""`standby server` over real movers: killed anywhere, hung and taken over from, beside revocations."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from cli.processes import started, state_of, wait_until
+from simulation.installed import Installation
+from standby.errors import MoverFenced
+from standby.model.session import SESSION_ENDS, Reason, SessionState
+from standby.server.config import load_config
+from standby.server.fleet import Fleet
+from standby.server.store import Store
+from standby.units import MiB
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc")
+
+DATA = 192 * MiB
+
+
+class Served(Installation):
+    """An installation, and a look at its state."""
+
+    def __init__(self, folder, state="", **more):
+        super().__init__(folder, **more)
+        if state:
+            text = self.config.read_text()
+            head = '[standby]\n'
+            self.config.write_text(text.replace(head, f'{head}state_database = "{state}"\n', 1))
+
+    @contextmanager
+    def store(self):
+        with Store(load_config(self.config).state_place()) as store:
+            yield store
+
+    def queue(self):
+        """A session for the server to run; its id."""
+        self.states.append(self.content("vm1"))
+        with self.store() as store:
+            return store.queue.enqueue("job", Reason.MANUAL, asked_by="test").id
+
+    @contextmanager
+    def server(self, state="active", **environment):
+        """A server that is active, or stands by."""
+        arguments = ("server", "run", "--config", self.config, "--json")
+        with started(*arguments, "--listen", "127.0.0.1:0", **environment) as process:
+            line = process.stdout.readline()
+            assert line, process.communicate()
+            assert json.loads(line)["state"] == state
+            yield process
+
+    def expire_lease(self):
+        """As after its 15 seconds."""
+        with self.store() as store, store._database.writing(wakes=True) as connection:
+            connection.exec_driver_sql("UPDATE server_lease SET expires_at = 0")
+
+    def ended(self, session):
+        """The session once it has ended, and its last report."""
+
+        def has_ended():
+            with self.store() as store:
+                return store.queue.session(session).state in SESSION_ENDS
+
+        wait_until(has_ended, "the session ended")
+        with self.store() as store:
+            return store.queue.session(session), store.sessions("job")[0]
+
+    def sent(self):
+        """How many transfers the source's proxies began."""
+        lines = [line for name in ("src", "px") for line in self.log(name).splitlines()]
+        return sum("task begun" in line and "send_disk" in line for line in lines)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """Makes an installation, which ends with the test."""
+    made = []
+
+    def make(state=""):
+        made.append(Served(tmp_path / "site", state))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.close()
+
+
+def finish(process):
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+
+
+def check_done(run, report):
+    assert run.state in (SessionState.DONE, SessionState.WARNINGS), run
+    (machine,) = report.machines
+    assert machine.outcome == "done", machine
+    return machine
+
+
+def test_a_server_that_hangs_is_taken_over_from_and_changes_nothing(served, state_place):
+    site = served(state_place if isinstance(state_place, str) else "")
+    site.add_machine(sizes=(256 * MiB,))
+    site.write(0, DATA)
+    session = site.queue()
+    with site.server(STANDBY_STOP_POINT="disk under way") as hung:
+        wait_until(lambda: state_of(hung.pid) in ("T", "t"), "the server hangs")
+        with site.server("standing by") as other:
+            site.expire_lease()
+            assert json.loads(other.stdout.readline())["state"] == "active"
+            run, report = site.ended(session)
+            machine = check_done(run, report)
+            assert "went on with what another process began" in machine.warnings
+            assert (site.sent(), machine.disks[0].retries) == (1, 0)
+            os.kill(hung.pid, signal.SIGCONT)
+            _, err = hung.communicate(timeout=60)
+            assert hung.returncode == 16, err
+            assert "is fenced" in err
+            assert site.ended(session) == (run, report)
+            assert site.check_points() == 1
+            fleet = Fleet(load_config(site.config))
+            fleet.lead(lambda: run.generation - 1)
+            with pytest.raises(MoverFenced):
+                fleet.mover("dr").call("replica_list", root="target:")
+            fleet.close()
+            site.write(4096, 300 * 1024)
+            check_done(*site.ended(site.queue()))
+            finish(other)
+    assert site.check_points() == 2
+    site.check_nothing_leaked()
+
+
+def test_a_server_killed_anywhere_is_gone_on_with(served):
+    site = served()
+    site.add_machine()
+    site.fill()
+    points = ("disk under way", "checkpoint made", "released", "repository commit")
+    for number, point in enumerate(points):
+        site.write(number * MiB, 64 * 1024)
+        session = site.queue()
+        with site.server(STANDBY_KILL_POINT=point) as process:
+            assert process.wait(60) == -9
+        site.expire_lease()
+        with site.server() as process:
+            check_done(*site.ended(session))
+            finish(process)
+    assert len(points) <= site.check_points() <= 2 * len(points)
+    site.check_nothing_leaked()
+
+
+def test_a_server_that_dies_while_its_target_commits_is_gone_on_with(served):
+    site = served()
+    site.add_machine()
+    site.fill()
+    site.stop_mover("dr")
+    site.start_mover("dr", STANDBY_STOP_POINT="point renamed", STANDBY_KILL_PROCESS="dr")
+    session = site.queue()
+    target = site.processes["dr"]
+    with site.server() as process:
+        wait_until(lambda: state_of(target.pid) in ("T", "t"), "the target is at its commit")
+        process.kill()
+        process.wait(60)
+    os.kill(target.pid, signal.SIGCONT)
+    site.expire_lease()
+    with site.server() as process:
+        check_done(*site.ended(session))
+        finish(process)
+    assert site.check_points() == 2  # what the dead one's target committed, and the next one's
+    site.check_nothing_leaked()
