@@ -129,3 +129,18 @@ def test_by_the_api_it_is_the_same(
     whats = [[item["what"] for item in each.json["checks"]] for each in (here, there)]
     assert whats[0] == whats[1] != []
     assert run("infrastructure", "list").out.startswith("part ")
+
+
+def test_sites_that_are_away_hold_up_neither_a_list_nor_a_failover(several: SeveralSite) -> None:
+    several.add_machine()
+    text = several.config.read_text()
+    several.config.write_text(text.replace('reconnect_for = "20s"', 'reconnect_for = "10h"'))
+    with several.server() as server:
+        assert server.start("job").outcome == "done"
+        several.machines["hv1"].close()
+        assert server.replicas.plan("failover", "vm1_replica").becomes == "failover"
+        assert server.replicas.failover("vm1_replica").record.state.value == "failover"
+        several.machines["dr1"].close()
+        assert server.replicas.all() == []
+        (problem,) = server.replicas.unreadable().values()
+        assert "dr1" in problem

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from standby import errors
 from standby.errors import StandbyError, error_to_wire
-from standby.model.replica import COMMANDS, ReplicaState, legal_actions
+from standby.model.replica import COMMANDS, Action, ReplicaState, legal_actions
 from standby.server.masking import SECRETS
 from standby.strict_toml import nearest
 
@@ -93,9 +93,14 @@ def _hint(error: StandbyError) -> str:
     return str(getattr(error, "hint", ""))
 
 
+_NAMES = {Action.SESSION: "start", Action.REPAIR: "repair"}
+"""Where the API's verb is called otherwise than the action."""
+
+
 def _legal(error: StandbyError) -> list[str] | None:
     if isinstance(error, errors.IllegalTransition):
-        return [str(item) for item in legal_actions(ReplicaState(error.state)) if item in COMMANDS]
+        legal = legal_actions(ReplicaState(error.state))
+        return [_NAMES.get(action, str(action)) for action in legal if action in COMMANDS]
     if isinstance(error, errors.IllegalRequest | errors.IllegalStep):
         return list(error.legal)
     return None
