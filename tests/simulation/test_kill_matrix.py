@@ -80,6 +80,7 @@ MAP_POINTS = ["disk moved in", "disk moved in:2", "file renamed", "point renamed
 
 ELSEWHERE = {
     "failover prepared",
+    "state files put",
     "file taken back",
     "disk under way",
     "generation raised",
@@ -92,7 +93,8 @@ ELSEWHERE = {
     "disk merge: identity passed on",
 }
 """No part of a session as it is run here: the tests of failing over, leases and merges kill there
-(test_commit_kill_points, test_merge_kill_points, test_sessions, tests of `disk merge`), or where
+(test_commit_kill_points, test_merge_kill_points, test_failing_over, test_sessions, tests of `disk
+merge`), or where
 several machines take part (test_installation)."""
 
 
