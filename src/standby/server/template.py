@@ -78,6 +78,24 @@ rpo = "24h"                           # alarm when the newest point is older
 # max_tasks = 4                       # disks at once, over all jobs
 # task_memory = "64 MiB"              # batches in flight per disk
 
+# --- several machines ------------------------------------------------------------------------
+
+# [server]
+# enrol = "0.0.0.0:9442"              # `standby server` takes enrolments of movers here; without it
+#                                       `standby ca serve` does while it runs
+# authority = "authority"             # folders of `standby ca init`: the installation's authority,
+# identity = "identity"               # and the server's own key and certificate
+
+# --- traffic between machines -----------------------------------------------------------------
+# What movers and server together send from these addresses to those; headers count. A job's
+# `weight = 3` (1 by default) is its share where jobs want more than there is.
+
+# [traffic.wan]
+# from = ["10.1.0.0/16"]              # from, to, or both
+# to = ["10.2.0.0/16"]
+# limit = "100 Mbit/s"                # "12 MB/s", "1 Gbit/s"
+# times = "mon-fri 08:00-18:00"       # or a list; without it always
+
 # --- what `standby server` tells ------------------------------------------------------------
 
 # [logs]

@@ -6,8 +6,20 @@
     limit = "100 Mbit/s"
     times = "mon-fri 08:00-18:00"     # or a list; without it always
 
-A rule holds in one direction: another one with `from` and `to` exchanged limits failback. Times
-are those of [standby] time_zone.
+A rule limits what all movers and the server together send from addresses of `from` to addresses of
+`to`, as interfaces count it, headers included. It holds in one direction: another one with `from`
+and `to` exchanged limits failback. What several rules cover obeys all of them. Times are those of
+[standby] time_zone.
+
+    [jobs.important]
+    weight = 3                        # of the others' 1; of what there is when not all have enough
+
+Data of jobs shares the limit by weight, disk by disk. Control never waits: data waits the longer
+for it. A mover that lost the server for 15 s sends at half a percent of the limit until it is back
+(`traffic.FLOOR_SHARE`), also when it was outside of the rule's hours and they have begun.
+
+A backup server lends the limit among the movers that it is connected to. So jobs that run in
+processes of their own (`job start` without a `server`) share it only where they use the same mover.
 """
 
 from __future__ import annotations
