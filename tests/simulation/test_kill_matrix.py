@@ -94,8 +94,7 @@ ELSEWHERE = {
 }
 """No part of a session as it is run here: the tests of failing over, leases and merges kill there
 (test_commit_kill_points, test_merge_kill_points, test_failing_over, test_sessions, tests of `disk
-merge`), or where
-several machines take part (test_installation)."""
+merge`), or where several machines take part (test_installation)."""
 
 
 def test_every_kill_point_is_in_the_matrix():
