@@ -3,8 +3,8 @@
     python bench/several_machines.py [--small] [--json] [--turns N] [--in FOLDER]
 
 The same job in turns: with child movers of the backup server (socket pairs, shared memory); with
-two service movers, a source site's and a target site's, over loopback without TLS (`plain = true`);
-over loopback with TLS. First session of a VM and the session after a day of changes, VHDX to VHDX.
+two service movers, a source site's and a target site's, over loopback without TLS (`plain = true`;
+such movers share memory for what travels, the sockets carry tables); over loopback with TLS. First session of a VM and the session after a day of changes, VHDX to VHDX.
 Movers run before the clock starts; what starting them takes is told apart. Every session's point is
 compared with the source, untimed. With `auto` compression the first session is to be as fast as
 with none: loopback is a fast link. Processor seconds of server and movers are told beside, for

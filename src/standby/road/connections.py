@@ -24,6 +24,7 @@ import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import LinkError, ProtocolError, TicketRefused, error_from_wire
+from standby.road.sharing import shared_ring
 from standby.wire.link import Link
 from standby.wire.messages import Attach, Attached, Failed
 from standby.wire.pacing import pace
@@ -224,6 +225,9 @@ class ServiceConnections:
             if self._is_closed:
                 link.shutdown()
         try:
+            ring = None
+            if errand.direction == TO_TARGET:
+                ring = shared_ring(link, is_source=isinstance(spec, dict) and "connect" in spec)
             yield Connection(link, ring)
         except BaseException:
             link.shutdown()

@@ -130,6 +130,22 @@ class Attach(Message, frozen=True, tag=True):
     ticket: str = ""
 
 
+class OfferMemory(Message, frozen=True, tag=True):
+    """Between plain movers, after `Attached`: batches may lie in `slots` slots of shared memory
+    (`wire.shared_memory.taken`)."""
+
+    place: str
+    mark: bytes
+    slots: int
+    slot_size: int
+
+
+class MemoryTaken(Message, frozen=True, tag=True):
+    """The answer: whether this side could open it; if not, everything travels on the link."""
+
+    is_taken: bool
+
+
 class GetIndex(Message, frozen=True, tag=True):
     """Asks for the non-zero pages the target holds and their nodes."""
 
@@ -265,6 +281,8 @@ _ANY = (
     | Progress
     | Attach
     | Attached
+    | OfferMemory
+    | MemoryTaken
     | GetIndex
     | GetLeaves
     | Batch

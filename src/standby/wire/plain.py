@@ -183,6 +183,7 @@ def connect(
     link.peer = expected_name
     link.remote = Peer(expected_name, tuple(challenge.roles), "", "", expected_role)
     link.limits = BETWEEN_MACHINES
+    link.shares_memory = True
     return link
 
 
@@ -246,6 +247,7 @@ class PlainListener:
                         linger(visit.connection)
                 raise
             link.limits = BETWEEN_MACHINES
+            link.shares_memory = True
             self._on_link(link, peer)
         except StandbyError as exc:
             link.close()
