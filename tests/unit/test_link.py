@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from standby.units import KiB, MiB
 from standby.wire import frames, messages
 from standby.wire.link import BETWEEN_MACHINES, Limits, Link, tune
 from standby.wire.messages import Call, Finish, GetLeaves, Reply
-from wires import Installation, tls_pair
+from wires import Installation, tls_pair, wait_until
 
 Pair = Callable[[], tuple[socket.socket, socket.socket]]
 
@@ -349,3 +350,27 @@ def test_a_record_that_was_touched_ends_the_link(installation: Installation) -> 
         link.receive()
     link.close()
     far.close()
+
+
+def test_a_link_knows_how_long_its_peer_had_no_room() -> None:
+    """A slow reader is told from a slow network, which packing would help."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    with Link(near, "far") as link, Link(far, "near") as other:
+        assert link.is_local
+        assert link.peer_waits_s() == 0
+        sending = threading.Thread(target=lambda: link.send(Finish(), bytes(16 << 20)))
+        sending.start()
+        if sys.platform == "linux":
+            wait_until(lambda: link.peer_waits_s() >= 0.05)  # nobody reads
+        assert len(other.receive()[1]) == 16 << 20
+        sending.join()
+
+
+def test_a_pair_is_local() -> None:
+    near, far = socket.socketpair()
+    with Link(near, "far") as link, Link(far, "near"):
+        assert link.is_local
+        assert link.peer_waits_s() == 0

@@ -18,7 +18,7 @@ import queue
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -83,6 +83,9 @@ class SourceProxy:
     """Whether scanners collect what changed, to be sent."""
 
     def __init__(self, task: SendTask, link: Link, ring: SharedRing | None) -> None:
+        if task.compression == "auto" and link.is_local:
+            # Packing and unpacking would take the processor from the very work that is waited for.
+            task = replace(task, compression="none")
         self.task = task
         self.counters = SendCounters()
         self._link = link
@@ -293,6 +296,7 @@ class SourceProxy:
         """Send what `builder` collected; the slot belongs to the target until it says otherwise."""
         rows, leaves = builder.tables()
         data = builder.slot[: builder.filled]
+        peer_waited_s = self._link.peer_waits_s() if self._auto is not None else 0.0
         started = SYSTEM_CLOCK.monotonic()
         if packer is not None and self._should_pack(packer, data):
             frame = packer.pack(rows, data)
@@ -314,9 +318,11 @@ class SourceProxy:
             sent = rows.nbytes + leaves.nbytes + len(data)
         zeroed = int(rows[rows[:, 2] == 0, 1].sum())
         elapsed = SYSTEM_CLOCK.monotonic() - started
+        # A target that writes slowly is no slow link: it would not take packed batches faster.
+        peer_waited_s = self._link.peer_waits_s() - peer_waited_s if self._auto is not None else 0.0
         with self._lock:
             if self._auto is not None:
-                self._auto.sent(sent, elapsed)
+                self._auto.sent(sent, max(elapsed - peer_waited_s, elapsed / 16))
             self._busy["network"] += elapsed
             self.counters.sent += sent
             self.counters.changed += len(data) + zeroed

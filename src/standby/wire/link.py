@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ipaddress
 import socket
 import ssl
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -53,6 +55,10 @@ BETWEEN_MACHINES = Limits(stall_s=60)
 frames may be syncing a disk, and one that is gone is noticed by the system (`tune`)."""
 
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 30, 10, 3
+_TCP_INFO_SIZE, _TCP_INFO_LIMITED_AT = 184, 176
+_TCP_INFO_LIMITED = struct.Struct("=Q")
+"""tcpi_rwnd_limited, microseconds, of Linux's struct tcp_info (since 4.9)."""
+
 USER_TIMEOUT_S = 120
 """A peer that vanished without a word ends after this at most. Linux counts a peer that takes no
 bytes in as well, so it must be longer than the slowest sync of a target's disk."""
@@ -91,7 +97,8 @@ class Link:
     Any number of threads may send; one thread at a time receives. The payload that `receive`
     returns lies in a buffer that the next `receive` uses again. `sent_bytes` and `received_bytes`
     count whole frames, without what TLS adds. `remote` is who a certificate says the peer is, None
-    on one machine. `throttle` is asked before every write how much may go, and may wait.
+    on one machine. `shares_memory`: the peer is a process of this machine and may be offered some
+    (`messages.OfferMemory`). `throttle` is asked before every write how much may go, and may wait.
     """
 
     def __init__(self, connection: socket.socket, peer: str, limits: Limits = UNLIMITED) -> None:
@@ -99,6 +106,7 @@ class Link:
         self.limits = limits
         self.remote: Peer | None = None
         self.throttle: Pace | None = None
+        self.shares_memory = False
         self.sent_bytes = 0
         self.received_bytes = 0
         self._stream = streams.stream_of(connection)
@@ -117,6 +125,30 @@ class Link:
     def connection(self) -> socket.socket:
         """The socket underneath, for its addresses; not to be read or written."""
         return self._stream.connection
+
+    @property
+    def is_local(self) -> bool:
+        """Whether both ends are on this machine, as far as addresses say: a pair, or loopback."""
+        connection = self._stream.connection
+        if connection.family not in (socket.AF_INET, socket.AF_INET6):
+            return True
+        try:
+            return ipaddress.ip_address(connection.getpeername()[0].partition("%")[0]).is_loopback
+        except (OSError, ValueError):
+            return False
+
+    def peer_waits_s(self) -> float:
+        """Seconds so far in which there was something to send and the peer, not the network, had no
+        room for it; 0 where the system does not tell."""
+        if sys.platform != "linux":
+            return 0.0
+        with contextlib.suppress(OSError):
+            told = self._stream.connection.getsockopt(
+                socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE
+            )
+            if len(told) == _TCP_INFO_SIZE:
+                return float(_TCP_INFO_LIMITED.unpack_from(told, _TCP_INFO_LIMITED_AT)[0]) / 1e6
+        return 0.0
 
     # --- sending -----------------------------------------------------------------------------
 
