@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from standby.clock import new_token
-from standby.errors import ConfigurationError, StandbyError, UnknownName
+from standby.errors import ConfigurationError, MoverDied, StandbyError, UnknownName
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
 from standby.model.point import RestorePoint
@@ -31,6 +31,7 @@ from standby.road.verifying import PointVerdict
 from standby.server.config import Config
 from standby.server.fleet import Fleet, Station
 from standby.server.replicas import Replicas
+from standby.server.service_mover import ServiceMover
 
 PROGRESS_S = 0.25
 
@@ -44,9 +45,16 @@ class RemoteShelf:
         self._station = station
         self._fleet = fleet
 
+    def _mover(self) -> ServiceMover:
+        """The mover, if it answers: who wants to fail over does not wait for one to come back."""
+        mover = self._fleet.mover(self._station.mover)
+        if not mover.answers():
+            raise MoverDied(mover.name, mover.problem or "its connection was closed")
+        return mover
+
     def call(self, verb: str, **arguments: Any) -> Any:
         """Ask the mover for `replica_<verb>` below the host's folder."""
-        mover = self._fleet.mover(self._station.mover)
+        mover = self._mover()
         return mover.call(f"replica_{verb}", root=self._fleet.place(self._station), **arguments)
 
     def listed(self) -> tuple[list[ReplicaStatus], dict[str, str]]:
@@ -56,7 +64,7 @@ class RemoteShelf:
 
     def long_call(self, verb: str, progress: Progress | None, **arguments: Any) -> Any:
         """A verb that reads for long, as a task that outlives a dropped connection."""
-        mover = self._fleet.mover(self._station.mover)
+        mover = self._mover()
         task = f"{verb} {new_token(8)}"
         root = self._fleet.place(self._station)
         future = mover.start(f"replica_{verb}", task=task, root=root, **arguments)

@@ -25,6 +25,7 @@ from standby.model.job import ReplicationJob
 from standby.model.machine import Inventory, Machine
 from standby.model.report import MachineReport, SessionReport
 from standby.ports import Host, inventory_of
+from standby.road.surveying import ReplicaStatus
 from standby.server.alive import Alive
 from standby.server.all_replicas import AllReplicas
 from standby.server.checking import check_configuration
@@ -84,7 +85,7 @@ class BackupServer:
             self.config,
             local,
             self.crews.fleet,
-            lambda status: local.is_source_running(status.identity),
+            lambda status: self._answers(status) and local.is_source_running(status.identity),
         )
 
     def close(self) -> None:
@@ -130,6 +131,12 @@ class BackupServer:
                 else FolderHost(name, found.path, state, self.clock)
             )
         return self._hosts[name]
+
+    def _answers(self, replica: ReplicaStatus) -> bool:
+        """Whether the mover beside the replica's source host answers, where there is one: a source
+        that is gone is why failovers exist, and is not waited for."""
+        host = self.config.hosts.get(replica.identity.source_host)
+        return host is None or not host.mover or self.crews.fleet.mover(host.mover).answers()
 
     def jobs(self) -> list[ReplicationJob]:
         """All jobs of the configuration."""

@@ -182,6 +182,15 @@ class ServiceMover:
         """Why the last attempt to connect failed, '' when none did."""
         return self._problem
 
+    def answers(self) -> bool:
+        """Whether the link stands, after a first attempt to make it."""
+        with self._changed:
+            self._keep()
+            self._changed.wait_for(
+                lambda: self._link is not None or self._problem or self._has_given_up()
+            )
+            return self._link is not None
+
     def wait_connected(self, timeout_s: float) -> bool:
         """Whether the link stands, at the latest after `timeout_s`."""
         with self._changed:
@@ -250,7 +259,9 @@ class ServiceMover:
             try:
                 link = self._made_link()
             except StandbyError as exc:
-                self._problem = str(exc)
+                with self._changed:
+                    self._problem = str(exc)
+                    self._changed.notify_all()
                 self._on_state(self._problem)
                 if isinstance(exc, Fenced):
                     self._fenced = exc

@@ -85,6 +85,11 @@ rpo = "24h"                           # alarm when the newest point is older
 #                                       `standby ca serve` does while it runs
 # authority = "authority"             # folders of `standby ca init`: the installation's authority,
 # identity = "identity"               # and the server's own key and certificate
+# listen = "127.0.0.1:9443"           # the API of `standby server`; `standby token add` lets in
+# metrics_open = false                # true: /metrics asks for no token
+# [server.tls]                        # without it the API answers this machine only
+# certificate = "api.pem"
+# key = "api.key"
 
 # --- traffic between machines -----------------------------------------------------------------
 # What movers and server together send from these addresses to those; headers count. A job's
