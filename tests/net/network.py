@@ -334,5 +334,6 @@ class Network:
             if line.loss:
                 words += ["loss", f"{line.loss:%}"]
         else:
-            words = ["tbf", "rate", f"{(line.rate_bps or 0) * 8}bit", "burst", "256k", "latency", "50ms"]
+            rate = f"{(line.rate_bps or 0) * 8}bit"
+            words = ["tbf", "rate", rate, "burst", "256k", "latency", "50ms"]
         _ip("netns", "exec", space, "tc", "qdisc", "add", "dev", "wan", "root", *words)

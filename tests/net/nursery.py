@@ -35,14 +35,27 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
-NOT_IMPORTED = ("standby.server.api", "standby.server.store.migrations", "standby.host.hyperv", "standby.__main__")
+NOT_IMPORTED = (
+    "standby.server.api",
+    "standby.server.store.migrations",
+    "standby.host.hyperv",
+    "standby.__main__",
+)
 
 
 class Child:
     """A process of a nursery."""
 
-    def __init__(self, channel: socket.socket, pid: int, out: Path, err: Path) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        pid: int,
+        out: Path,
+        err: Path,
+        environment: Mapping[str, str],
+    ) -> None:
         self.pid = pid
+        self.environment = environment
         self.out = out
         self.err = err
         self._channel = channel
@@ -116,7 +129,7 @@ class Nursery:
         out, err = (log.with_name(f"{log.name}.{kind}") for kind in ("out", "err"))
         channel = socket.socket(socket.AF_UNIX)
         channel.connect(self._address)
-        request = {
+        request: dict[str, Any] = {
             "arguments": [str(item) for item in arguments],
             "space": space,
             "environment": dict(environment or {}),
@@ -131,7 +144,7 @@ class Nursery:
             pid = int.from_bytes(channel.recv(4), "little")
         if not pid:
             raise OSError(f"the nursery started nothing: {err.read_text()}")
-        return Child(channel, pid, out, err)
+        return Child(channel, pid, out, err, request["environment"])
 
     def close(self) -> None:
         """Kill it, and with it all of its processes."""

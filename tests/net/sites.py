@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from simulation.site import Site
 from standby.errors import error_from_wire
 from standby.road.lease import is_processing
 from standby.server.store import Store
+from standby.units import MiB
 from standby.wire import tls
 from standby.wire.authority import Authority
 from standby.wire.identity import IdentityFolder
@@ -54,12 +55,18 @@ TUNED: Mapping[str, Any] = {
     "standby.wire.link.KEEPALIVE_INTERVAL_S": 1,
     "standby.wire.link.KEEPALIVE_COUNT": 2,
     "standby.wire.link.USER_TIMEOUT_S": 3,
+    "standby.server.service_mover.PING_S": 1.0,
+    "standby.server.service_mover.SILENCE_S": 8.0,
+    "standby.server.transfer.GRACE_S": 5.0,
+    "standby.road.service.LOOK_S": 1.0,
     "standby.server.fleet.CONNECT_TIMEOUT_S": 3.0,
     "standby.road.connections.CONNECT_TIMEOUT_S": 5.0,
     "standby.road.connections.ACCEPT_TIMEOUT_S": 10.0,
     "standby.road.connections.PARK_S": 5.0,
+    "standby.road.group_commits.COMMIT_BYTES": 4 * MiB,
 }
-"""Who vanished without a word is missed after seconds, not after one or two minutes."""
+"""Who vanished without a word is missed after seconds, not after one or two minutes; and what was
+not yet acknowledged is a small part of a small disk too."""
 
 TOML = """\
 [standby]
@@ -117,20 +124,22 @@ class Sites(Site):
         restore_points: int = 7,
         job: str = "",
         mover: str = "",
+        protect: str = "",
         reconnect_for: str = "30s",
         tuned: Mapping[str, Any] = TUNED,
     ) -> None:
-        """`job` and `mover` are more lines of the job's table and of each mover.toml."""
+        """`job`, `mover` and `protect` are more lines of the job's table and of each mover.toml."""
         super().__init__(folder, restore_points)
         self.nursery = nursery
         self.tuned = tuned
         self.movers: dict[str, Child] = {}
         self.children: list[Child] = []
+        self.views = {"px1": folder / "source", "px2": folder / "source"}
         self._sessions = 0
         self.network = Network(wan, offload=offload, sites=HOSTS)
         self.network.__enter__()
         try:
-            self._build(restore_points, job, mover, reconnect_for)
+            self._build(restore_points, job, mover, protect, reconnect_for)
         except BaseException:
             self.close()
             raise
@@ -141,17 +150,17 @@ class Sites(Site):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _build(self, restore_points: int, job: str, mover: str, reconnect_for: str) -> None:
+    def _build(
+        self, restore_points: int, job: str, mover: str, protect: str, reconnect_for: str
+    ) -> None:
         folder = self.folder
         for name in ("repository", "logs", "views/px1", "views/px2"):
             (folder / name).mkdir(parents=True)
         self.authority = Authority.create(folder / "authority", "test")
         self.enrol("server", folder / "identity", ("server",))
         for name in ROLES:
-            self._write_mover(name, mover)
-        movers = "\n".join(
-            f'[movers.{name}]\naddress = "{self.address(name)}"' for name in ROLES
-        )
+            self._write_mover(name, mover, protect)
+        movers = "\n".join(f'[movers.{name}]\naddress = "{self.address(name)}"' for name in ROLES)
         self.config.write_text(
             TOML.format(
                 folder=folder,
@@ -165,9 +174,11 @@ class Sites(Site):
 
     def close(self) -> None:
         """End every process and the network."""
-        for child in [*self.movers.values(), *self.children]:
-            child.send_signal(signal.SIGKILL)
-        self.network.close()
+        try:
+            for child in [*self.movers.values(), *self.children]:
+                child.kill()
+        finally:
+            self.network.close()
 
     # --- machines ----------------------------------------------------------------------------
 
@@ -188,7 +199,7 @@ class Sites(Site):
         """The folder of the mover's own files."""
         return self.folder / f"mover-{name}"
 
-    def _write_mover(self, name: str, more: str) -> None:
+    def _write_mover(self, name: str, more: str, protect: str) -> None:
         home = self.home(name)
         home.mkdir()
         self.enrol(name, home / "identity", ROLES[name])
@@ -207,25 +218,27 @@ class Sites(Site):
             more,
             "[roots]",
             f'data = "{root}"',
+            "[protect]",
+            protect,
         ]
         (home / "mover.toml").write_text("\n".join(lines) + "\n")
 
     def start_movers(self, *names: str, **environment: str) -> None:
         """Start the movers of those names side by side, and wait until all listen."""
         for name in names:
-            view = self.folder / "views" / name
+            if name in self.movers:
+                self.movers[name].kill()
+            place = self.folder / "views" / name
             self.movers[name] = self.nursery.start(
                 ["mover", "run", "--config", self.home(name) / "mover.toml"],
                 self._log_path(f"{name}-{self._count(name)}"),
                 space=self.network[name].space,
                 environment=environment,
-                mounts=[(self.folder / "source", view)] if view.exists() else [],
+                mounts=[(self.views[name], place)] if name in self.views else [],
                 tuned=self.tuned,
             )
         for name in names:
-            child = self.movers[name]
-            wait_until(lambda: "listens on" in child.said() or child.poll() is not None, name)
-            assert child.poll() is None, child.log()
+            wait_until(partial(_has_begun, self.movers[name]), f"{name} listens")
 
     def _count(self, name: str) -> int:
         return len(list((self.folder / "logs").glob(f"{name}-*.out")))
@@ -239,7 +252,6 @@ class Sites(Site):
 
     def restart_mover(self, name: str) -> None:
         """kill -9, and a new one."""
-        self.kill_mover(name)
         self.start_movers(name)
 
     def end_mover(self, name: str) -> None:
@@ -259,8 +271,8 @@ class Sites(Site):
 
     def plug(self, proxy: str) -> None:
         """It is back."""
-        view = str(self.folder / "views" / proxy)
-        self._mounted(proxy, "mount", "--bind", str(self.folder / "source"), view)
+        place = self.folder / "views" / proxy
+        self._mounted(proxy, "mount", "--bind", str(self.views[proxy]), str(place))
 
     def _mounted(self, proxy: str, *words: str) -> None:
         inside = ["nsenter", "-t", str(self.movers[proxy].pid), "-m", *words]
@@ -278,6 +290,12 @@ class Sites(Site):
                 total += path.stat().st_blocks * 512
         return total
 
+    # --- the guest -----------------------------------------------------------------------------
+
+    def change_disk(self, machine: str = "vm1") -> None:
+        """A small change."""
+        self.write(int(self.random.integers(0, 64)) * MiB // 4, 8192, machine=machine)
+
     # --- the backup server -------------------------------------------------------------------
 
     def spawn(self, *arguments: object, **environment: str) -> Child:
@@ -293,9 +311,7 @@ class Sites(Site):
         self.children.append(child)
         return child
 
-    def command(
-        self, *arguments: str, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """See Site."""
         child = self.spawn(*arguments, **environment)
         code = child.wait(120)
@@ -367,15 +383,20 @@ class Sites(Site):
         found = []
         for handle in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                target = os.readlink(handle)
-                is_file = target.startswith(str(self.folder)) and not Path(target).is_dir()
-                if is_file and f"{self.folder}/logs/" not in target:
-                    found.append(target)
+                target = handle.readlink()
+                is_ours = self.folder in target.parents and not target.is_dir()
+                if is_ours and target.parent.name != "logs":
+                    found.append(str(target))
         for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "01":  # established
                 found.append(f"tcp {fields[1]} {fields[2]}")
         return found
+
+
+def _has_begun(child: Child) -> bool:
+    assert child.poll() is None, child.log()
+    return "listens on" in child.said()
 
 
 def ask(link: Link, verb: str, /, **arguments: Any) -> Any:

@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import ProtocolError, ReplicaMissing, StandbyError
+from standby.errors import PathRefused, ProtocolError, ReplicaMissing, StandbyError
 from standby.host.folder import FolderHost, create_replica_machine, update_replica_machine
 from standby.model.machine import Checkpoint, Machine
+from standby.road import naming
 from standby.road.owners import Owner, current_owner
-from standby.road.places import LOCAL_PLACES, Places
+from standby.road.places import LOCAL_PLACES, Places, plain_name
 from standby.road.replica import ReplicaFolder
 
 
@@ -187,6 +188,10 @@ def keep_replica_machine(folder: Path, machine: Machine, ready: Mapping[str, str
     relative to the folder}); nothing without any. ReplicaMissing where there is no replica."""
     if not ready:
         return
+    for file in ready.values():
+        disk, _, name = file.partition("/")
+        if name != naming.READY or plain_name(disk, "disk") != disk:
+            raise PathRefused(file, f"is no {naming.READY}, and a replica VM has nothing else")
     if not ReplicaFolder(folder).exists():
         raise ReplicaMissing(folder.name, str(folder), "the replica is not there")
     if (folder / "vm.toml").exists():

@@ -104,6 +104,7 @@ def folder_name(machine_name: str, existing: Iterable[str], id8: str) -> str:
     reserves, different from all `existing` ignoring case, else with `id8` (8 digits of the VM's
     id) behind it (RULES 1)."""
     cleaned = re.sub(r"[^A-Za-z0-9._-]", "_", machine_name)[:_NAME_LENGTH_MAX].strip(".")
+    id8 = re.sub(r"[^A-Za-z0-9_-]", "_", id8)  # a server says it
     stem = cleaned.partition(".")[0].lower()
     taken = {name.lower() for name in existing}
     if not re.search(r"[A-Za-z0-9]", cleaned) or stem in _RESERVED:

@@ -15,6 +15,7 @@ from standby.errors import (
     DiskUnsupported,
     MachineRunning,
     ParentRefused,
+    ReplicaConflict,
     StandbyError,
 )
 from standby.files import remove_durably, rename_durably
@@ -25,7 +26,7 @@ from standby.road import resuming
 from standby.road.adopting import adopt_disk
 from standby.road.extent_log import ExtentLog, LogHeader
 from standby.road.lease import WriterLease
-from standby.road.naming import POINTS, folder_name
+from standby.road.naming import POINTS, RECORD, folder_name
 from standby.road.replica import ReplicaFolder
 from standby.road.surveying import partials
 
@@ -160,9 +161,17 @@ def _shape(path: Path) -> tuple[int, int] | None:
 
 
 def mapped_machine(root: Path, folder: str) -> Machine:
-    """The VM in `folder` below the target's root, which must be off."""
+    """The VM in `folder` below the target's root, which must be off and no replica's: its files
+    are to become another replica's, whoever wrote its vm.toml."""
     host = FolderHost("target", root)
     machine = host.machine_in(folder)
+    home = root / machine.folder
+    for path in (home, *(home / disk.file for disk in machine.disks)):
+        for parent in (path, *path.parents):
+            if (parent / RECORD).exists():
+                raise ReplicaConflict(
+                    parent.name, f"{path} is a replica's: only a VM of its own can be mapped"
+                )
     state = host.power_state(machine)
     if state is not PowerState.OFF:
         raise MachineRunning("target", machine.name, f"a VM to map has to be off, it is {state}")

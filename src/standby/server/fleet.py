@@ -224,9 +224,14 @@ class Fleet:
         def rank(name: str) -> tuple[bool, bool, float, str]:
             station = stations[name]
             is_away = bool(self.mover(station.mover).problem)
-            return name in avoid, is_away, self._writers[name] / max(1, station.weight), name
+            return is_away, name in avoid, self._writers[name] / max(1, station.weight), name
 
-        return min(stations, key=rank)
+        chosen = min(stations, key=rank)
+        for _ in range(len(stations) - 1):  # whether one answers is known once it was asked
+            if self.mover(stations[chosen].mover).answers():
+                break
+            chosen = min(stations, key=rank)
+        return chosen
 
 
 def needed_roles(config: Config, mover: str) -> list[str]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import MoverDied, RepositoryError
+from standby.errors import DiskError, MoverDied, RepositoryError
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.repository import DiskState, StagedDisk
@@ -80,6 +81,40 @@ class RemoteRepository:
         """Nothing: each call opens and closes it at the mover."""
 
 
+class _Sources:
+    """The source's proxies as one that answers questions: where one does not see a disk, the next
+    one is asked."""
+
+    def __init__(self, crew: ServiceCrew) -> None:
+        self._crew = crew
+
+    @property
+    def name(self) -> str:
+        """See Handle."""
+        return self._crew.asked()[0].name
+
+    @property
+    def is_connected(self) -> bool:
+        """See Handle."""
+        return self._crew.asked()[0].is_connected
+
+    def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
+        """See Handle."""
+        return self._crew.asked()[0].start(verb, **arguments)
+
+    def call(self, verb: str, /, **arguments: Any) -> Any:
+        """See Handle."""
+        while True:
+            mover, root = self._crew.asked()
+            if "disk" in arguments:
+                arguments["disk"] = {**arguments["disk"], "root": root}
+            try:
+                return mover.call(verb, **arguments)
+            except DiskError:
+                if not self._crew.ask_another():
+                    raise
+
+
 class ServiceCrew:
     """The movers of one VM's session, on whatever machines (`crew.Crew`)."""
 
@@ -124,9 +159,18 @@ class ServiceCrew:
             if len(side) > 1
         }
         station = targets[self.target_proxy]
-        self.target_root = fleet.place(station)  # may fail: no handle is to be closed by then
+        self.target_root = self._place(station)  # may fail: no handle is to be closed by then
         self.target: Handle = self._handle(station.mover)
         self._asked = ""
+        self._blind: set[str] = set()
+
+    def _place(self, station: Station) -> str:
+        """Where the station is; MoverDied for one that is away where there are others."""
+        mover = self._fleet.mover(station.mover)
+        patience = self._patience.get(station.mover)
+        if patience is not None and not mover.wait_connected(patience):
+            raise MoverDied(station.mover, mover.problem or "it cannot be reached")
+        return self._fleet.place(station)
 
     def _handle(self, mover: str) -> CrewHandle:
         """The mover as this session uses it."""
@@ -143,19 +187,31 @@ class ServiceCrew:
         """The proxy that is asked about the source's disks: the same one while it answers."""
         station = self._sources.get(self._asked)
         if station is None or self._fleet.mover(station.mover).problem:
-            self._asked = self._fleet.least_busy(self._sources)
+            self._asked = self._fleet.least_busy(self._sources, self._blind)
             station = self._sources[self._asked]
         return station
 
     @property
     def source(self) -> Handle:
         """See Crew."""
-        return self._handle(self._asked_source().mover)
+        return _Sources(self)
+
+    def asked(self) -> tuple[Handle, str]:
+        """The mover that is asked about the source's disks, and the source's folder there."""
+        station = self._asked_source()
+        return self._handle(station.mover), self._place(station)
+
+    def ask_another(self) -> bool:
+        """What is asked now does not see the disks: have another one asked; False when there is
+        none that did not fail."""
+        self._blind.add(self._asked)
+        self._asked = ""
+        return not self._blind.issuperset(self._sources)
 
     @property
     def source_root(self) -> str:
         """See Crew."""
-        return self._fleet.place(self._asked_source())
+        return self.asked()[1]
 
     def _keeper(self) -> Station:
         store = self._config.stores[self._job.repository]
@@ -199,13 +255,16 @@ class ServiceCrew:
     @contextlib.contextmanager
     def disk_link(self, task: DiskTask) -> Iterator[DiskLink]:
         """See Crew; both ends get one ticket, and so do source and repository."""
+        if len(self._sources) > 1:  # who is away is passed over, once that is known
+            for found in self._sources.values():
+                self._fleet.mover(found.mover).answers()
         proxies = set(self._sources) - task.avoid or set(self._sources)
         with self._resources.taken(self._request(task, proxies)) as grant:
             station = self._sources[grant.source_proxy]
             keeper = self._keeper()
             at_target, at_source = self._tickets(task, station.mover, self.target.name, TO_TARGET)
             source = self._handle(station.mover)
-            root, kept_at = self._fleet.place(station), self._fleet.place(keeper)
+            root, kept_at = self._place(station), self._place(keeper)
             if keeper.mover == station.mover:
                 yield DiskLink(source, root, kept_at, at_source, at_target, grant.source_proxy)
                 return

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 GREETING_S = 15.0
 """The longest silence of a mover that is greeted."""
 
+PING_S = 20.0
+SILENCE_S = 60.0
+"""A mover answers a ping in a thread of its own, whatever else it does: one from which nothing came
+for so long hangs, though its system still keeps the connection alive."""
+
 Greet = Callable[[Callable[..., Any], Link], None]
 """Called as greet(ask, link) on each new link; `ask(verb, **arguments)` waits for the answer."""
 
@@ -231,6 +236,19 @@ class ServiceMover:
                 target=self._kept, name=f"{self.name} control", daemon=True
             )
             self._keeper.start()
+            threading.Thread(
+                target=self._ping, args=(self._keeper,), name=f"{self.name} ping", daemon=True
+            ).start()
+
+    def _ping(self, keeper: threading.Thread) -> None:
+        """Have the mover say something now and then, as long as that keeper is at work."""
+        while True:
+            with self._changed:
+                if self._changed.wait_for(
+                    lambda: self._is_closed or self._keeper is not keeper, PING_S
+                ):
+                    return
+            self.tell("ping")
 
     def _kept(self) -> None:
         try:
@@ -305,7 +323,7 @@ class ServiceMover:
                 ask("end_session", session=crew)
             for crew in kept:
                 ask("keep_session", session=crew)
-            link.limits = limits
+            link.limits = replace(limits, idle_s=SILENCE_S)
         except BaseException:
             link.close()
             raise
