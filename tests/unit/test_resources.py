@@ -11,7 +11,8 @@ import pytest
 
 from standby.clock import Clock
 from standby.errors import NoProxy, ResourcesBusy, SessionStopped
-from standby.server.resources import BOUNCES_MAX, Capacities, Resources, TaskRequest, Ticket
+from standby.server.resources import Capacities, Resources, TaskRequest, Ticket
+from standby.server.turns import BOUNCES_MAX
 from standby.server.waiting import AGE_STEP_S
 
 

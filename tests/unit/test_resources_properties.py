@@ -17,7 +17,8 @@ from hypothesis.stateful import (
 )
 
 from standby.errors import NoProxy, SessionStopped
-from standby.server.resources import BOUNCES_MAX, Capacities, Resources, TaskRequest, Ticket
+from standby.server.resources import Capacities, Resources, TaskRequest, Ticket
+from standby.server.turns import BOUNCES_MAX
 from standby.server.waiting import AGE_STEP_S, Slots
 from unit.test_resources import HeldClock
 

@@ -52,18 +52,18 @@ class TaskRequest:
 class Grant:
     """The slots of one task, held until `release`, once; use it as a context manager."""
 
-    __slots__ = ("_held", "_resources", "request", "source_proxy", "target_proxy", "waited_s")
+    __slots__ = ("_give_back", "_held", "request", "source_proxy", "target_proxy", "waited_s")
 
     def __init__(
         self,
-        resources: Resources,
+        give_back: Callable[[Grant], None],
         request: TaskRequest,
         held: tuple[Slots, ...],
         source: Slots | None,
         target: Slots | None,
         waited_s: float,
     ) -> None:
-        self._resources = resources
+        self._give_back = give_back
         self._held: tuple[Slots, ...] | None = held
         self.request = request
         self.source_proxy = source.name if source else ""
@@ -72,7 +72,7 @@ class Grant:
 
     def release(self) -> None:
         """Give the slots back; further calls do nothing."""
-        self._resources._release(self)
+        self._give_back(self)
 
     def __enter__(self) -> Grant:
         return self
