@@ -435,6 +435,20 @@ def test_a_renamed_vm_keeps_its_replica(site):
     assert site.check_points() == 2
 
 
+def test_a_vm_that_is_gone_from_the_source_is_a_warning_until_that_is_meant(site):
+    site.add_machine("vm2", (4 * MiB,))
+    site.run()
+    (site.folder / "source" / "vm2").rename(site.folder / "aside")
+    assert {item.machine for item in site.run(machines=["vm1"]).machines} == {"vm1"}
+    report = site.run()
+    first, gone = report.machines
+    assert (report.outcome, first.outcome, gone.outcome) == ("warnings", "done", "skipped")
+    assert gone.replica == "vm2_replica"
+    assert "is not on host source any more" in gone.warnings[0]
+    edit(site.config, ('machines = ["*"]', 'machines = ["*"]\nexclude_machines = ["vm2"]'))
+    assert site.run().outcome == "done"
+
+
 def test_a_folder_of_another_vms_replica_is_never_used(site):
     site.run()
     before = site.replica().points()

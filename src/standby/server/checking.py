@@ -32,7 +32,7 @@ from standby.server.config_check import (
     unusable_machines,
 )
 from standby.server.fleet import Fleet, Station
-from standby.server.inventory import name_of, taken_by
+from standby.server.inventory import GONE_HINT, gone_from, name_of, taken_by
 from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
 from standby.server.store.looking import problem_of
@@ -132,24 +132,17 @@ def _names_of(inventory: Inventory) -> list[str]:
 
 
 def _gone(job: ReplicationJob, inventory: Inventory, target: Path) -> list[Finding]:
-    """VMs that the job would take and that have a replica, but are not at the source any more:
-    nobody brings those a new restore point."""
+    """VMs with a replica that are not at the source any more."""
     if not target.is_dir():
         return []
-    known = {machine.id for machine in inventory.machines}
-    unclear = bool(inventory.problems)  # one of these may be it
     return [
         Finding(
             Level.WARNING,
             f"[jobs.{job.name}] machines",
             f"VM {item.machine} of the replica {item.name} is not on host {job.source} any more",
-            "if it is meant to be gone, add it to exclude_machines, or remove the replica's folder",
+            GONE_HINT,
         )
-        for item in Replicas.of_folder(target).all()
-        if (item.identity.source_host, item.identity.job) == (job.source, job.name)
-        and item.identity.machine_id not in known
-        and selects(job, item.machine)
-        and not unclear
+        for item in gone_from(job, inventory, list(Replicas.of_folder(target).all()))
     ]
 
 

@@ -8,6 +8,7 @@ from standby.errors import JobError, UnknownName
 from standby.model.job import ReplicationJob
 from standby.model.machine import Inventory, MachineProblem
 from standby.model.report import MachineReport
+from standby.road.surveying import ReplicaStatus
 from standby.server.config_check import selects
 
 
@@ -51,4 +52,38 @@ def failed_report(problem: MachineProblem, machine_id: str = "") -> MachineRepor
     """What a session says of a VM that it could not begin with, named by its folder."""
     return MachineReport(
         problem.folder, problem.id or machine_id, outcome="failed", error=problem.problem
+    )
+
+
+def gone_from(
+    job: ReplicationJob, inventory: Inventory, replicas: Sequence[ReplicaStatus]
+) -> list[ReplicaStatus]:
+    """The job's replicas whose VM, which it would take, is not at the source any more: nobody
+    brings those a new restore point. None while the host has VMs that it cannot describe: one of
+    them may be it."""
+    if inventory.problems:
+        return []
+    known = {machine.id for machine in inventory.machines}
+    return [
+        item
+        for item in replicas
+        if (item.identity.source_host, item.identity.job) == (job.source, job.name)
+        and item.identity.machine_id not in known
+        and selects(job, item.machine)
+    ]
+
+
+GONE_HINT = "if it is meant to be gone, add it to exclude_machines, or remove the replica's folder"
+
+
+def gone_report(job: ReplicationJob, replica: ReplicaStatus) -> MachineReport:
+    """What a session says of a VM that is not at the source any more."""
+    who = f"VM {replica.machine} (id {replica.identity.machine_id})"
+    text = f"{who} is not on host {job.source} any more; {GONE_HINT}"
+    return MachineReport(
+        replica.machine,
+        replica.identity.machine_id,
+        replica.name,
+        outcome="skipped",
+        warnings=[text],
     )

@@ -35,7 +35,14 @@ from standby.server.context import ProgressCallback, SessionContext
 from standby.server.crew import Crew
 from standby.server.crews import Crews
 from standby.server.fleet import Fleet, Station
-from standby.server.inventory import failed_report, name_of, taken_by, wanted_of
+from standby.server.inventory import (
+    failed_report,
+    gone_from,
+    gone_report,
+    name_of,
+    taken_by,
+    wanted_of,
+)
 from standby.server.journey import is_too_old
 from standby.server.movers import MoverPair, child_movers
 from standby.server.overdue import alarm_of_known, alarm_of_session
@@ -199,10 +206,13 @@ class BackupServer:
             context = replace(context, store=store, may_join=is_alone)
             try:
                 released = self._released(wanted, alive) if is_alone else []
-                found = wanted_of(wanted, inventory_of(context.source), machines)
+                inventory = inventory_of(context.source)
+                found = wanted_of(wanted, inventory, machines)
                 report.machines = self._begun(wanted, found)
                 store.save_session(report)
                 self._replicate_all(context, found.machines, report)
+                if machines is None:
+                    report.machines += self._gone(wanted, inventory)
             except BaseException as exc:
                 self._end_early(wanted, report, exc, store)
                 raise
@@ -233,6 +243,14 @@ class BackupServer:
                 for item in found.problems
             ),
         ]
+
+    def _gone(self, job: ReplicationJob, inventory: Inventory) -> list[MachineReport]:
+        """Of VMs that had a session of the job and are not at the source any more."""
+        ids = {machine.id for machine in inventory.machines}
+        if all(item.identity.machine_id in ids for item in self.store.known_replicas(job.name)):
+            return []
+        found = gone_from(job, inventory, self.replicas.all())
+        return [gone_report(job, item) for item in found]
 
     def _replicate_all(
         self, context: SessionContext, machines: Sequence[Machine], report: SessionReport
