@@ -92,8 +92,8 @@ rpo = "24h"                           # alarm when the newest point is older
 # key = "api.key"
 
 # --- traffic between machines -----------------------------------------------------------------
-# What movers and server together send from these addresses to those; headers count. A job's
-# `weight = 3` (1 by default) is its share where jobs want more than there is.
+# What movers and server together send from these addresses to those; headers count. The `weight`
+# of a job (1 by default) is its share where jobs want more than there is.
 
 # [traffic.wan]
 # from = ["10.1.0.0/16"]              # from, to, or both
