@@ -145,6 +145,7 @@ class Installation(Site):
         for process in self.processes.values():
             if process.poll() is None:
                 process.terminate()
+                process.send_signal(signal.SIGCONT)  # one that a test stopped
         for name, process in self.processes.items():
             assert process.stdout is not None
             process.stdout.close()

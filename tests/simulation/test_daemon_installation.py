@@ -1,23 +1,25 @@
-"""`standby server` over real movers: killed anywhere, hung and taken over from, beside revocations."""
+"""`standby server` over real movers: killed anywhere, hung and taken over from; certificates."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import subprocess
 import sys
 from contextlib import contextmanager
 
 import pytest
 
 from cli.processes import started, state_of, wait_until
-from simulation.installed import Installation
+from simulation.installed import Installation, free_port
 from standby.errors import MoverFenced
 from standby.model.session import SESSION_ENDS, Reason, SessionState
 from standby.server.config import load_config
 from standby.server.fleet import Fleet
 from standby.server.store import Store
 from standby.units import MiB
+from standby.wire.identity import IdentityFolder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc")
 
@@ -31,7 +33,7 @@ class Served(Installation):
         super().__init__(folder, **more)
         if state:
             text = self.config.read_text()
-            head = '[standby]\n'
+            head = "[standby]\n"
             self.config.write_text(text.replace(head, f'{head}state_database = "{state}"\n', 1))
 
     @contextmanager
@@ -174,3 +176,58 @@ def test_a_server_that_dies_while_its_target_commits_is_gone_on_with(served):
         finish(process)
     assert site.check_points() == 2  # what the dead one's target committed, and the next one's
     site.check_nothing_leaked()
+
+
+# --- certificates ----------------------------------------------------------------------------
+
+
+def test_a_proxy_revoked_in_mid_session_is_out_and_its_disk_goes_through_another(served):
+    site = served()
+    site.add_machine()
+    site.fill()
+    site.stop_mover("px")
+    site.start_mover("px", STANDBY_STOP_POINT="last extent", STANDBY_KILL_PROCESS="px")
+    session = site.queue()
+    with site.server() as process:
+        px = site.processes["px"]
+        wait_until(lambda: state_of(px.pid) in ("T", "t"), "the proxy is in the middle of a disk")
+        revoked = site.command("ca", "revoke", "px", "--yes")
+        assert revoked.returncode == 0, revoked.stderr
+        machine = check_done(*site.ended(session))
+        assert {disk.proxy for disk in machine.disks} == {"src"}
+        lost = [text for text in machine.warnings if "px was lost (" in text]
+        assert lost, machine.warnings
+        assert all("is revoked" in text for text in lost), lost
+        assert all(text.endswith("it went on through src") for text in lost)
+        os.kill(px.pid, signal.SIGCONT)
+        wait_until(lambda: "server gone" in site.log("px"), "the revoked mover's link ended")
+        finish(process)
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
+
+
+def test_a_server_takes_enrolments_where_it_is_told_to(served):
+    site = served()
+    port = free_port()
+    text = site.config.read_text()
+    site.config.write_text(text.replace("[server]\n", f'[server]\nenrol = "127.0.0.1:{port}"\n'))
+    with site.server() as process:
+        token = site.authority.make_token("new", ["source"])
+        folder = site.folder / "new"
+        arguments = ["mover", "enroll", "--server", f"127.0.0.1:{port}", "--identity", str(folder)]
+        for returncode in (0, 15):  # the token is good once
+            done = subprocess.run(
+                [sys.executable, "-m", "standby", *arguments],
+                env=os.environ | {"STANDBY_TOKEN": token},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == returncode, done.stderr
+        assert IdentityFolder(folder).name == "new"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert "enrolled new from 127.0.0.1" in err
+    assert "refused an enrolment from 127.0.0.1" in err

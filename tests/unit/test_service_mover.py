@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from standby.errors import LinkError, MoverDied, MoverFenced
+from standby.errors import CertificateRefused, LinkError, MoverDied, MoverFenced
 from standby.server.service_mover import CrewHandle, Reconnect, ServiceMover
 from standby.wire.link import Link
 from standby.wire.messages import Call, Reply
@@ -239,3 +239,18 @@ def test_a_mover_that_does_not_answer_the_greeting_is_tried_again(far):
     asking.join(10)
     assert future == ["pong"]
     mover.close()
+
+
+def test_a_mover_that_was_revoked_is_given_up_at_once(far, mover):
+    ours: list[Link] = []
+    connect = mover._make_link
+    mover._make_link = lambda: ours.append(connect()) or ours[-1]
+    task = mover.start("send_disk", task="t")
+    far.calls.get(timeout=10)
+    ours[0].end(CertificateRefused("px1", "ab12 is revoked"))
+    with pytest.raises(CertificateRefused, match="is revoked"):
+        task.result(10)
+    assert far.attempts == 1
+    again = mover.start("ping")  # it may have been enrolled anew
+    far.answer("pong")
+    assert again.result(10) == "pong"

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from standby.clock import Clock
 from standby.errors import CertificateError, StandbyError
+from standby.server.config import Config
+from standby.server.logs import Log
 from standby.server.service_mover import ServiceMover
 from standby.wire.authority import Authority
+from standby.wire.enrolment import EnrolmentServer, own_identity
 from standby.wire.identity import IdentityFolder, Peer
 from standby.wire.renewing import tend_certificates
 
@@ -123,3 +126,27 @@ class CertificateCare:
                 threading.Thread(
                     target=self.tend, args=(mover.call, mover.remote), daemon=True
                 ).start()
+
+
+@contextlib.contextmanager
+def taking_enrolments(config: Config, clock: Clock, log: Log) -> Iterator[str]:
+    """`standby mover enroll` finds the authority at [server] enrol until the block ends; where,
+    '' where the configuration says nothing of it."""
+    server = config.server
+    if not server.enrol:
+        yield ""
+        return
+    authority = Authority(server.authority, clock)
+    identity = own_identity(authority, server.identity, clock=clock)
+
+    def enrolled(address: str, name: str) -> None:
+        log.info(f"enrolled {name} from {address}")
+
+    def refused(address: str, error: StandbyError) -> None:
+        log.warning(f"refused an enrolment from {address}: {error}")
+
+    with EnrolmentServer(
+        server.enrol, authority, identity, on_enrolled=enrolled, on_refusal=refused, clock=clock
+    ) as found:
+        log.info(f"takes enrolments at {found.address}")
+        yield found.address

@@ -98,7 +98,8 @@ class ServerConfig:
     of the key and certificate it shows to movers, `authority` that of the installation's authority,
     `listen` the address of the API; a dropped connection to a mover is tried again every
     `reconnect_every_s` for `reconnect_for_s`. `certificate` and `key` are the API's TLS files,
-    without which it answers this machine only; `metrics_open` has /metrics ask for no token."""
+    without which it answers this machine only; `metrics_open` has /metrics ask for no token.
+    `enrol` is where `standby server` takes enrolments of movers, '' for nowhere."""
 
     identity: Path
     authority: Path
@@ -108,6 +109,7 @@ class ServerConfig:
     certificate: Path | None = None
     key: Path | None = None
     metrics_open: bool = False
+    enrol: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,9 +273,18 @@ def _server(table: Table) -> ServerConfig:
         certificate=certificate,
         key=key,
         metrics_open=table.boolean("metrics_open", False),
+        enrol=_address(table, "enrol"),
     )
     table.done()
     return server
+
+
+def _address(table: Table, key: str) -> str:
+    """A "host:port" to listen on, '' where the key is not there."""
+    text = table.text(key, "")
+    if text and not re.fullmatch(r"[^\s]*:[0-9]{1,5}", text):
+        raise table.error(key, f"{text!r} is no address", 'write "HOST:PORT", as "0.0.0.0:9442"')
+    return text
 
 
 def _limits(table: Table) -> Limits:

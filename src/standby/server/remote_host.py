@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from standby.errors import LinkError, MoverDied
 from standby.model.extent import Extent
 from standby.model.machine import Checkpoint, Inventory, Machine, PowerState
 from standby.server.crew import Handle
@@ -32,9 +34,17 @@ class RemoteHost:
         self._station = station
 
     def _call(self, verb: str, **arguments: Any) -> Any:
-        mover: Handle = self._fleet.mover(self._station.mover)
-        root = self._fleet.place(self._station)
-        return mover.call(f"host_{verb}", root=root, host=self.name, **arguments)
+        name = f"{self._station.mover} of host {self.name}"
+        try:
+            mover: Handle = self._fleet.mover(self._station.mover)
+            root = self._fleet.place(self._station)
+            return mover.call(f"host_{verb}", root=root, host=self.name, **arguments)
+        except MoverDied as exc:
+            raise MoverDied(name, exc.exit_status) from exc
+        except LinkError as exc:
+            named = copy(exc)  # of its own class: that says what to do about it
+            named.peer = f"mover {name}"
+            raise named from exc
 
     def machines(self) -> list[Machine]:
         """See ports.Host."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from standby.errors import ConfigurationError, JobError
 from standby.model.session import SESSION_ENDS, RequestKind, SessionRun, SessionState
+from standby.server.certificates import taking_enrolments
 from standby.server.config import Config
 from standby.server.daemon import Daemon, next_times
 from standby.server.logs import Log
@@ -53,7 +54,8 @@ def opened_daemon(
     address: str = "",
     on_ready: Callable[[bool], None] = lambda is_active: None,
 ) -> Iterator[Daemon]:
-    """The loop over a backup server, its webhooks running; `run` it inside of the block."""
+    """The loop over a backup server, its webhooks running and enrolments taken where it is
+    configured; `run` it inside of the block."""
     log = Log()
 
     def failed(name: str, text: str) -> None:
@@ -68,14 +70,16 @@ def opened_daemon(
         on_failed=failed,
         state_file=webhook_file(server.config),
     )
+    server.crews.fleet.on_problem = lambda who, text: log.warning(f"certificate of {who}: {text}")
     try:
-        yield Daemon(
-            server,
-            log=log,
-            address=address,
-            on_ready=on_ready,
-            publish=webhooks.publish,
-        )
+        with taking_enrolments(server.config, server.clock, log):
+            yield Daemon(
+                server,
+                log=log,
+                address=address,
+                on_ready=on_ready,
+                publish=webhooks.publish,
+            )
     finally:
         webhooks.close()
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import (
+    CertificateRefused,
     Fenced,
     LinkError,
     MoverDied,
@@ -91,7 +92,7 @@ class ServiceMover:
         self._changed = threading.Condition()
         self._link: Link | None = None
         self._problem = ""
-        self._fenced: Fenced | None = None
+        self._fenced: Fenced | CertificateRefused | None = None
         self._crews: Counter[str] = Counter()
         self._ended_crews: set[str] = set()
         self._lost_at = clock.monotonic()
@@ -260,6 +261,9 @@ class ServiceMover:
                     self._receive(link)
                 except LinkError as exc:
                     self._lost(link, exc)
+                    if isinstance(exc, CertificateRefused):  # it was revoked: others go on
+                        self._fenced = exc
+                        break
         finally:  # also for a bug: nobody may wait for ever
             with self._changed:
                 self._keeper = None
