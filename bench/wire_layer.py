@@ -12,13 +12,14 @@ TLS 1.3 with the same certificates and cipher. The folder is used for certificat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import socket
 import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -200,25 +201,30 @@ def make_identities(folder: Path) -> None:
         identity.install(certificate, made.certificate, made.revocations())
 
 
+@contextlib.contextmanager
+def sending(folder: Path, total: int) -> Iterator[Sender]:
+    """A sender of `total` bytes and a process that receives; `folder` holds their certificates."""
+    make_identities(folder)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    receiver = context.Process(target=receive_all, args=(theirs, folder), daemon=True)
+    receiver.start()
+    theirs.close()
+    yield Sender(ours, folder, total)
+    ours.send(("end", 0))
+    receiver.join()
+
+
 def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
     """Measure; `folder` holds the certificates."""
     total = 512 * MiB if options.small else 2 * GiB
-    make_identities(folder)
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    receiver = multiprocessing.get_context("spawn").Process(
-        target=receive_all, args=(theirs, folder), daemon=True
-    )
-    receiver.start()
-    theirs.close()
-    sender = Sender(ours, folder, total)
+    with sending(folder, total) as sender:
 
-    def runner(kind: str) -> Callable[[], Timed]:
-        return lambda: sender.run(kind)
+        def runner(kind: str) -> Callable[[], Timed]:
+            return lambda: sender.run(kind)
 
-    result = in_turns([Contender(kind, runner(kind), check=must_be_true) for kind in KINDS],
-                      options.turns)  # fmt: skip
-    ours.send(("end", 0))
-    receiver.join()
+        contenders = [Contender(kind, runner(kind), check=must_be_true) for kind in KINDS]
+        result = in_turns(contenders, options.turns)
     report.times(result, total, "bare socket")
     report.claims = [
         _claim(result, "TLS", "standby TLS", "bare ssl socket", 0.8),

@@ -1,6 +1,7 @@
 """The target proxy's station: receive batches, write the partial disk, prove what was written.
 
-One disk is one task and one thread that receives, with two beside it: one commits what came
+One disk is one task and one thread that writes, with others beside it: where the bytes travel on
+the link one takes the next frames in (read_ahead.py); one commits what came
 before (RULES 7), so that receiving waits for no sync; one reads the last commit's extents back,
 through a second, read-only open of the file, and compares them leaf by leaf with what was logged
 (RULES 9).
@@ -22,6 +23,7 @@ from standby.road.batches import DATA, parsed_batch
 from standby.road.group_commits import Committer, Taken, cause_first
 from standby.road.packing import Unpacker
 from standby.road.partial import PartialDisk
+from standby.road.read_ahead import ReadAhead
 from standby.wire.link import Link
 from standby.wire.messages import (
     Acknowledged,
@@ -91,7 +93,11 @@ class TargetProxy:
             message, _ = self._link.receive()
             if not isinstance(message, Attach) or message.task != self._task:
                 raise ProtocolError(self._link.peer, f"expected task {self._task}, got {message}")
-            self._receive_all()
+            if self._ring is None:
+                with contextlib.closing(ReadAhead(self._link)) as ahead:
+                    self._receive_all(ahead)
+            else:
+                self._receive_all(self._link)
         except BaseException as exc:
             if isinstance(exc, LinkError):
                 self._keep_received()
@@ -107,10 +113,10 @@ class TargetProxy:
         self.counters.busy_s = dict(self._busy)
         return self.counters
 
-    def _receive_all(self) -> None:
+    def _receive_all(self, incoming: Link | ReadAhead) -> None:
         resends = 0
         while True:
-            message, payload = self._link.receive()
+            message, payload = incoming.receive()
             self._committer.check()
             if isinstance(message, Batch):
                 started = SYSTEM_CLOCK.monotonic()

@@ -95,10 +95,11 @@ class Link:
     """Frames over a connected socket: a pair's end, TCP, or TLS after its handshake.
 
     Any number of threads may send; one thread at a time receives. The payload that `receive`
-    returns lies in a buffer that the next `receive` uses again. `sent_bytes` and `received_bytes`
-    count whole frames, without what TLS adds. `remote` is who a certificate says the peer is, None
-    on one machine. `shares_memory`: the peer is a process of this machine and may be offered some
-    (`messages.OfferMemory`). `throttle` is asked before every write how much may go, and may wait.
+    returns lies in a buffer that the next `receive` uses again (or see `keep_payloads`).
+    `sent_bytes` and `received_bytes` count whole frames, without what TLS adds. `remote` is who a
+    certificate says the peer is, None on one machine. `shares_memory`: the peer is a process of
+    this machine and may be offered some (`messages.OfferMemory`). `throttle` is asked before every
+    write how much may go, and may wait.
     """
 
     def __init__(self, connection: socket.socket, peer: str, limits: Limits = UNLIMITED) -> None:
@@ -116,7 +117,8 @@ class Link:
         self._unreadable: ProtocolError | None = None
         self._decoder = messages.decoder()
         self._header = memoryview(bytearray(frames.HEADER.size))
-        self._body = memoryview(bytearray(FIRST_BUFFER))
+        self._bodies = [memoryview(bytearray(FIRST_BUFFER))]
+        self._turn = 0
         if connection.family != getattr(socket, "AF_UNIX", None):
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -206,6 +208,12 @@ class Link:
                 raise
             return result
 
+    def keep_payloads(self, count: int) -> None:
+        """From now on a payload stays what it is until `count` more frames begin to come in."""
+        with self._receive_lock:
+            missing = count - len(self._bodies)
+            self._bodies += [memoryview(bytearray(FIRST_BUFFER)) for _ in range(missing)]
+
     def _receive(self) -> tuple[messages.Message, memoryview]:
         limits = self.limits
         progress = _Progress(limits, limits.idle_s)
@@ -214,10 +222,12 @@ class Link:
             self._header, self.peer, limits.message_max, limits.payload_max
         )
         needed = message_length + payload_length
-        if needed > len(self._body):
+        body = self._bodies[self._turn]
+        if needed > len(body):
             # numpy leaves the memory untouched: what was announced and never comes costs nothing.
-            self._body = np.empty(needed, np.uint8).data
-        view = self._body[:needed]
+            body = self._bodies[self._turn] = np.empty(needed, np.uint8).data
+        self._turn = (self._turn + 1) % len(self._bodies)
+        view = body[:needed]
         self._fill(view, progress, is_start=False)
         self.received_bytes += frames.HEADER.size + needed
         message = messages.decoded(view[:message_length], self._decoder, self.peer)
