@@ -35,6 +35,7 @@ from standby.server.fleet import Fleet, Station
 from standby.server.inventory import GONE_HINT, gone_from, name_of, taken_by
 from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
+from standby.server.service_mover import Reconnect
 from standby.server.store.looking import problem_of
 
 Hosts = Callable[[str], Host]
@@ -44,7 +45,8 @@ Hosts = Callable[[str], Host]
 @contextlib.contextmanager
 def hosts_of(config: Config) -> Iterator[Hosts]:
     """The configuration's hosts with no backup server around them."""
-    fleet = Fleet(config, SYSTEM_CLOCK)
+    # One attempt each: who is away is a finding, not worth waiting for.
+    fleet = Fleet(config, SYSTEM_CLOCK, reconnect=Reconnect(every_s=1, for_s=0))
     made: dict[str, Host] = {}
 
     def host(name: str) -> Host:
