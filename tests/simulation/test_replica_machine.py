@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
+
+import pytest
 
 from simulation.site import Site, content_digest
 from standby.disk import vhdx
 from standby.host.folder import vm_toml
+from standby.server.driver import MachineDriver
 from standby.server.replicas import Replicas
 from standby.units import MiB
 
@@ -44,3 +48,25 @@ def test_failover_to_an_older_point_attaches_the_disks_that_point_has(tmp_path: 
     replicas.undo_failover("vm1_replica")
     assert described(site) == {"scsi:0:0": "disk1/ready.vhdx"}
     assert content_digest(folder / "disk1/ready.vhdx") == new
+
+
+def test_uefi_variables_are_those_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path / "site")
+    site.add_machine(sizes=(8 * MiB,))
+    nvram = site.disk().parent / "nvram.fd"
+    nvram.write_bytes(b"at the checkpoint")
+    release = MachineDriver._release
+
+    def released(driver: MachineDriver) -> dict[str, str]:
+        trackers = release(driver)
+        nvram.write_bytes(b"started again")
+        return trackers
+
+    monkeypatch.setattr(MachineDriver, "_release", released)
+    site.run()
+    replica = site.replica()
+    (point,) = replica.points()
+    assert base64.b64decode(point.state_files["nvram.fd"]) == b"at the checkpoint"
+    assert (replica.path / "nvram.fd").read_bytes() == b"at the checkpoint"

@@ -84,6 +84,7 @@ class MachineDriver:
         self.key = facts.repository_key(self._identity)
         self._path = ""
         self._checkpoint: Checkpoint | None = None
+        self._state_files: dict[str, str] | None = None
         self._is_released = False
         self._is_mapped = False
         self._lost_points = 0
@@ -176,6 +177,7 @@ class MachineDriver:
             with self._step("transfer"):
                 roots = self._transfer(journey, partial(self._replan, repository, checkpoint))
             with self._step("release"):
+                self._keep_state_files()  # of a journey that was joined
                 context.source.confirm_checkpoint(checkpoint)
                 trackers = self._release()
             with self._step("commit"):
@@ -326,9 +328,16 @@ class MachineDriver:
         self._intent = intent
         self._checkpoint = context.source.take_checkpoint(self.machine, intent)
         self._checkpoint_started = context.clock.monotonic()
+        self._keep_state_files()
         killpoints.reach("checkpoint made")
         context.store.checkpoint_made(intent, self._checkpoint)
         return self._checkpoint
+
+    def _keep_state_files(self) -> None:
+        """Have the state files of the checkpoint's moment: the VM may be started before the commit,
+        as soon as the host allows it."""
+        if self._state_files is None:
+            self._state_files = self.context.source.state_files(self.machine)
 
     def _release(self) -> dict[str, str]:
         assert self._checkpoint is not None
@@ -482,7 +491,7 @@ class MachineDriver:
                 }
                 for plan in plans.values()
             ],
-            state_files=self.context.source.state_files(self.machine),
+            state_files=self._state_files or {},
             changed_bytes=sum(disk.changed for disk in self.report.disks),
         )
 
