@@ -29,6 +29,7 @@ import numpy as np
 from standby import comparing, digesting
 from standby.digesting import PIECE
 from standby.road.batches import parsed_batch
+from standby.road.read_ahead import ReadAhead
 from standby.units import GiB, MiB
 from standby.wire import authority, tls
 from standby.wire.accepting import address_text
@@ -119,21 +120,27 @@ def pump_in(connection: socket.socket, total: int) -> None:
 
 
 def take_batches(link: Link, total: int) -> None:
-    """Our receiver: every batch is cut apart, every leaf checked."""
-    done = 0
-    while True:
-        message, payload = link.receive()
-        if isinstance(message, Finish):
-            break
-        if not isinstance(message, Batch):
-            raise SystemExit(f"unexpected {message}")
-        batch = parsed_batch(message, payload, None, 64 * GiB, link.peer)
-        if not np.array_equal(digesting.leaves(batch.data), batch.leaves):
-            raise SystemExit("the data is not what was sent")
-        done += len(batch.data)
+    """Our receiver, as the target proxy's: every batch is cut apart and every leaf checked while
+    the next one comes in."""
+    with contextlib.closing(ReadAhead(link)) as ahead:
+        done = _taken(ahead, link.peer)
     if done != total:
         raise SystemExit(f"{done} bytes came, {total} were sent")
     link.send(Finished(done, 0))
+
+
+def _taken(ahead: ReadAhead, peer: str) -> int:
+    done = 0
+    while True:
+        message, payload = ahead.receive()
+        if isinstance(message, Finish):
+            return done
+        if not isinstance(message, Batch):
+            raise SystemExit(f"unexpected {message}")
+        batch = parsed_batch(message, payload, None, 64 * GiB, peer)
+        if not np.array_equal(digesting.leaves(batch.data), batch.leaves):
+            raise SystemExit("the data is not what was sent")
+        done += len(batch.data)
 
 
 # --- the sending process ---------------------------------------------------------------------
