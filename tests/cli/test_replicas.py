@@ -100,6 +100,22 @@ def test_show_names_what_is_possible_as_commands_that_exist(run, replica) -> Non
     assert "possible now: `standby replica undo-failover vm1_replica`, " in refused.err
 
 
+def test_damage_during_a_failover_is_told_and_the_failover_can_be_undone(
+    replica, points: list[str], target: Path
+) -> None:
+    replica("failover", "vm1", "--yes")
+    base = target / "vm1_replica" / "disk0" / "base.vhdx"
+    with base.open("r+b") as file:
+        file.seek(5 * MiB)
+        content = file.read(16)
+        file.seek(5 * MiB)
+        file.write(bytes(byte ^ 255 for byte in content))
+    assert "can be tried after an undo" in replica("verify", "vm1", expect=13).err
+    assert "damaged" in replica("permanent-failover", "vm1", "--dry-run", expect=3).err
+    assert replica("show", "vm1", "--json", expect=3).json["state"] == "failover"
+    assert "damaged again" in replica("undo-failover", "vm1", "--yes").out
+
+
 def test_a_vm_name_means_its_replica(replica) -> None:
     assert replica("show", "vm1", "--json").json["name"] == "vm1_replica"
 

@@ -156,6 +156,7 @@ def verify(
         if repairs:
             verdicts = replicas.verify(name, point=point)
             is_ok = all(item.is_ok for item in verdicts)
+        state = replicas.show(name).state
     if as_json:
         print_json({"points": verdicts, "repairs": repairs, "is_ok": is_ok})
     else:
@@ -165,6 +166,8 @@ def verify(
             _show_repair(done)
         if not is_ok:
             hint = "" if repair else f"; try `standby replica verify {name} --repair`"
+            if not repair and state == "failover":
+                hint = f"; `standby replica verify {name} --repair` can be tried after an undo"
             warn(f"{name} is damaged{hint}")
     return 0 if is_ok else DAMAGED_EXIT
 
@@ -322,7 +325,7 @@ def undo_failover(
 @json_option
 def permanent_failover(
     name: str, yes: bool, dry_run: bool, config: Path, target: Path | None, as_json: bool
-) -> None:
+) -> int:
     """Make the failed-over replica NAME a VM of its own; its job leaves it alone from now on.
 
     \b
@@ -332,12 +335,13 @@ def permanent_failover(
         plan = replicas.plan("permanent-failover", name)
         question = f"Make {plan.replica} a VM of its own? It will not be replicated to any more."
         if not _agreed(plan, question, yes=yes, dry_run=dry_run, as_json=as_json):
-            return
+            return WARNINGS_EXIT if plan.warnings else 0
         record = replicas.permanent_failover(name)
     if as_json:
         print_json(record)
     else:
         click.echo(f"{plan.replica}: a VM of its own now")
+    return WARNINGS_EXIT if plan.warnings else 0
 
 
 @replica.command()
