@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from standby.clock import new_token
-from standby.errors import MoverDied, RepositoryError
+from standby.errors import MoverDied, RepositoryError, StandbyError
 from standby.files import rename_durably
 from standby.host.folder import create_replica_machine, update_replica_machine
 from standby.model.machine import Machine
@@ -29,8 +29,8 @@ from standby.server.service_mover import Reconnect
 class Handle(Protocol):
     """One mover, as its callers see it."""
 
-    name: str
-
+    @property
+    def name(self) -> str: ...
     @property
     def is_connected(self) -> bool: ...
     def start(self, verb: str, /, **arguments: Any) -> Future[Any]: ...
@@ -102,6 +102,12 @@ class DiskLink:
             stages=stages,
             **{name: send[name] for name in names},
         )
+
+    def end_leaves(self, task: str) -> None:
+        """The source failed: the repository's mover need not wait for it."""
+        if self.keeper is not None and self.keeper.is_connected:
+            with contextlib.suppress(StandbyError):
+                self.keeper.start("cancel", task=task)
 
 
 def replica_name(path: str) -> str:
