@@ -98,6 +98,15 @@ class Host(Protocol):
 
 
 @runtime_checkable
+class IntentReleasing(Protocol):
+    """A host that outlives the server whose checkpoints it holds."""
+
+    def release_intent(self, intent_id: str) -> list[str]:
+        """Release what was taken for that intent, if anything was: a server that died before it
+        could record the checkpoint knows no more of it. What, by name."""
+
+
+@runtime_checkable
 class Inventoried(Protocol):
     """A host on which one VM that cannot be described hides no other."""
 

@@ -17,7 +17,9 @@ import contextlib
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,11 @@ from cli.processes import wait_until
 from net.network import Line, Network
 from net.nursery import Child, Nursery
 from simulation.site import Site
+from standby import BackupServer
 from standby.errors import error_from_wire
 from standby.road.lease import is_processing
+from standby.server.config import MoverConfig, load_config
+from standby.server.fleet import needed_roles
 from standby.server.store import Store
 from standby.units import MiB
 from standby.wire import tls
@@ -187,11 +192,16 @@ class Sites(Site):
         return f"{self.network[name].address}:{PORT}"
 
     def enrol(
-        self, name: str, folder: Path, roles: tuple[str, ...], days: int = 90
+        self,
+        name: str,
+        folder: Path,
+        roles: tuple[str, ...],
+        authority: Authority | None = None,
+        days: int = 90,
     ) -> IdentityFolder:
         """Give a machine its certificate."""
         identity = IdentityFolder(folder)
-        issued = self.authority.issue(identity.request(), name, roles, days)
+        issued = (authority or self.authority).issue(identity.request(), name, roles, days)
         identity.install(issued, self.authority.certificate, self.authority.revocations())
         return identity
 
@@ -341,6 +351,19 @@ class Sites(Site):
         """A session from beginning to end."""
         return self.finish(self.begin(*arguments))
 
+    def nearby_server(self, **job: Any) -> BackupServer:
+        """The backup server in this process, with what the configuration does not allow."""
+        config = load_config(self.config)
+        identity = IdentityFolder(self.folder / "identity")
+
+        def connect(mover: MoverConfig) -> Link:
+            role = needed_roles(config, mover.name)[0]
+            with self.network["server"].inside():
+                return tls.connect(mover.address, identity, mover.name, role, 10, role="server")
+
+        jobs = {"job": replace(config.job("job"), **job)}
+        return BackupServer(replace(config, jobs=jobs), make_link=connect)
+
     @contextlib.contextmanager
     def link(
         self, name: str, role: str = "", *, identity: IdentityFolder | None = None,
@@ -374,8 +397,12 @@ class Sites(Site):
         """The mover has nothing to do and nothing open."""
         with self.link(mover) as link:
             told = ask(link, "tasks")
-            assert [task for task in told if task["is_running"]] == []
-        wait_until(lambda: not self.held_by(mover), f"{mover} holds nothing")
+            running = [task for task in told if task["is_running"]]
+            assert running == [], f"{mover} is at {running}"
+        until = time.monotonic() + 10
+        while held := self.held_by(mover):
+            assert time.monotonic() < until, f"{mover} holds {held}"
+            time.sleep(0.02)
 
     def held_by(self, mover: str) -> list[str]:
         """Files of the sites that the mover has open, and its connections."""

@@ -70,6 +70,7 @@ class HostVerbs:
             ).confirm_checkpoint(_checkpoint(checkpoint)),
             "host_release_checkpoint": self.release_checkpoint,
             "host_release_leftovers": lambda root, host: self._host(root, host).release_leftovers(),
+            "host_release_intent": self.release_intent,
             "host_state_files": lambda root, host, machine: self._host(root, host).state_files(
                 _machine(machine)
             ),
@@ -139,6 +140,19 @@ class HostVerbs:
         with self._lock:
             self._held.pop(_key(given), None)
         return trackers
+
+    def release_intent(self, root: str, host: str, intent_id: str) -> list[str]:
+        """Give up what was taken for an intent whose server died before it heard of it."""
+        found = self._host(root, host)
+        with self._lock:
+            meant = [
+                held
+                for held in self._held.values()
+                if held.intent_id == intent_id and held.host is found
+            ]
+        for held in meant:
+            self.release_checkpoint(root, host, msgspec.to_builtins(held.checkpoint))
+        return [f"checkpoint {held.checkpoint.id[:12]}" for held in meant]
 
     def changes_since(
         self,

@@ -94,7 +94,7 @@ Verbs, with their arguments. P is a place "ROOT:relative/path", CONNECTION a spe
   host_machines(replicas=False), host_power_state(machine), host_start(machine),
   host_stop(machine, force=False, timeout_s=60), host_take_checkpoint(machine, intent_id),
   host_confirm_checkpoint(checkpoint), host_release_checkpoint(checkpoint),
-  host_release_leftovers(), host_state_files(machine),
+  host_release_intent(intent_id), host_release_leftovers(), host_state_files(machine),
   host_changes_since(machine, place, tracker_id, checkpoint)  {ranges [(offset, length)], reason},
   host_forget_tracker(machine, tracker_ids)
 """

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from standby.clock import Clock
 from standby.errors import JobBusy, UnknownName
-from standby.ports import Host
+from standby.ports import Host, IntentReleasing
 from standby.server.store import JobLock, ServerLease, Store
 
 
@@ -101,6 +101,8 @@ class Alive:
                 if intent.checkpoint is not None and intent.host in hosts:
                     hosts[intent.host].release_checkpoint(intent.checkpoint)
                     released.append(f"checkpoint {intent.checkpoint.id[:12]}")
+                elif isinstance(host := hosts.get(intent.host), IntentReleasing):
+                    released += host.release_intent(intent.id)
                 self._store.checkpoint_released(intent.id)
         return released
 

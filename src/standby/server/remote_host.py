@@ -79,6 +79,10 @@ class RemoteHost:
         """See ports.Host."""
         return dict(self._call("release_checkpoint", checkpoint=_plain(checkpoint)))
 
+    def release_intent(self, intent_id: str) -> list[str]:
+        """See ports.IntentReleasing."""
+        return list(self._call("release_intent", intent_id=intent_id))
+
     def release_leftovers(self) -> list[str]:
         """See ports.Host."""
         return list(self._call("release_leftovers"))

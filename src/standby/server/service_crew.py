@@ -87,11 +87,7 @@ class _Sources:
 
     def __init__(self, crew: ServiceCrew) -> None:
         self._crew = crew
-
-    @property
-    def name(self) -> str:
-        """See Handle."""
-        return self._crew.asked()[0].name
+        self.name = "source"
 
     @property
     def is_connected(self) -> bool:

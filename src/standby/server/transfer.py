@@ -36,6 +36,8 @@ from standby.server.service_mover import Reconnect
 
 PROGRESS_INTERVAL_S = 0.25
 GRACE_S = 20.0
+CANCEL_TURN = 3
+"""After a second of the grace."""
 
 
 class Transfer:
@@ -126,7 +128,7 @@ class Transfer:
     def _rejoin(self, plan: DiskPlan, task: str, link: DiskLink) -> str:
         receiving = self._crew.target.start("rejoin", task=task, verb="receive_disk")
         sending = link.source.start("rejoin", task=task, verb="send_disk")
-        return self._ended(plan, link, sending, receiving)
+        return self._ended(plan, task, link, sending, receiving)
 
     def _replanned(
         self,
@@ -169,6 +171,7 @@ class Transfer:
             page83=disk.page83,
             has_parent=plan.has_parent,
             copy=plan.copies_chain,
+            copy_of=plan.copies_of,
             seed=plan.uses_seed,
             seed_name=self._files.get(plan.place, ""),
         )
@@ -213,15 +216,24 @@ class Transfer:
             self._crew.cut()  # nobody sends: the receiver would wait
             raise
         killpoints.reach("disk under way")
-        return self._ended(plan, link, sending, receiving)
+        return self._ended(plan, task, link, sending, receiving)
 
     def _ended(
-        self, plan: DiskPlan, link: DiskLink, sending: Future[Any], receiving: Future[Any]
+        self,
+        plan: DiskPlan,
+        task: str,
+        link: DiskLink,
+        sending: Future[Any],
+        receiving: Future[Any],
     ) -> str:
         """The digest root, when both ends agree that everything is there."""
-        if self._crew.can_retry:
-            one_of_two_ended({sending: link.source, receiving: self._crew.target})
-        sent, received = both(sending, receiving)
+        try:
+            if self._crew.can_retry:
+                one_of_two_ended(task, {sending: link.source, receiving: self._crew.target})
+            sent, received = both(sending, receiving)
+        except StandbyError:
+            link.end_leaves(task)
+            raise
         report = self._reports[plan.disk_id]
         report.read, report.changed = sent["read"], sent["changed"]
         report.zeroed, report.sent = sent["zeroed"], sent["sent"]
@@ -284,16 +296,21 @@ class Patience:
         return True
 
 
-def one_of_two_ended(ends: Mapping[Future[Any], Handle]) -> None:
-    """Wait for both ends, but once one has failed no longer than GRACE_S for the other, and not at
-    all for one that cannot be reached: raises the failure then."""
+def one_of_two_ended(task: str, ends: Mapping[Future[Any], Handle]) -> None:
+    """Wait for both ends of the task, but once one has failed no longer than GRACE_S for the other,
+    and not at all for one that cannot be reached: raises the failure then. One that does not end by
+    itself soon, for it waits for a connection that nobody makes, is told to."""
     done, pending = wait(ends, return_when=FIRST_EXCEPTION)
-    for _ in range(int(GRACE_S / PROGRESS_INTERVAL_S)):
+    for turn in range(int(GRACE_S / PROGRESS_INTERVAL_S)):
         if not all(ends[end].is_connected for end in pending):
             break
         done, pending = wait(ends, PROGRESS_INTERVAL_S)
         if not pending:
             return
+        if turn == CANCEL_TURN:
+            for end in pending:
+                with contextlib.suppress(StandbyError):
+                    ends[end].start("cancel", task=task)
     if pending:
         failures = [error for end in done if (error := end.exception()) is not None]
         raise most_telling(failures)

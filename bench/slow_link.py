@@ -1,0 +1,144 @@
+"""Figure 4: how much of a slow, long line a full cycle uses.
+
+    python bench/slow_link.py [--small] [--json] [--turns N] [--in FOLDER]
+
+Two sites of network namespaces with 100 Mbit/s and 40 ms each way between them, real movers over
+TLS (`tests/net/sites.py`), one disk of incompressible data, a first restore point. The share of the
+line is what the target's interface received, headers included, over what 100 Mbit/s carry in the
+time of the transfer; that of the whole session has everything around it. The other contender is a
+bare TCP socket with as many bytes: what the line itself can do, which a process of user space may
+carry where the kernel has no netem. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from net.network import Line, has_netem, obstacle
+from net.nursery import Nursery
+from net.sites import Sites
+from standby.units import MiB
+from timing import Claim, Contender, Report, Timed, arguments, in_turns, run_bench
+
+RATE_BPS = 12_500_000
+DELAY_S = 0.04
+GOAL = 0.95
+
+
+class SlowLine:
+    """The sites with a VM, of which each turn makes a first point."""
+
+    def __init__(self, sites: Sites, total: int) -> None:
+        self.sites = sites
+        self.total = total
+        self.machines = 0
+        self.shares: dict[str, list[float]] = {"bare": [], "transfer": [], "session": []}
+
+    def prepare(self) -> None:
+        """A VM nobody has seen yet; those before it are away."""
+        for old in (self.sites.folder / "source").glob("vm*"):
+            old.rename(self.sites.folder / f"away-{old.name}")
+        self.machines += 1
+        name = f"vm{self.machines}"
+        self.sites.add_machine(name, (self.total + 16 * MiB,))
+        for offset in range(0, self.total, 16 * MiB):
+            self.sites.write(offset, 16 * MiB, machine=name)
+
+    def received(self) -> int:
+        """What the target site's proxies received so far."""
+        names = ("dr1", "dr2")
+        return sum(self.sites.network[name].link.counters().received_bytes for name in names)
+
+    def session(self) -> Timed:
+        """A session; the seconds of its transfer."""
+        before, began = self.received(), time.perf_counter()
+        session = self.sites.begin()
+        if session.wait(600) not in (0, 3):
+            raise SystemExit(session.said() + session.log())
+        whole_s = time.perf_counter() - began
+        found = json.loads(session.said())["machines"]
+        (machine,) = (item for item in found if item["outcome"] == "done")
+        transfer_s = float(machine["steps_s"]["transfer"])
+        got = self.received() - before
+        self.shares["transfer"].append(got / transfer_s / RATE_BPS)
+        self.shares["session"].append(got / whole_s / RATE_BPS)
+        return Timed(transfer_s, sum(disk["written"] for disk in machine["disks"]))
+
+    def pump(self) -> Timed:
+        """As many bytes over a bare connection."""
+        px1, dr1 = self.sites.network["px1"], self.sites.network["dr1"]
+        with (
+            dr1.listen() as listener,
+            px1.connect(listener, 30) as near,
+            listener.accept()[0] as far,
+        ):
+            near.settimeout(None)
+            before, began = self.received(), time.perf_counter()
+            sending = threading.Thread(target=self._send, args=(near,))
+            sending.start()
+            done = 0
+            buffer = bytearray(MiB)
+            while done < self.total:
+                done += far.recv_into(buffer)
+            seconds = time.perf_counter() - began
+            sending.join()
+        self.shares["bare"].append((self.received() - before) / seconds / RATE_BPS)
+        return Timed(seconds, done)
+
+    def _send(self, near: socket.socket) -> None:
+        piece = bytes(MiB)
+        for _ in range(self.total // MiB):
+            near.sendall(piece)
+
+    def check(self, value: Any) -> None:
+        """Every byte arrived."""
+        if value != self.total:
+            raise SystemExit(f"{value} bytes arrived, {self.total} were sent")
+
+
+def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
+    """Measure."""
+    problem = obstacle()
+    if problem:
+        raise SystemExit(f"this bench needs {problem}")
+    total = 48 * MiB if options.small else 256 * MiB
+    line = Line(DELAY_S, RATE_BPS)
+    with Nursery() as nursery:
+        with Sites(folder / "sites", nursery, wan=line, offload=False, tuned={}) as sites:
+            slow = SlowLine(sites, total)
+            result = in_turns(
+                [
+                    Contender("bare socket", slow.pump, check=slow.check),
+                    Contender("standby TLS", slow.session, slow.prepare, slow.check),
+                ],
+                options.turns,
+            )
+            if sites.check_points(f"vm{slow.machines}_replica") != 1:
+                raise SystemExit("there is no restore point")
+    report.times(result, total, "bare socket")
+    shares = slow.shares
+    report.claims = [
+        _claim("share of the line used by a full transfer", shares["transfer"], GOAL),
+        _claim("the same over the whole session", shares["session"], None),
+        _claim("share of the line used by a bare socket", shares["bare"], None),
+    ]
+    report.facts["line"] = "netem" if has_netem() else "a process between two TAP devices"
+
+
+def _claim(text: str, shares: list[float], goal: float | None) -> Claim:
+    ordered = sorted(shares)
+    median = ordered[len(ordered) // 2]
+    return Claim(text, median, goal, is_at_most=False, spread=(ordered[0], ordered[-1]))
+
+
+if __name__ == "__main__":
+    sys.exit(run_bench("slow link", arguments(__doc__, turns=3), bench))
