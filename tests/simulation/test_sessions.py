@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from simulation.site import Site, add_disk, at_kill_point
-from standby.disk import vhdx
+from standby.disk import open_disk, vhdx
 from standby.errors import DiskIO
 from standby.host.folder import new_machine
 from standby.model.replica import ReplicaState
@@ -308,12 +308,32 @@ def test_a_replaced_disk_is_another_disk_and_an_alarm(site):
     site.write(0, MiB, 7)
     report = site.run()
     disk = disks_of(report)["scsi:0:0"]
-    assert (disk.mode, disk.disk_id) == ("full", "disk2")
+    assert (disk.mode, disk.disk_id) == ("new chain", "disk2")
     assert "another disk is at this place" in report.machines[0].alarms[0]
     assert report.outcome == "warnings"
     assert site.check_points() == 3
     with site.server() as server:
         assert [alarm.kind for alarm in server.store.alarms()] == ["full"]
+
+
+def test_a_disk_replaced_by_a_copy_of_itself_travels_as_what_differs(site):
+    site.run()
+    before = open_disk(site.disk())
+    content = bytearray(24 * MiB)
+    before.read_into(0, content)
+    before.close()
+    drop_disk(site, 0)
+    site.disk().unlink()
+    add_disk(site, 24 * MiB, "scsi:0:0", name="disk9.vhdx")
+    after = open_disk(site.disk(9), writable=True)
+    after.write(0, content)
+    after.close()
+    site.write(MiB, 4096, 9)
+    assert disks_of(site.plan(scan=True))["scsi:0:0"].send.value < MiB
+    disk = disks_of(site.run())["scsi:0:0"]
+    assert (disk.mode, disk.disk_id) == ("new chain", "disk2")
+    assert disk.sent < MiB
+    assert site.check_points() == 2
 
 
 def test_an_excluded_disk_is_neither_read_nor_kept(tmp_path):

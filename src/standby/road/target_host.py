@@ -240,11 +240,14 @@ class TargetVerbs:
         seed_name: str,
         mapped_from: str,
         place: str,
+        copy_of: str = "",
     ) -> dict[str, Any]:
-        """Tell the source what is here of a disk, over a data connection, changing nothing."""
+        """Tell the source what is here of a disk (`copy_of`: of the one it replaces), over a data
+        connection, changing nothing."""
         try:
             folder = ReplicaFolder(self._places.path(path), self._clock)
             _check_names(disk_id, seed_name)
+            _check_names(copy_of or disk_id, "")
             errand = Errand(task, TO_TARGET, disk_id, self._key_of(folder))
         except BaseException:
             self._connections.abandon(connection)
@@ -260,7 +263,7 @@ class TargetVerbs:
             if file is not None:
                 held = HeldDisk(open_disk(file), virtual_size)
             else:
-                held = held_disk(folder, disk_id, virtual_size)
+                held = held_disk(folder, copy_of or disk_id, virtual_size)
             end.callback(held.close)
             tell(held, task, link)
             return {}
@@ -288,12 +291,15 @@ class TargetVerbs:
         copy: bool,
         seed: bool,
         seed_name: str,
+        copy_of: str = "",
     ) -> dict[str, Any]:
         """Make or resume the partial disk of a point; what it holds already. `copy`: a new base
-        from what the newest point holds; `seed`: from the file the user put here, which may be
+        from what the newest point holds; `copy_of`: from what that holds of the disk of this id,
+        which this one replaces; `seed`: from the file the user put here, which may be
         called `seed_name`."""
         replica = self.replicas.get(path)
         _check_names(disk_id, seed_name)
+        _check_names(copy_of or disk_id, "")
         if not naming.is_point_id(point):
             raise ProtocolError("backup server", f"{point!r} is no id of a restore point")
         if disk_id in replica.partials:  # a task that is begun again after its link dropped
@@ -317,7 +323,10 @@ class TargetVerbs:
         elif held is None:
             shape = (virtual_size, logical_sector_size)
             lease = replica.lease
-            if kept := outgrown(folder, lease, disk_id, shape):
+            before = newest_with(lasting_points(folder), copy_of) if copy_of else None
+            if before is not None:
+                copy_from = folder.chain_paths(before, copy_of)
+            elif kept := outgrown(folder, lease, disk_id, shape):
                 copy_from = (kept,)
             elif seed and newest is None:
                 copy_from = seeded(folder, lease, disk_id, seed_name, point, checkpoint, shape)

@@ -364,7 +364,7 @@ class MachineDriver:
             self.report.disks.append(disk)
             known = any(held.disk_id == plan.disk_id for held in state.disks)
             if plan.is_unforeseen:
-                self._alarm("full", f"disk {plan.place}: full: {plan.reason}")
+                self._alarm("full", f"disk {plan.place}: {plan.mode.value}: {plan.reason}")
             elif plan.mode is Mode.NEW_CHAIN or (
                 known and not self._is_mapped and _is_compared_anew(plan)
             ):

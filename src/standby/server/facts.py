@@ -92,7 +92,7 @@ def disk_plans(
     if repository is not None:
         with contextlib.suppress(RepositoryError):  # damaged: as good as none
             known = repository.states(key)
-    gone = {disk.place for disk in matches.removed if disk.id in at_target}
+    gone = {disk.place: disk.id for disk in matches.removed if disk.id in at_target}
     new = {disk.id for disk in matches.new}
     is_first = not newest
     plans = {}
@@ -134,17 +134,12 @@ def disk_plans(
             is_excluded=is_excluded,
             has_seed=is_first and job.seed.get(machine.name, False),
             mapped_from=job.map[machine.name] if is_first and disk.place in mapped_places else "",
-            lost=_lost(lost_points, disk_id in new and disk.place in gone),
+            lost=f"the target lost the {lost_points} restore points it had" if lost_points else "",
+            replaces=gone.get(disk.place, "") if disk_id in new else "",
             history=history.get(disk_id, ()),
         )
         plans[disk.place] = plan_disk(facts)
     return plans
-
-
-def _lost(points: int, is_replaced: bool) -> str:
-    if is_replaced:
-        return "another disk is at this place now; older points keep the one before"
-    return f"the target lost the {points} restore points it had" if points else ""
 
 
 def _tracked(

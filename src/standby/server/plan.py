@@ -77,7 +77,8 @@ class DiskFacts:
     `stored_blocks` how many blocks of `block_size` have a part of that; `tracked` are the tracker's
     ranges, None where it cannot say (`tracker_reason`); `has_seed`: a disk file was put there for
     the first point; `mapped_from`: the folder of the VM at the target whose disk becomes the first
-    point; `lost`: why an incremental, which was to be expected, cannot be; `history` the changed
+    point; `lost`: why an incremental, which was to be expected, cannot be; `replaces`: the id of
+    the disk that was at this place in the newest point and is gone; `history` the changed
     bytes of the last incremental sessions, newest last."""
 
     place: str
@@ -96,6 +97,7 @@ class DiskFacts:
     has_seed: bool = False
     mapped_from: str = ""
     lost: str = ""
+    replaces: str = ""
     history: tuple[int, ...] = ()
     stored_blocks: int = 0
 
@@ -105,7 +107,8 @@ class DiskPlan:
     """What happens to one disk. `baseline`, `candidates`, `resume_mark` are the source proxy's
     (road.source_proxy); `builds_on_repository`: staged pages lie above the repository's newest
     state; `has_parent`: the new file is a child of the newest point's; `copies_chain`: it is a new
-    base made from what the newest point holds; `uses_seed`: it begins with a file put there;
+    base made from what the newest point holds; `copies_of`: from what that holds of the disk of
+    this id, which it replaces; `uses_seed`: it begins with a file put there;
     `is_unforeseen`: full where an incremental was to be expected; `mapped_from`: the folder of the
     VM at the target that it is compared with. `allocated` bytes are stored at the source."""
 
@@ -123,6 +126,7 @@ class DiskPlan:
     send: Figure = Figure(0, Basis.EXACT)
     space: Figure = Figure(0, Basis.EXACT)
     copies_chain: bool = False
+    copies_of: str = ""
     uses_seed: bool = False
     is_unforeseen: bool = False
     mapped_from: str = ""
@@ -208,7 +212,9 @@ def plan_disk(facts: DiskFacts) -> DiskPlan:
         *forecast,
         copies_chain=target is not None and not is_same_shape,
         uses_seed=target is None and facts.has_seed,
-        is_unforeseen=mode is Mode.FULL and bool(facts.lost),
+        copies_of=facts.replaces if mode is Mode.NEW_CHAIN and target is None else "",
+        is_unforeseen=(mode is Mode.FULL and bool(facts.lost))
+        or (mode is Mode.NEW_CHAIN and target is None),
         mapped_from=facts.mapped_from if target is None else "",
         allocated=facts.allocated,
     )
@@ -223,6 +229,13 @@ def _first(facts: DiskFacts) -> tuple[Mode, str, str]:
             Mode.INCREMENTAL,
             "target",
             f"compared with the disk of the VM in {facts.mapped_from}, the first restore point",
+        )
+    if facts.replaces:
+        return (
+            Mode.NEW_CHAIN,
+            "target",
+            "another disk is at this place now; a new chain starts from what the target holds of "
+            "the one before, which older points keep",
         )
     return Mode.FULL, "none", facts.lost or "first restore point"
 

@@ -217,6 +217,7 @@ class Planner:
                     seed_name=seed_name if plan.uses_seed else "",
                     mapped_from=plan.mapped_from,
                     place=plan.place,
+                    copy_of=plan.copies_of,
                 )
                 found, _ = both(link.source.start("scan_disk", **arguments), telling)
         sent = found["changed"] - found["zeroed"]
