@@ -172,7 +172,6 @@ class Transfer:
             has_parent=plan.has_parent,
             copy=plan.copies_chain,
             copy_of=plan.copies_of,
-            copy_of=plan.copies_of,
             seed=plan.uses_seed,
             seed_name=self._files.get(plan.place, ""),
         )
