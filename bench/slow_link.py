@@ -6,8 +6,10 @@ Two sites of network namespaces with 100 Mbit/s and 40 ms each way between them,
 TLS (`tests/net/sites.py`), one disk of incompressible data, a first restore point. The share of the
 line is what the target's interface received, headers included, over what 100 Mbit/s carry in the
 time of the transfer; that of the whole session has everything around it. The other contender is a
-bare TCP socket with as many bytes: what the line itself can do, which a process of user space may
-carry where the kernel has no netem. Needs root.
+bare TCP socket with as many bytes: what the line itself can carry, which is less than its rate
+where the kernel has no netem and a process of user space is the line. The goal is a share of that.
+The 1.8 s until the first batches are under way (some ten round trips, a slow start) and the last
+ones are verified are the same for any size. Needs root.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
     problem = obstacle()
     if problem:
         raise SystemExit(f"this bench needs {problem}")
-    total = 48 * MiB if options.small else 256 * MiB
+    total = 48 * MiB if options.small else 512 * MiB
     line = Line(DELAY_S, RATE_BPS)
     with Nursery() as nursery:
         with Sites(folder / "sites", nursery, wan=line, offload=False, tuned={}) as sites:
@@ -127,17 +129,24 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
     report.times(result, total, "bare socket")
     shares = slow.shares
     report.claims = [
-        _claim("share of the line used by a full transfer", shares["transfer"], GOAL),
-        _claim("the same over the whole session", shares["session"], None),
-        _claim("share of the line used by a bare socket", shares["bare"], None),
+        Claim(
+            "share of what the line carries used by a full transfer",
+            result.ratio("bare socket", "standby TLS"),
+            GOAL,
+            is_at_most=False,
+            spread=result.ratio_range("bare socket", "standby TLS"),
+        ),
+        _claim("share of 100 Mbit/s used by a full transfer", shares["transfer"]),
+        _claim("the same over the whole session", shares["session"]),
+        _claim("share of 100 Mbit/s used by a bare socket", shares["bare"]),
     ]
     report.facts["line"] = "netem" if has_netem() else "a process between two TAP devices"
 
 
-def _claim(text: str, shares: list[float], goal: float | None) -> Claim:
+def _claim(text: str, shares: list[float]) -> Claim:
     ordered = sorted(shares)
     median = ordered[len(ordered) // 2]
-    return Claim(text, median, goal, is_at_most=False, spread=(ordered[0], ordered[-1]))
+    return Claim(text, median, is_at_most=False, spread=(ordered[0], ordered[-1]))
 
 
 if __name__ == "__main__":
