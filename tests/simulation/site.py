@@ -137,9 +137,7 @@ class Site:
 
     def movers(self, connections: int) -> MoverPair:
         """Both movers as threads of this process."""
-        return thread_movers(
-            connections, SourceVerbs, lambda ends: TargetVerbs(ends, self.clock)
-        )
+        return thread_movers(connections, SourceVerbs, lambda ends: TargetVerbs(ends, self.clock))
 
     def server(self) -> standby.BackupServer:
         """The backup server, in this process."""

@@ -145,9 +145,9 @@ def test_a_job_is_locked_as_long_as_the_process_that_runs_it_lives(
         assert alive.lock("nightly").is_taken()
         with pytest.raises(JobBusy), alive.one_session("nightly", take_over=False):
             pass
-        with alive.one_session("weekly", take_over=False) as is_alone:
+        with alive.one_session("weekly", take_over=False) as (is_alone, _):
             assert is_alone
-        with alive.one_session("nightly", take_over=True) as is_alone:
+        with alive.one_session("nightly", take_over=True) as (is_alone, _):
             assert not is_alone
     lock = alive.lock("nightly")
     assert not lock.is_taken()
