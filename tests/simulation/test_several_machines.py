@@ -8,6 +8,7 @@ import pytest
 
 from cli.processes import wait_until
 from simulation.several import SeveralSite
+from standby.server.service_crew import ServiceCrew
 from standby.units import MiB
 
 
@@ -105,12 +106,22 @@ def check_nothing_is_held(site, server):
     assert (used.running, used.waiting) == (0, 0)
 
 
-def test_a_stopped_session_leaves_nothing_and_the_same_server_goes_on(big):
+def test_a_stopped_session_leaves_nothing_and_the_same_server_goes_on(big, monkeypatch):
+    noticed = threading.Event()
+    cut = ServiceCrew.cut
+
+    def cut_and_say(crew):
+        cut(crew)
+        noticed.set()
+
+    monkeypatch.setattr(ServiceCrew, "cut", cut_and_say)
     with big.server() as server:
 
         def stop():
+            """In the thread that sends, so that the transfer is not over before."""
             (report,) = server.store.unfinished_sessions()
             server.store.ask_to_stop(report.id)
+            assert noticed.wait(30)
 
         big.machines["px1"].cuts = big.machines["px2"].cuts = False
         for name in ("px1", "px2"):
