@@ -306,7 +306,8 @@ class Soak:
             assert machine["outcome"] == "done", machine
         for machine in MACHINES:
             points = self.sites.check_points(f"{machine}_replica")
-            assert 1 <= points <= 3, points
+            # One more where the last session's retention was held or cut: the next one retires it.
+            assert 1 <= points <= 4, points
             self.sites.check_nothing_leaked(f"{machine}_replica")
         self.tell(f"checked; sessions so far by exit code: {dict(self.outcomes)}")
 
