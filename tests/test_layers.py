@@ -222,7 +222,7 @@ def test_no_two_parts_import_each_other() -> None:
         ("server/driver.py", "import click"),
         ("host/memory.py", "from standby.disk import open_disk"),
         ("model/extent.py", "import msgspec"),
-        ("errors.py", "from standby import digesting"),
+        ("errors/disks.py", "from standby import digesting"),
         ("road/mover.py", "import time"),
         ("road/mover.py", "from standby import BackupServer"),
         ("road/mover.py", "import standby\nstandby.BackupServer"),

@@ -1,0 +1,154 @@
+"""Exit code 13: replicas and their restore points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from standby.errors.base import Retry, StandbyError
+
+
+@dataclass(eq=False)
+class ReplicaError(StandbyError):
+    """Anything that concerns one replica."""
+
+    exit_code: ClassVar[int] = 13
+    replica: str
+
+
+@dataclass(eq=False)
+class ReplicaConflict(ReplicaError):
+    """The replica's folder or disks belong to something else, or match ambiguously."""
+
+    problem: str
+    hint: str = ""
+
+    def message(self) -> str:
+        return f"replica {self.replica}: {self.problem}" + (f". {self.hint}" if self.hint else "")
+
+
+@dataclass(eq=False)
+class ReplicaMissing(ReplicaError):
+    """The target holds less of the replica than is known to have been there."""
+
+    path: str
+    problem: str
+
+    def message(self) -> str:
+        return (
+            f"replica {self.replica}: {self.path}: {self.problem}. Nothing was changed; bring the "
+            "target's storage back, or start the job with --accept-loss to begin from what is there"
+        )
+
+
+@dataclass(eq=False)
+class ReplicaBusy(ReplicaError):
+    """Another process is the writer of the replica now."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    holder: str
+
+    def message(self) -> str:
+        return f"replica {self.replica}: another writer holds it ({self.holder}); try again later"
+
+
+@dataclass(eq=False)
+class Fenced(ReplicaError):
+    """The writer's generation is no longer the current one: someone took over."""
+
+    generation: int
+    current: int
+
+    def message(self) -> str:
+        return (
+            f"replica {self.replica}: writer of generation {self.generation} is fenced, the "
+            f"current generation is {self.current} (a failover or another session took over)"
+        )
+
+
+@dataclass(eq=False)
+class IllegalTransition(ReplicaError):
+    """The replica's state forbids the action; `legal` are the commands that it allows."""
+
+    state: str
+    action: str
+    legal: tuple[str, ...]
+
+    def message(self) -> str:
+        text = f"replica {self.replica}: cannot {self.action} while it is {self.state}; "
+        if self.state == "permanent":
+            return (
+                f"{text}its VM is one of its own and keeps these files. Take the source VM out of "
+                "the job (exclude_machines), or move the replica's folder away to begin anew"
+            )
+        return text + f"possible now: {', '.join(f'`{item}`' for item in self.legal) or 'nothing'}"
+
+
+@dataclass(eq=False)
+class ReplicaStarted(ReplicaError):
+    """The replica VM was started, or its ready layer written, outside of a failover."""
+
+    path: str
+    evidence: str
+
+    def message(self) -> str:
+        return (
+            f"replica {self.replica}: {self.path} was written outside of a failover "
+            f"({self.evidence}). Those writes are nowhere else: keep them with "
+            f"`standby replica failover {self.replica} --adopt`, or drop them with "
+            f"`standby replica undo-failover {self.replica} --drop-writes`"
+        )
+
+
+@dataclass(eq=False)
+class PointDamaged(ReplicaError):
+    """A restore point's files are not the ones that were committed."""
+
+    point: str
+    path: str
+    evidence: str
+
+    def message(self) -> str:
+        return (
+            f"replica {self.replica}: restore point {self.point}: {self.path}: {self.evidence}. "
+            f"See `standby replica verify {self.replica}`; other points may be intact"
+        )
+
+
+@dataclass(eq=False)
+class NoSuchPoint(ReplicaError):
+    """No restore point of that id, or none so old."""
+
+    point: str
+    known: tuple[str, ...] = ()
+
+    def message(self) -> str:
+        return (
+            f"replica {self.replica}: no restore point {self.point}; there are: "
+            f"{', '.join(self.known) or 'none'}"
+        )
+
+
+@dataclass(eq=False)
+class VerifyFailed(ReplicaError):
+    """What was written does not read back as what was sent, twice."""
+
+    disk: str
+    offset: int
+
+    def message(self) -> str:
+        return (
+            f"replica {self.replica}: disk {self.disk}: the block at offset {self.offset:#x} read "
+            "back wrong twice. Check the target's storage; no restore point was made"
+        )
+
+
+@dataclass(eq=False)
+class TargetRefuses(ReplicaError):
+    """The target's own local rules forbid it (RULES 17)."""
+
+    action: str
+    rule: str
+
+    def message(self) -> str:
+        return f"replica {self.replica}: the target refuses to {self.action}: {self.rule}"
