@@ -178,6 +178,27 @@ def test_a_server_that_dies_while_its_target_commits_is_gone_on_with(served):
     site.check_nothing_leaked()
 
 
+def test_a_server_whose_state_database_was_lost_or_is_an_older_copy_goes_on(served):
+    site = served()
+    site.add_machine()
+    site.fill()
+    database = load_config(site.config).state_database
+    older = None
+    for number in range(3):
+        site.write(number * MiB, 64 * 1024)
+        session = site.queue()
+        with site.server() as process:
+            check_done(*site.ended(session))
+            finish(process)
+        if older is None:
+            older = database.read_bytes()
+            database.unlink()
+        else:
+            database.write_bytes(older)
+    assert site.check_points() == 3
+    site.check_nothing_leaked()
+
+
 # --- certificates ----------------------------------------------------------------------------
 
 

@@ -10,19 +10,25 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from standby.clock import SYSTEM_CLOCK
+from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ServerFenced, StandbyError, StateDatabaseUnreachable
 from standby.model.session import Reason, SessionState, TaskState
 from standby.server.store import Dispatch, LeaseKeeper, Store
+from standby.server.store.lease import GENERATION_EPOCH
+from wires import SetClock
+
+LONG_AGO = SetClock(GENERATION_EPOCH - timedelta(days=1))
+"""By which generations are counted from 1."""
 
 
 @pytest.fixture
 def store(state_place: Path | str) -> Iterator[Store]:
-    with Store(state_place) as store:
+    with Store(state_place, LONG_AGO) as store:
         yield store
 
 
@@ -73,10 +79,53 @@ def test_the_lease_of_a_server_that_does_not_renew_it_is_taken_over(store: Store
     assert (caught.value.generation, caught.value.current, caught.value.holder) == (1, 2, "second")
 
 
+def generation_now(place: Path | str, clock: Clock, least: int = 0) -> int:
+    """The generation of a server that begins now, with the database as it is, and ends."""
+    with Store(place, clock) as store:
+        lease = store.lease(str(clock.now()), least_generation=least)
+        assert lease.acquire()
+        found = lease.generation
+        lease.release()
+        return found
+
+
+def test_a_lost_or_older_state_database_makes_no_lower_generation(tmp_path: Path) -> None:
+    place = tmp_path / "state.sqlite"
+    clock = SetClock(GENERATION_EPOCH + timedelta(days=40))
+    first = generation_now(place, clock)
+    assert first == 40 * 24 * 3600
+    older = place.read_bytes()
+    clock.advance(seconds=30)
+    second = generation_now(place, clock)
+    third = generation_now(place, clock)  # within the same second
+    assert first < second < third
+    clock.advance(seconds=30)
+    place.write_bytes(older)
+    fourth = generation_now(place, clock)
+    assert fourth > third
+    clock.advance(seconds=1)
+    place.unlink()
+    assert generation_now(place, clock) > fourth
+
+
+def test_a_clock_that_jumps_makes_no_lower_generation(tmp_path: Path) -> None:
+    place = tmp_path / "state.sqlite"
+    clock = SetClock(GENERATION_EPOCH + timedelta(days=40))
+    found = [generation_now(place, clock)]
+    for days in (400, -400, -100, 0):  # ahead, and back to before the epoch
+        clock.advance(days=days)
+        found.append(generation_now(place, clock))
+    assert found == sorted(set(found))
+    # Lost after the clock was ahead: movers know a generation from the future.
+    place.unlink()
+    assert generation_now(place, clock, least=found[-1] + 1) == found[-1] + 1
+    assert generation_now(place, clock) == found[-1] + 2
+
+
 def test_of_many_that_take_over_at_once_one_does(state_place: Path | str) -> None:
     Store(state_place).close()
     with ExitStack() as stack:
-        stores = [stack.enter_context(Store(state_place)) for _ in range(4)]
+        stores = [stack.enter_context(Store(state_place, LONG_AGO)) for _ in range(4)]
         for turn in range(5):
             leases = [store.lease(f"{turn}-{n}") for n, store in enumerate(stores)]
             together = threading.Barrier(len(leases))

@@ -40,8 +40,17 @@ def server() -> None:
 @config_option
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Instead of [logs] format.")
 @click.option("--listen", default="", metavar="HOST:PORT", help="Instead of [server] listen.")
+@click.option(
+    "--least-generation",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    help="Begin with this generation or a higher one: the number that movers name which refuse a "
+    "server whose state database was lost while the clock was ahead.",
+)
 @json_option
-def run(config: Path, log_format: str | None, listen: str, as_json: bool) -> None:
+def run(
+    config: Path, log_format: str | None, listen: str, least_generation: int, as_json: bool
+) -> None:
     """Run due sessions until SIGTERM or Ctrl-C; sessions under way stop then, and go on with the
     next start.
 
@@ -88,7 +97,9 @@ def run(config: Path, log_format: str | None, listen: str, as_json: bool) -> Non
     with (
         opened_server(config) as backup,
         opened_api(backup, listen) as api,
-        opened_daemon(backup, address=api.address, on_ready=ready) as daemon,
+        opened_daemon(
+            backup, address=api.address, on_ready=ready, least_generation=least_generation
+        ) as daemon,
     ):
         api.context.server_id = daemon.id
         ended = ended_by_signals()

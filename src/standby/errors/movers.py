@@ -18,7 +18,8 @@ class MoverFenced(Fenced):
     def message(self) -> str:
         return (
             f"mover {self.replica}: backup server of generation {self.generation} is fenced: "
-            f"one of generation {self.current} has taken over"
+            f"one of generation {self.current} has taken over. Where none has, for the state "
+            f"database was lost: standby server run --least-generation {self.current + 1}"
         )
 
 

@@ -50,6 +50,7 @@ class Daemon:
         on_ready: Callable[[bool], None] = lambda is_active: None,
         max_sessions: int = MAX_SESSIONS,
         lease_s: float = LEASE_S,
+        least_generation: int = 0,
     ) -> None:
         """`address` is where the API answers, for other servers to tell. `on_ready(is_active)` is
         called when the server is active, and before when it waits for another one to end."""
@@ -61,7 +62,9 @@ class Daemon:
         self._publish = publish
         self._on_ready = on_ready
         self._max_sessions = max_sessions
-        self._lease = runner.store.lease(self.id, address=address, duration_s=lease_s)
+        self._lease = runner.store.lease(
+            self.id, address=address, duration_s=lease_s, least_generation=least_generation
+        )
         self._store = runner.store.guarded(self._lease)
         self._wakeups = runner.store.wakeups()
         self._stopping = threading.Event()

@@ -53,6 +53,7 @@ def opened_daemon(
     *,
     address: str = "",
     on_ready: Callable[[bool], None] = lambda is_active: None,
+    least_generation: int = 0,
 ) -> Iterator[Daemon]:
     """The loop over a backup server, its webhooks running and enrolments taken where it is
     configured; `run` it inside of the block."""
@@ -79,6 +80,7 @@ def opened_daemon(
                 address=address,
                 on_ready=on_ready,
                 publish=webhooks.publish,
+                least_generation=least_generation,
             )
     finally:
         webhooks.close()

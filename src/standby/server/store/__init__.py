@@ -93,11 +93,23 @@ class Store:
 
     # --- several servers -----------------------------------------------------------------------
 
-    def lease(self, server: str, *, address: str = "", duration_s: float = LEASE_S) -> ServerLease:
+    def lease(
+        self,
+        server: str,
+        *,
+        address: str = "",
+        duration_s: float = LEASE_S,
+        least_generation: int = 0,
+    ) -> ServerLease:
         """This process's claim to be the active server, not acquired. `server` names this very
         process: another start needs another id."""
         return ServerLease(
-            self._database, server, address=address, duration_s=duration_s, clock=self._clock
+            self._database,
+            server,
+            address=address,
+            duration_s=duration_s,
+            least_generation=least_generation,
+            clock=self._clock,
         )
 
     def dispatch(self, lease: ServerLease) -> Dispatch:

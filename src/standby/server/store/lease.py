@@ -5,6 +5,13 @@ the database's clock. Whoever takes it over raises the generation, and every tra
 changes state for the scheduler looks at the generation first (`guard`), so that a server that was
 paused and wakes up late changes nothing: its transactions fail with ServerFenced.
 
+Movers remember the highest generation they met, and refuse a lower one (RULES 18). So that a state
+database that was lost, or restored from an older copy, makes no server that they refuse, a
+generation is at least the seconds since `GENERATION_EPOCH`: a server that begins later has a higher
+one, whatever its database knows. A clock that is behind costs nothing, for the database's own count
+goes on from where it is; only one that was *ahead* when a database was lost leaves movers with a
+generation from the future, and for that there is `least_generation`.
+
 On PostgreSQL the look is a key-share lock on the row, which a renewal does not wait for and a
 takeover does: a transaction is wholly before a takeover or fails. A server that stops inside of a
 transaction is cut off by PostgreSQL (`IDLE_TRANSACTION_S`). On SQLite writers take turns anyway;
@@ -18,6 +25,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,6 +38,9 @@ from standby.server.store.database import Database
 LEASE_S = 15.0
 """How long a server that died stays the active one at most. A third of it is what a renewal may
 take without harm."""
+
+GENERATION_EPOCH = datetime(2026, 10, 1, tzinfo=UTC)
+"""The seconds since then fit the database's 32-bit column until 2094."""
 
 _LOCK_TIMEOUT = "2s"
 
@@ -55,13 +66,16 @@ class ServerLease:
         *,
         address: str = "",
         duration_s: float = LEASE_S,
+        least_generation: int = 0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`server` names this very process: another start needs another id."""
+        """`server` names this very process: another start needs another id. A generation that it
+        acquires is `least_generation` or higher."""
         self._database = database
         self.server = server
         self.address = address
         self.duration_s = duration_s
+        self._least_generation = least_generation
         self._clock = clock
         self._generation = 0
         self._renewed_at = 0.0
@@ -126,7 +140,10 @@ class ServerLease:
         row = connection.execute(query.with_for_update()).one()
         if row.server and row.left > 0:
             return 0
-        generation = int(row.generation) + 1
+        since_epoch = self._clock.now() - GENERATION_EPOCH
+        generation = max(
+            int(row.generation) + 1, int(since_epoch.total_seconds()), self._least_generation
+        )
         connection.execute(
             tables.lease.update().values(
                 server=self.server,
