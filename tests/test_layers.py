@@ -67,8 +67,8 @@ STANDARD_DOORS: dict[str, frozenset[str]] = {
     "random": frozenset({"clock.py", "testing"}),
     "secrets": frozenset({"clock.py"}),
     "sqlite3": frozenset({"repository", "cli/demo_disks.py"}),
-    "fcntl": frozenset({"files.py"}),
-    "msvcrt": frozenset({"files.py"}),
+    "fcntl": frozenset({"files"}),
+    "msvcrt": frozenset({"files"}),
     "pickle": frozenset(),
 }
 """Modules of the standard library that have one caller: time and chance can be held by tests,

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from simulation.site import Site, at_kill_point
-from standby import files
 from standby.disk import open_disk
 from standby.errors import (
     DiskFull,
@@ -25,6 +24,7 @@ from standby.errors import (
     ReplicaConflict,
     TargetRefuses,
 )
+from standby.files import positioned
 from standby.model.replica import ReplicaState
 from standby.repository.database import FILE_NAME
 from standby.road import target_host
@@ -534,7 +534,7 @@ def test_a_full_target_keeps_what_it_has_and_goes_on_when_there_is_room(site, mo
     site.write(0, 4 * MiB)
     site.write(0, MiB, 1)
     room = 2 * MiB
-    original = files._pwrite
+    original = positioned._pwrite
 
     def bounded(fd, view, offset):
         nonlocal room
@@ -544,7 +544,7 @@ def test_a_full_target_keeps_what_it_has_and_goes_on_when_there_is_room(site, mo
                 raise OSError(errno.ENOSPC, "No space left on device")
         return original(fd, view, offset)
 
-    monkeypatch.setattr(files, "_pwrite", bounded)
+    monkeypatch.setattr(positioned, "_pwrite", bounded)
     report = site.run()
     assert only(report).outcome == "failed"
     assert "no space left" in only(report).error

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from standby import files
-from standby.files import WRITE_SIZE, File
+from standby.files import WRITE_SIZE, File, positioned
 
 
 @pytest.mark.parametrize("size", [0, 1, WRITE_SIZE, WRITE_SIZE + 1, 5 * WRITE_SIZE - 3])
@@ -17,7 +16,7 @@ def test_a_large_write_is_whole_in_calls_of_bounded_size(
 ) -> None:
     data = np.random.default_rng(size).bytes(size)
     calls: list[tuple[int, int]] = []
-    plain = files._pwrite
+    plain = positioned._pwrite
 
     def short(fd: int, view: memoryview, offset: int) -> int:
         """Like the system's: now and then less is written than was asked for."""
@@ -25,7 +24,7 @@ def test_a_large_write_is_whole_in_calls_of_bounded_size(
         taken = max(1, len(view) - 7) if len(calls) == 2 else len(view)
         return plain(fd, view[:taken], offset)
 
-    monkeypatch.setattr(files, "_pwrite", short)
+    monkeypatch.setattr(positioned, "_pwrite", short)
     with File(tmp_path / "file", create=True) as file:
         file.write(data, 3)
         assert not size or file.size == 3 + size

@@ -1,0 +1,75 @@
+"""The one door to the file system: positioned I/O, durability, holes, locks, clones.
+
+Every system call that Windows lacks is here beside its Windows branch. Foreign `OSError`s become
+`DiskIO` or `DiskFull` at this door. Tests wrap or replace `File` to record writes and syncs, to
+tear them, and to inject errors.
+
+`positioned` has `File`; `durability` what survives a power cut; `storage` room, clones and the
+cache below; `locks` byte locks; `confinement` the walk that keeps a mover below its folders.
+"""
+
+from __future__ import annotations
+
+from standby.files.confinement import (
+    check_confined,
+    check_links,
+    confine,
+    confined_to,
+    open_confined,
+    plain_absolute,
+)
+from standby.files.durability import (
+    make_folder_durably,
+    remove_durably,
+    remove_plainly,
+    rename_durably,
+    rename_to_new,
+    sync_folder,
+    write_durably,
+    write_plainly,
+)
+from standby.files.locks import (
+    ByteLock,
+    is_byte_locked,
+    is_range_locked,
+)
+from standby.files.positioned import (
+    WRITE_SIZE,
+    BlockFile,
+    Buffer,
+    File,
+)
+from standby.files.storage import (
+    clone,
+    drop_cached,
+    free_bytes,
+    start_writeback,
+)
+
+__all__ = [
+    "WRITE_SIZE",
+    "BlockFile",
+    "Buffer",
+    "ByteLock",
+    "File",
+    "check_confined",
+    "check_links",
+    "clone",
+    "confine",
+    "confined_to",
+    "drop_cached",
+    "free_bytes",
+    "is_byte_locked",
+    "is_range_locked",
+    "make_folder_durably",
+    "open_confined",
+    "plain_absolute",
+    "remove_durably",
+    "remove_plainly",
+    "rename_durably",
+    "rename_to_new",
+    "start_writeback",
+    "sync_folder",
+    "write_durably",
+    "write_plainly",
+]
