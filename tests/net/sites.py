@@ -69,6 +69,7 @@ TUNED: Mapping[str, Any] = {
     "standby.road.connections.ACCEPT_TIMEOUT_S": 10.0,
     "standby.road.connections.PARK_S": 5.0,
     "standby.road.group_commits.COMMIT_BYTES": 4 * MiB,
+    "standby.road.source_proxy.BATCH_SIZE": MiB,
 }
 """Who vanished without a word is missed after seconds, not after one or two minutes; and what was
 not yet acknowledged is a small part of a small disk too."""
