@@ -7,104 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 
-from cli.processes import started, state_of, wait_until
-from simulation.installed import Installation, free_port
+from cli.processes import state_of, wait_until
+from simulation.installed import free_port
+from simulation.served import check_done, finish
 from standby.errors import MoverFenced
-from standby.model.session import SESSION_ENDS, Reason, SessionState
 from standby.server.config import load_config
 from standby.server.fleet import Fleet
-from standby.server.store import Store
 from standby.units import MiB
 from standby.wire.identity import IdentityFolder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc")
 
 DATA = 192 * MiB
-
-
-class Served(Installation):
-    """An installation, and a look at its state."""
-
-    def __init__(self, folder, state="", **more):
-        super().__init__(folder, **more)
-        if state:
-            text = self.config.read_text()
-            head = "[standby]\n"
-            self.config.write_text(text.replace(head, f'{head}state_database = "{state}"\n', 1))
-
-    @contextmanager
-    def store(self):
-        with Store(load_config(self.config).state_place()) as store:
-            yield store
-
-    def queue(self):
-        """A session for the server to run; its id."""
-        self.states.append(self.content("vm1"))
-        with self.store() as store:
-            return store.queue.enqueue("job", Reason.MANUAL, asked_by="test").id
-
-    @contextmanager
-    def server(self, state="active", **environment):
-        """A server that is active, or stands by."""
-        arguments = ("server", "run", "--config", self.config, "--json")
-        with started(*arguments, "--listen", "127.0.0.1:0", **environment) as process:
-            line = process.stdout.readline()
-            assert line, process.communicate()
-            assert json.loads(line)["state"] == state
-            yield process
-
-    def expire_lease(self):
-        """As after its 15 seconds."""
-        with self.store() as store, store._database.writing(wakes=True) as connection:
-            connection.exec_driver_sql("UPDATE server_lease SET expires_at = 0")
-
-    def ended(self, session):
-        """The session once it has ended, and its last report."""
-
-        def has_ended():
-            with self.store() as store:
-                return store.queue.session(session).state in SESSION_ENDS
-
-        wait_until(has_ended, "the session ended")
-        with self.store() as store:
-            return store.queue.session(session), store.sessions("job")[0]
-
-    def sent(self):
-        """How many transfers the source's proxies began."""
-        lines = [line for name in ("src", "px") for line in self.log(name).splitlines()]
-        return sum("task begun" in line and "send_disk" in line for line in lines)
-
-
-@pytest.fixture
-def served(tmp_path):
-    """Makes an installation, which ends with the test."""
-    made = []
-
-    def make(state=""):
-        made.append(Served(tmp_path / "site", state))
-        return made[-1]
-
-    yield make
-    for site in made:
-        site.close()
-
-
-def finish(process):
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-
-
-def check_done(run, report):
-    assert run.state in (SessionState.DONE, SessionState.WARNINGS), run
-    (machine,) = report.machines
-    assert machine.outcome == "done", machine
-    return machine
 
 
 def test_a_server_that_hangs_is_taken_over_from_and_changes_nothing(served, state_place):

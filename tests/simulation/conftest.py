@@ -1,0 +1,24 @@
+"""Fixtures of the simulation tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from simulation.served import Served
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Makes an installation, which ends with the test."""
+    made: list[Served] = []
+
+    def make(state: str = "", more: str = "") -> Served:
+        made.append(Served(tmp_path / "site", state, more))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.close()

@@ -1,0 +1,145 @@
+"""Pause, resume, stop and retry of a running session whose movers are services: asked for by the
+command line and by the API, in mid-transfer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from click.testing import CliRunner
+
+import standby.cli
+from cli.processes import wait_until
+from simulation.served import Served, check_done, finish
+from standby.model.session import SessionState, TaskState
+from standby.road.lease import is_processing
+from standby.units import MiB
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="service movers as processes")
+
+DATA = 14 * MiB
+SLOW = """\
+[traffic.slow]
+from = ["127.0.0.0/8"]
+to = ["127.0.0.0/8"]
+limit = "32 Mbit/s"
+"""
+"""The data takes some seconds."""
+
+
+class Slow(Served):
+    """Transfers that last long enough to be asked something in their midst."""
+
+    def arrived(self, machine: str = "vm1") -> int:
+        """Bytes of unfinished disks at the target."""
+        folder = self.replica(f"{machine}_replica").path
+        return sum(path.stat().st_blocks * 512 for path in folder.rglob("*.partial.vhdx"))
+
+    def until_under_way(self, machine: str = "vm1") -> None:
+        wait_until(lambda: self.arrived(machine) >= 2 * MiB, f"some of {machine} arrived")
+
+    def until_left_alone(self, machine: str = "vm1") -> None:
+        """No mover is the replica's writer, and none sends."""
+        replica = self.replica(f"{machine}_replica")
+        wait_until(lambda: not is_processing(replica), f"the replica of {machine} is closed")
+
+    def tasks(self, session: str) -> dict[str, TaskState]:
+        with self.store() as store:
+            return {task.machine: task.state for task in store.queue.tasks(session)}
+
+    def ask(self, way: str, *arguments: str) -> str:
+        """A command here, or by the API of the server; what it printed."""
+        more = ("--config", str(self.config)) if way == "cli" else ("--server", self.url)
+        environment = {"STANDBY_TOKEN": self.token}
+        done = CliRunner().invoke(standby.cli.cli, [*arguments, *more], env=environment)
+        assert done.exit_code in (0, 3), done.output
+        return done.output
+
+    @property
+    def url(self) -> str:
+        return self.api if "://" in self.api else f"http://{self.api}"
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[str]]:
+        made = self.command("token", "add", "test", "--role", "operator", "--json")
+        assert made.returncode == 0, made.stderr
+        self.token = json.loads(made.stdout)["token"]
+        with self.server() as process:
+            yield process
+
+
+@pytest.fixture
+def site(tmp_path) -> Iterator[Slow]:
+    made = Slow(tmp_path / "site", more=SLOW)
+    made.add_machine(sizes=(32 * MiB,))
+    made.write(0, DATA)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("way", ["cli", "api"])
+def test_a_session_that_is_paused_while_it_sends_goes_on_where_it_was(site: Slow, way: str) -> None:
+    with site.running() as process:
+        session = site.queue()
+        site.until_under_way()
+        assert "asked: pause" in site.ask(way, "job", "pause", "job")
+        site.wait_for(session, SessionState.PAUSED)
+        site.until_left_alone()
+        arrived = site.arrived()
+        assert site.replica().points() == ()
+        assert site.tasks(session) == {"vm1": TaskState.QUEUED}
+        assert "asked: resume" in site.ask(way, "job", "resume", "job")
+        machine = check_done(*site.ended(session))
+        finish(process)
+    (disk,) = machine.disks
+    assert disk.written < DATA - arrived + 2 * MiB
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
+
+
+@pytest.mark.parametrize("way", ["cli", "api"])
+def test_a_session_that_is_stopped_while_it_sends_is_tried_again_when_asked(
+    site: Slow, way: str
+) -> None:
+    with site.running() as process:
+        session = site.queue()
+        site.until_under_way()
+        site.ask(way, "job", "stop", "job")
+        run, report = site.ended(session)
+        assert run.state is SessionState.STOPPED
+        assert report.machines[0].outcome == "interrupted"
+        site.until_left_alone()
+        arrived = site.arrived()
+        assert "asked: retry" in site.ask(way, "job", "retry", "job")
+        site.wait_for(session, SessionState.DONE, SessionState.WARNINGS)
+        machine = check_done(*site.ended(session))
+        finish(process)
+    (disk,) = machine.disks
+    assert disk.written < DATA - arrived + 2 * MiB
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
+
+
+@pytest.mark.parametrize("way", ["cli", "api"])
+def test_one_vm_of_a_session_is_paused_and_the_other_goes_on(site: Slow, way: str) -> None:
+    site.add_machine("vm2", sizes=(16 * MiB,))
+    site.write(0, 6 * MiB, machine="vm2")
+    with site.running() as process:
+        session = site.queue()
+        site.until_under_way("vm1")
+        site.ask(way, "job", "pause", "job", "--machine", "vm1")
+        site.wait_for(session, SessionState.PAUSED)
+        assert site.tasks(session) == {"vm1": TaskState.QUEUED, "vm2": TaskState.DONE}
+        assert [len(site.replica(f"{name}_replica").points()) for name in ("vm1", "vm2")] == [0, 1]
+        site.until_left_alone("vm1")
+        site.ask(way, "job", "resume", "job", "--machine", "vm1")
+        run, _ = site.ended(session)
+        assert run.state in (SessionState.DONE, SessionState.WARNINGS)
+        finish(process)
+    assert site.tasks(session) == {"vm1": TaskState.DONE, "vm2": TaskState.DONE}
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
