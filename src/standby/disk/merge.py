@@ -15,7 +15,7 @@ from standby.disk import open_disk, vhdx
 from standby.disk.pumping import WINDOW, Reporter, read_ahead
 from standby.disk.vhdx import VhdxDisk
 from standby.errors import DiskFull, DiskUnsupported, StandbyError
-from standby.files import free_bytes, remove_durably
+from standby.files import free_bytes, remove_large
 from standby.ports import Progress
 from standby.units import KiB, MiB, format_bytes
 
@@ -158,7 +158,7 @@ def merge_file(
             killpoints.reach("disk merge: content copied")
             pass_identity_on(disk, base)
     killpoints.reach("disk merge: identity passed on")
-    remove_durably(child)
+    remove_large(child)
     return Merged(base_path, copied)
 
 

@@ -4,8 +4,9 @@ Every system call that Windows lacks is here beside its Windows branch. Foreign 
 `DiskIO` or `DiskFull` at this door. Tests wrap or replace `File` to record writes and syncs, to
 tear them, and to inject errors.
 
-`positioned` has `File`; `durability` what survives a power cut; `storage` room, clones and the
-cache below; `locks` byte locks; `confinement` the walk that keeps a mover below its folders.
+`positioned` has `File`; `durability` what survives a power cut; `giving_back` removes large files;
+`storage` is room, clones and the cache below; `locks` byte locks; `confinement` the walk that keeps
+a mover below its folders.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from standby.files.durability import (
     write_durably,
     write_plainly,
 )
+from standby.files.giving_back import remove_large
 from standby.files.locks import (
     ByteLock,
     is_byte_locked,
@@ -65,6 +67,7 @@ __all__ = [
     "open_confined",
     "plain_absolute",
     "remove_durably",
+    "remove_large",
     "remove_plainly",
     "rename_durably",
     "rename_to_new",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from standby.files.confinement import open_confined
 from standby.files.durability import remove_plainly
+from standby.files.giving_back import wait_for_space
 from standby.files.libc import libc_function
 from standby.files.positioned import BlockFile, File
 from standby.files.wrapping import wrapped
@@ -19,7 +20,9 @@ if sys.platform != "win32":
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes an ordinary user can still write in the file system of `folder`."""
+    """Bytes an ordinary user can still write in the file system of `folder`, with what this process
+    has removed."""
+    wait_for_space()
     return shutil.disk_usage(folder).free
 
 

@@ -32,7 +32,7 @@ from standby.errors import (
     ReplicaBusy,
     ReplicaConflict,
 )
-from standby.files import ByteLock, free_bytes, remove_durably
+from standby.files import ByteLock, free_bytes, remove_durably, remove_large
 from standby.model.replica import LayerFile, ReplicaState, legal_commands
 from standby.ports import Progress
 from standby.road.lease import WriterLease
@@ -206,7 +206,7 @@ def _run(
             killpoints.reach("merge: linkage2 cleared")
     for name in (*(disk.child for disk in pending.disks), *pending.removed):
         lease.check()
-        remove_durably(inner_path(folder.path, name))
+        remove_large(inner_path(folder.path, name))
         killpoints.reach("merge: child removed")
     lease.check()
     remove_durably(folder.path / MERGE_RECORD)
