@@ -40,8 +40,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 """What each part may import besides itself and BOTTOM."""
 
-MAY_IMPORT_ALSO: dict[str, frozenset[str]] = {"host/folder": frozenset({"disk"})}
-"""Additions by place: the folder host makes disks."""
+MAY_IMPORT_ALSO: dict[str, frozenset[str]] = {
+    "host/folder": frozenset({"disk"}),
+    "wan": frozenset({"disk"}),
+}
+"""Additions by place: the folder host makes disks, the global cache reads what replicas hold."""
 
 DOORS: dict[str, frozenset[str]] = {
     "numpy": frozenset({"*"}),
@@ -49,6 +52,7 @@ DOORS: dict[str, frozenset[str]] = {
     "rich": frozenset({"cli"}),
     "zstandard": frozenset({"road/packing.py", "wan"}),
     "cryptography": frozenset({"wire/authority.py"}),
+    "blake3": frozenset({"wan"}),
     "sqlalchemy": frozenset({"server/store"}),
     "alembic": frozenset({"server/store"}),
     "xxhash": frozenset({"digesting"}),

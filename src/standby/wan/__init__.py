@@ -1,0 +1,1 @@
+"""WAN accelerators: matching at the source, the global cache at the target."""

@@ -1,0 +1,309 @@
+"""One tenant's part of the cache: take in, look up, read.
+
+Names are computed here, from the bytes (RULES 21): when content comes in, and again before it is
+handed out. What does not fit its name is never given to anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from standby.errors import StandbyError
+from standby.wan.appending import Run
+from standby.wan.counting import Counters
+from standby.wan.disk_content import DiskChanged, DiskReaders
+from standby.wan.locations import (
+    NONE,
+    Locations,
+    Mask,
+    NamePieces,
+    Table,
+    located,
+    numbers_of,
+    positions_of,
+)
+from standby.wan.neighbours import extended
+from standby.wan.payloads import RUN_PIECES, Buffer, Pieces, packed, unpacked
+from standby.wan.segment_file import (
+    NAME,
+    PIECE,
+    Directory,
+    Names,
+    SegmentDamaged,
+    read_record,
+)
+from standby.wan.segments import Segment, Shelf, is_content
+from standby.wan.writing import Intake
+
+
+class Core(Protocol):
+    """What the namespaces of a cache share."""
+
+    shelf: Shelf
+    table: Table
+    intake: Intake
+    counters: Counters
+    disks: DiskReaders
+    name_pieces: NamePieces
+
+
+class Pin:
+    """Keeps segments from eviction while a transfer counts on what it was told. Release it in the
+    end, or use it as a context manager."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._held: set[int] = set()
+
+    def hold(self, locations: Locations) -> None:
+        """Keep the segments of these locations, as far as they are there."""
+        known = locations[locations != NONE]
+        self._shelf.pin(set(np.unique(numbers_of(known)).tolist()), self._held)
+
+    def release(self) -> None:
+        """Give them all up; a second call does nothing."""
+        self._shelf.unpin(self._held)
+
+    def __enter__(self) -> Pin:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class Namespace:
+    """The content of one tenant key. Thread-safe: any number of sources at once."""
+
+    def __init__(self, core: Core, key: bytes, fingerprint: bytes) -> None:
+        self._core = core
+        self._key = key
+        self.fingerprint = fingerprint
+        self._owner = core.shelf.namespace(fingerprint)
+        zero = np.zeros((1, PIECE), dtype=np.uint8)
+        self._zero_name: Names = core.name_pieces(zero, key)[0]
+
+    def names(self, data: Buffer) -> Names:
+        """The names of the pieces of `data`, whose length is whole pieces: (n, 16) uint8."""
+        return self._core.name_pieces(as_pieces(data), self._key)
+
+    # --- taking in ---
+
+    def add(self, data: Buffer) -> Names:
+        """Take in the pieces of `data`, as far as they are neither zeros nor known; the names of
+        all of them. Never raises for storage that is full or fails."""
+        pieces = as_pieces(data)
+        names = self.names(pieces)
+        fresh = np.flatnonzero(self._is_new(names))
+        if len(fresh):
+            self._core.intake.take(self.fingerprint, list(_runs(pieces, names, fresh)))
+        return names
+
+    def _is_new(self, names: Names) -> Mask:
+        known = self._found(names) != NONE
+        new: Mask = ~known & ~self.are_zero(names)
+        places = np.flatnonzero(new)
+        whole = np.ascontiguousarray(names[places]).view(f"V{NAME}").ravel()
+        _, first = np.unique(whole, return_index=True)
+        new[:] = False
+        new[places[first]] = True
+        return new
+
+    def are_zero(self, names: Names) -> Mask:
+        """Which names are that of a piece of zeros."""
+        equal: Mask = (names == self._zero_name).all(axis=1)
+        return equal
+
+    # --- looking up ---
+
+    def lookup(self, names: Names, pin: Pin | None = None) -> Locations:
+        """A location per name, NONE for those that the cache does not have. `pin` keeps what was
+        found. An answer is a hint: reading proves it."""
+        found = self._found(names)
+        if pin is not None:
+            pin.hold(found)
+            found = np.where(self._core.shelf.usable(found, self._owner), found, NONE)
+        self._core.counters.add(asked=len(names), found=int(np.count_nonzero(found != NONE)))
+        return found
+
+    def _found(self, names: Names) -> Locations:
+        if not len(names):
+            return np.empty(0, dtype=np.uint64)
+        core = self._core
+        found = core.table.lookup(np.ascontiguousarray(names))
+        found = np.where(core.shelf.usable(found, self._owner), found, NONE)
+        if core.table.is_sampled:
+            found, added = extended(names, found, self._names_of)
+            core.counters.add(extended=added)
+        return found
+
+    def _names_of(self, number: int) -> Names | None:
+        segment = self._core.shelf.get(number)
+        if segment is None:
+            return None
+        try:
+            directory, names = self._core.shelf.facts(segment)
+        except (SegmentDamaged, StandbyError):
+            return None
+        if segment.bad:
+            names = names.copy()
+            for index in sorted(segment.bad):
+                first = int(directory["first"][index])
+                names[first : first + int(directory["count"][index])] = 0
+        return names
+
+    def pin(self) -> Pin:
+        """A new pin for one transfer."""
+        return Pin(self._core.shelf)
+
+    # --- reading ---
+
+    def read(self, locations: Locations, names: Names | None = None) -> tuple[Pieces, Mask]:
+        """The pieces at `locations`, (n, 4096) uint8, and which of them are what they should be;
+        the others are zeros. With `names`, (n, 16), only content of just these names is given out.
+
+        The name of each piece is computed from the bytes read. Content that does not fit its name
+        is dropped from the cache, and counted.
+        """
+        data = np.zeros((len(locations), PIECE), dtype=np.uint8)
+        expected = np.zeros((len(locations), NAME), dtype=np.uint8)
+        is_read = np.zeros(len(locations), dtype=np.bool_)
+        usable = np.flatnonzero(self._core.shelf.usable(locations, self._owner))
+        numbers = numbers_of(locations[usable])
+        order = np.argsort(locations[usable], kind="stable")
+        starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+        for group in np.split(order, starts[1:]) if len(order) else ():
+            rows = usable[group]
+            segment = self._core.shelf.get(int(numbers[group[0]]))
+            if segment is not None:
+                self._read_from(
+                    segment, rows, positions_of(locations[rows]), data, expected, is_read
+                )
+        ok = is_read.copy()
+        if names is not None:
+            ok &= (expected == names).all(axis=1)
+        false_hits = int(np.count_nonzero(is_read & ~ok))
+        rows = np.flatnonzero(ok)
+        part = data if len(rows) == len(data) else data[rows]
+        if len(rows):
+            wrong = rows[(self._core.name_pieces(part, self._key) != expected[rows]).any(axis=1)]
+            self._drop(expected[wrong], locations[wrong])
+            ok[wrong] = False
+        data[~ok] = 0
+        given = int(np.count_nonzero(ok))
+        self._core.counters.add(read=given, missed=len(ok) - given, false_hits=false_hits)
+        return data, ok
+
+    def _drop(self, names: Names, locations: Locations) -> None:
+        if len(names):
+            self._core.table.remove(np.ascontiguousarray(names), locations)
+            self._core.counters.add(damaged=len(names))
+
+    def _read_from(
+        self,
+        segment: Segment,
+        rows: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        data: Pieces,
+        expected: Names,
+        is_read: Mask,
+    ) -> None:
+        """Fill the rows of one segment; `positions` are in order."""
+        core = self._core
+        try:
+            directory, held = core.shelf.facts(segment)
+        except (SegmentDamaged, StandbyError):
+            core.intake.drop(segment)
+            core.counters.add(damaged=len(rows))
+            return
+        inside = positions < len(held)
+        rows, positions = rows[inside], positions[inside]
+        expected[rows] = held[positions]
+        records = np.searchsorted(directory["first"], positions, side="right") - 1
+        if not is_content(segment):
+            self._read_disk(segment, directory, records, rows, positions, data, is_read)
+            return
+        starts = np.flatnonzero(np.diff(records, prepend=-1))
+        for group in np.split(np.arange(len(rows)), starts[1:]) if len(rows) else ():
+            index = int(records[group[0]])
+            try:
+                pieces = self._record(segment, directory, index)
+            except (SegmentDamaged, StandbyError):
+                self._drop_record(segment, directory, held, index, len(group))
+                continue
+            data[rows[group]] = pieces[positions[group] - int(directory["first"][index])]
+            is_read[rows[group]] = True
+        segment.hit(np.unique(records[is_read[rows]]))
+
+    def _record(self, segment: Segment, directory: Directory, index: int) -> Pieces:
+        if index in segment.bad:
+            raise SegmentDamaged("known to be damaged")
+        offset = int(directory["offset"][index])
+        with self._core.shelf.using(segment) as file:
+            record = read_record(file, segment.header, offset, segment.size)
+        if record is None or record.number != index or record.count != directory["count"][index]:
+            raise SegmentDamaged("another record than the directory says")
+        return unpacked(record.payload, record.codec, record.count)
+
+    def _drop_record(
+        self, segment: Segment, directory: Directory, held: Names, index: int, count: int
+    ) -> None:
+        if segment.is_gone:
+            return
+        segment.bad.add(index)
+        first, pieces = int(directory["first"][index]), int(directory["count"][index])
+        names = held[first : first + pieces]
+        self._core.table.remove(np.ascontiguousarray(names), located(segment.number, first, pieces))
+        self._core.counters.add(damaged=count)
+
+    def _read_disk(
+        self,
+        segment: Segment,
+        directory: Directory,
+        records: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        data: Pieces,
+        is_read: Mask,
+    ) -> None:
+        disk = segment.header.disk
+        assert disk is not None
+        firsts = directory["first"][records].astype(np.int64)
+        places = directory["place"][records].astype(np.int64) + (positions - firsts)
+        try:
+            pieces, ok = self._core.disks.read(disk, places)
+        except DiskChanged:
+            self._core.intake.drop(segment)
+            self._core.counters.add(invalidated=1)
+            return
+        data[rows] = pieces
+        is_read[rows] = ok
+
+
+def as_pieces(data: Buffer) -> Pieces:
+    """`data`, any contiguous bytes of whole pieces, as (n, 4096) uint8 without a copy."""
+    flat = np.frombuffer(data, dtype=np.uint8) if not isinstance(data, np.ndarray) else data
+    flat = flat.reshape(-1)
+    if flat.dtype != np.uint8 or len(flat) % PIECE:
+        raise ValueError(f"{len(flat)} bytes are not whole pieces of {PIECE}")
+    return np.ascontiguousarray(flat.reshape(-1, PIECE))
+
+
+def _runs(pieces: Pieces, names: Names, fresh: npt.NDArray[np.int64]) -> Iterator[Run]:
+    for start in range(0, len(fresh), RUN_PIECES):
+        chosen = fresh[start : start + RUN_PIECES]
+        if int(chosen[-1]) - int(chosen[0]) == len(chosen) - 1:
+            held = pieces[int(chosen[0]) : int(chosen[-1]) + 1]
+        else:
+            held = pieces[chosen]
+        payload, codec = packed(held)
+        yield Run(names[chosen], payload, codec)
