@@ -51,8 +51,8 @@ def run(config: Path, as_json: bool) -> None:
     """
     from standby.disk.serve.ending import ended_by_signals
     from standby.road.event_log import EventLog
-    from standby.road.service import run_service
     from standby.road.service_config import load_service_config
+    from standby.road.service_process import run_service
 
     found = load_service_config(config)
     ended = ended_by_signals()

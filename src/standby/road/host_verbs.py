@@ -16,13 +16,14 @@ from typing import Any
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import PathRefused, ProtocolError, ReplicaMissing, StandbyError
+from standby.errors import PathRefused, ReplicaMissing, StandbyError
 from standby.host.folder import FolderHost, create_replica_machine, update_replica_machine
 from standby.model.machine import Checkpoint, Machine
 from standby.road import naming
 from standby.road.owners import Owner, current_owner
 from standby.road.places import LOCAL_PLACES, Places, plain_name
 from standby.road.replica import ReplicaFolder
+from standby.road.verbs import answered
 
 
 @dataclass(slots=True)
@@ -83,15 +84,7 @@ class HostVerbs:
 
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Run `verb`; NotImplemented for one of another role."""
-        function = self._verbs.get(verb)
-        if function is None:
-            return NotImplemented
-        try:
-            return msgspec.to_builtins(function(**arguments))
-        except (TypeError, msgspec.ValidationError) as exc:
-            if isinstance(exc, TypeError) and exc.__traceback__ and exc.__traceback__.tb_next:
-                raise
-            raise ProtocolError("backup server", f"{verb}: {exc}") from exc
+        return answered(self._verbs, verb, arguments)
 
     def close(self) -> None:
         """Give up every checkpoint that is held."""

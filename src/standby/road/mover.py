@@ -18,21 +18,15 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from standby import killpoints
 from standby.errors import LinkError, ProtocolError, StandbyError, error_to_wire
 from standby.road.connections import InheritedConnections
+from standby.road.verbs import Verbs
 from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Reply
 from standby.wire.shared_memory import SharedRing
-
-
-class Verbs(Protocol):
-    """What a role answers to: `call` for each Call, `close` when the server is gone."""
-
-    def call(self, verb: str, arguments: dict[str, Any]) -> Any: ...
-    def close(self) -> None: ...
 
 
 class Mover:

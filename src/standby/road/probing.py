@@ -15,6 +15,7 @@ from typing import Any
 from standby.clock import Clock
 from standby.files import free_bytes
 from standby.road.places import Places
+from standby.road.verbs import called
 from standby.wire.link import Link
 
 TIMEOUT_S = 10.0
@@ -30,18 +31,16 @@ class ProbeVerbs:
         clock: Clock,
     ) -> None:
         self._connect = connect
-        self._places = places
         self._clock = clock
+        self._verbs: dict[str, Callable[..., Any]] = {
+            "probe": self._probe,
+            "probe_place": lambda path, writes=False: looked_at(places.path(path), bool(writes)),
+            "probe_clock": lambda: clock.now().isoformat(),
+        }
 
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
         """`probe`, `probe_place`, `probe_clock`; NotImplemented for any other."""
-        if verb == "probe":
-            return self._probe(**arguments)
-        if verb == "probe_place":
-            return looked_at(self._places.path(arguments["path"]), bool(arguments.get("writes")))
-        if verb == "probe_clock":
-            return self._clock.now().isoformat()
-        return NotImplemented
+        return called(self._verbs, verb, arguments)
 
     def _probe(self, name: str, address: str, role: str, own_role: str) -> float:
         """Seconds that it takes to connect to the mover `name` with this one's own identity, and to

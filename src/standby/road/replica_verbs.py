@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import ProtocolError, SessionStopped
+from standby.errors import SessionStopped
 from standby.model.machine import Machine
 from standby.model.replica import ReplicaRecord
 from standby.model.target_rules import TargetRules
@@ -24,6 +24,7 @@ from standby.road.places import LOCAL_PLACES, Places
 from standby.road.replica_work import ReplicaWork
 from standby.road.surveying import ReplicaStatus
 from standby.road.verb_plans import VerbPlan, plan_verb
+from standby.road.verbs import answered
 from standby.road.verifying import PointVerdict
 
 
@@ -81,15 +82,7 @@ class ReplicaVerbs:
         if verb == "progress":
             with self._lock:
                 return {task: list(done) for task, done in self._progress.items()}
-        function = self._verbs.get(verb)
-        if function is None:
-            return NotImplemented
-        try:
-            return msgspec.to_builtins(function(**arguments))
-        except (TypeError, msgspec.ValidationError) as exc:
-            if isinstance(exc, TypeError) and exc.__traceback__ and exc.__traceback__.tb_next:
-                raise
-            raise ProtocolError("backup server", f"{verb}: {exc}") from exc
+        return answered(self._verbs, verb, arguments)
 
     def close(self) -> None:
         """End what still reads."""

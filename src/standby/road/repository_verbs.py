@@ -29,6 +29,7 @@ from standby.repository import Repository, Staging
 from standby.road.batches import LeafArray
 from standby.road.connections import TO_REPOSITORY, Connections, Errand, Spec
 from standby.road.places import LOCAL_PLACES, Places
+from standby.road.verbs import called
 from standby.wire.link import Link
 from standby.wire.messages import (
     Failed,
@@ -139,13 +140,7 @@ class RepositoryVerbs:
 
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Run `verb`; NotImplemented for one of another role."""
-        function = self._verbs.get(verb)
-        if function is None:
-            return NotImplemented
-        try:
-            return function(**arguments)
-        except (TypeError, ValueError, msgspec.ValidationError) as exc:
-            raise ProtocolError("backup server", f"{verb}: {exc}") from exc
+        return called(self._verbs, verb, arguments)
 
     def close(self) -> None:
         """Nothing outlives a call."""
@@ -174,7 +169,10 @@ class RepositoryVerbs:
 
     def commit(self, repository: str, replica: str, point_id: str, disks: dict[str, str]) -> None:
         """`disks` maps a disk to the hex of its root."""
-        roots = {disk: bytes.fromhex(root) for disk, root in disks.items()}
+        try:
+            roots = {disk: bytes.fromhex(root) for disk, root in disks.items()}
+        except ValueError as exc:
+            raise ProtocolError("backup server", f"repository_commit: a root: {exc}") from exc
         self._with(repository, lambda it: it.commit(replica, point_id, roots))
 
     def index(

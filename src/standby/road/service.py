@@ -5,98 +5,7 @@ movers that present a task's ticket. A call that names a `task` goes on when its
 lost, and can be rejoined; what a server opened and left is closed clean after `orphan_timeout`, or
 at once for a newer session that asks for it.
 
-Verbs, with their arguments. P is a place "ROOT:relative/path", CONNECTION a spec as in
-`connections`, (task) makes a call a task. Any call may carry `crew`, the text by which
-`end_session` finds it where `session` would mean others' work too.
-
- every mover
-  ping()                                        its name
-  describe()                                    {name, version, roles, roots {id: folder}, platform,
-                                                protect, orphan_timeout_s, tasks}
-  join(generation)                              as describe(); says which generation of server this
-                                                is: older ones are MoverFenced from then on. 0 is a
-                                                command line's: it fences nobody, nobody fences it
-  tasks()                                       [{task, verb, session, is_running}]
-  rejoin(task, verb="")                         the task's result, when it has ended; its replica is
-                                                this connection's from now on
-  keep_session(session)                         the same for all tasks and replicas of a session (or
-                                                crew): to be said when a server is back, or they are
-                                                closed after orphan_timeout
-  cancel(task)                                  end the task; what it acknowledged stays
-  forget_task(task)                             drop its result
-  end_session(session)                          end that session's (or crew's) tasks, close its
-                                                replicas
-  leave()                                       the same for all that came over this connection
-  progress()                                    {task: [done, total]}
-  probe(name, address, role, own_role)          seconds that it took to reach that mover
-  probe_place(path P, writes=False)             {problem, free_bytes}
-  probe_clock()                                 its time
-  traffic_rules(rules, leases), traffic_demands()
-                                                see road.traffic
-  certificate_request(), install_certificate(certificate), install_revocations(revocations)
-                                                see wire.renewing
-
- role source
-  measure_disk(disk {root P, files})            {virtual_size, allocated}
-  send_disk(task, connection CONNECTION, disk, repository P or CONNECTION or "", replica, disk_id,
-    session, point_id, checkpoint_id, baseline, builds_on_repository, candidates, resume_mark,
-    compression, virtual_size, threads=2, weight=1)
-                                                (task) {root, read, changed, zeroed, sent, resent,
-                                                busy_s}
-  scan_disk(the same)                           (task) the same, nothing sent or staged
-
- role target
-  find_replica(root P, identity, wanted)        {path P, exists}
-  inspect_replica(path P)                       TargetState or None
-  mapped_disks(root P, folder)                  [controller place]
-  free_bytes(path P)                            bytes
-  open_replica(root P, identity, wanted, session, take_over, must_exist, expected)
-                                                {path P, state TargetState, warnings}
-  register_disks(path P, disks)                 None
-  map_machine(path P, folder)                   {state, warnings}
-  begin_disk(path P, disk_id, point, checkpoint, virtual_size, logical_sector_size,
-    physical_sector_size, page83, has_parent, copy, seed, seed_name)
-                                                {point, acknowledged, mark}; again after a link
-                                                dropped: goes on with what is there
-  receive_disk(path P, disk_id, task, connection CONNECTION, verify_writes)
-                                                (task) {root, written, zeroed, resent_blocks,
-                                                busy_s}
-  tell_disk(path P, disk_id, virtual_size, connection CONNECTION, task, seed_name, mapped_from,
-    place)                                      (task) {}
-  commit_point(path P, point, taken_at, consistency, session, machine, disks, state_files,
-    changed_bytes)                              None
-  points(path P), older_trackers(path P), renew_ready(path P), retire_points(path P, keep),
-  close_replica(path P)                         as on one machine
-  keep_replica_machine(path P, machine, ready)  None; hosts answer it too
-  replica_list(root P)                          {replicas [ReplicaStatus], unreadable {folder: why}}
-  replica_show(root P, name)                    ReplicaStatus
-  replica_plan(root P, name, action, source_running=False, options={})      VerbPlan
-  replica_failover(root P, name, point=None, adopt=False, source_running=False,
-    source_may_run=False, power_on=False)       FailoverResult
-  replica_undo_failover(root P, name, drop_writes=False, host="target")     ReplicaRecord
-  replica_permanent_failover(root P, name)      ReplicaRecord
-  replica_power(root P, name, on, force=False)  "off" | "running" | ...
-  replica_verify(task, root P, name, point=None, threads=2)                 (task) [PointVerdict]
-  replica_repair(task, root P, name, verdicts)  (task) [RepairReport]
-
- role repository (each with repository P)
-  repository_states(replica, create=False)      {disk: {point_id, root hex, virtual_size, sequence}}
-  repository_points(replica), repository_replicas(), repository_staged(replica)
-  repository_commit(replica, point_id, disks {disk: root hex})
-  repository_discard(replica, disk=None), repository_drop_points(replica, keep)
-  repository_forget(replica), repository_heal(replica, problem), repository_verify(task="")
-  repository_index(replica, disk, point_id=None, first=0)    {count, numbers bytes, nodes bytes}
-  repository_leaves(replica, disk, pages, point_id=None)     bytes
-  serve_leaves(task, connection CONNECTION, replica, disk_id, session, point_id, virtual_size,
-    builds_on_repository, stages=True)          (task) {pages}
-
- role host (each with root P and host, what messages call it)
-  host_machines(replicas=False), host_power_state(machine), host_start(machine),
-  host_stop(machine, force=False, timeout_s=60), host_take_checkpoint(machine, intent_id),
-  host_confirm_checkpoint(checkpoint), host_release_checkpoint(checkpoint),
-  host_release_intent(intent_id), host_release_leftovers(), host_state_files(machine),
-  host_changes_since(machine, place, tracker_id, checkpoint)  {ranges [(offset, length)], reason},
-  host_forget_tracker(machine, tracker_ids)
+VERBS.md lists the verbs of all roles.
 """
 
 from __future__ import annotations
@@ -104,9 +13,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -123,26 +31,19 @@ from standby.errors import (
 )
 from standby.road.connections import Peer, ServiceConnections
 from standby.road.event_log import EventLog
-from standby.road.host_verbs import HostVerbs
-from standby.road.mover import Verbs
 from standby.road.owners import Owner, working_for
 from standby.road.places import RootPlaces
 from standby.road.probing import ProbeVerbs
-from standby.road.replica_verbs import ReplicaVerbs
-from standby.road.repository_verbs import RepositoryVerbs
+from standby.road.server_generation import ServerGeneration
 from standby.road.service_config import ServiceConfig
-from standby.road.source_host import SourceVerbs
-from standby.road.target_host import TargetVerbs
+from standby.road.service_roles import ServiceRoles
 from standby.road.tasks import Tasks
 from standby.road.traffic import TrafficVerbs
-from standby.wire import plain
+from standby.road.verbs import Verbs
 from standby.wire.link import Link
 from standby.wire.messages import Attach, Call, Failed, Reply
 from standby.wire.pacing import pace
 from standby.wire.throttle import Throttles
-
-if TYPE_CHECKING:
-    from standby.wire import tls
 
 CONTROL_MAX = 16
 CALLS_MAX = 256
@@ -150,7 +51,6 @@ FIRST_MESSAGE_S = 15.0
 ENDING_TIMEOUT_S = 30.0
 LOOK_S = 30.0
 """How often at least what servers left behind is looked at."""
-GENERATION_FILE = "server-generation.json"
 
 
 class SpeakingPeer(Peer, Protocol):
@@ -184,8 +84,8 @@ class ServiceMover:
         probes = ProbeVerbs(connect, self._places, clock)
         self.throttles = Throttles(clock)
         self.connections.throttles = self.throttles
-        more = [TrafficVerbs(self.throttles), *more]
-        self._roles = [*_roles(config, self.connections, self._places, clock), probes, *more]
+        more = [probes, TrafficVerbs(self.throttles), *more]
+        self._roles = ServiceRoles(config, self.connections, self._places, clock, more)
         self._tasks = Tasks(clock)
         self._changed = threading.Condition()
         self._sessions: dict[Link, Owner] = {}
@@ -193,7 +93,7 @@ class ServiceMover:
         self._data: set[Link] = set()
         self._calls = 0
         self._is_closed = False
-        self._generation = _read_generation(config.state)
+        self._generation = ServerGeneration(config.state)
         self._own: dict[str, Callable[..., Any]] = {
             "ping": lambda owner: config.name,
             "describe": self._describe,
@@ -204,7 +104,7 @@ class ServiceMover:
             "end_session": self._end_session,
             "keep_session": self._keep_session,
             "leave": self._leave,
-            "progress": self._progress,
+            "progress": lambda owner: self._roles.progress(),
         }
         self._keeper = threading.Thread(target=self._look_round, name="orphans", daemon=True)
         self._keeper.start()
@@ -307,7 +207,7 @@ class ServiceMover:
         try:
             self._check_generation(owner, call.verb)
             if call.verb == "rejoin":
-                self._adopt(owner, lambda session, tasks: name in tasks)
+                self._roles.adopt(owner, lambda session, tasks: name in tasks)
                 self._tasks.rejoin(name, str(arguments.get("verb", "")), owner, answer)
             elif name and call.verb not in self._own:
                 self._run_task(owner, call.verb, name, crew, arguments, answer)
@@ -356,15 +256,14 @@ class ServiceMover:
                     raise
                 raise ProtocolError(owner.name, f"{verb}: {exc}") from exc
         with working_for(owner):
-            for role in self._roles:
-                result = role.call(verb, arguments)
-                if result is not NotImplemented:
-                    return result
-        raise ProtocolError(
-            owner.name,
-            f"mover {self.config.name} knows no {verb!r}; its roles are "
-            f"{', '.join(self.config.roles)}",
-        )
+            result = self._roles.call(verb, arguments)
+        if result is NotImplemented:
+            raise ProtocolError(
+                owner.name,
+                f"mover {self.config.name} knows no {verb!r}; its roles are "
+                f"{', '.join(self.config.roles)}",
+            )
+        return result
 
     def _note(self, exc: Exception, **facts: str) -> None:
         self._log.say("failed", error=type(exc).__name__, text=str(exc), **facts)
@@ -376,17 +275,14 @@ class ServiceMover:
     def _check_generation(self, owner: Owner, verb: str) -> None:
         if verb in ("join", "ping", "describe") or owner.is_guest:
             return
-        if owner.generation < self._generation:
-            raise MoverFenced(self.config.name, owner.generation, self._generation)
+        if owner.generation < self._generation.current:
+            raise MoverFenced(self.config.name, owner.generation, self._generation.current)
 
     def _join(self, owner: Owner, generation: int) -> dict[str, Any]:
         with self._changed:
-            if 0 < generation < self._generation:
-                raise MoverFenced(self.config.name, generation, self._generation)
-            if generation > self._generation:
-                data = msgspec.json.encode({"generation": generation})
-                files.write_durably(self.config.state / GENERATION_FILE, data)
-                self._generation = generation
+            if 0 < generation < self._generation.current:
+                raise MoverFenced(self.config.name, generation, self._generation.current)
+            self._generation.raise_to(generation)
             owner.generation, owner.is_guest = generation, not generation
             fenced = [  # those that have not said theirs yet are not known to be older
                 link for link, other in self._sessions.items() if 0 < other.generation < generation
@@ -419,19 +315,9 @@ class ServiceMover:
             for task in self._tasks
         ]
 
-    def _progress(self, owner: Owner) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for role in self._roles:
-            told = role.call("progress", {})
-            if told is not NotImplemented:
-                found |= told
-        return found
-
     def _cancel(self, owner: Owner, task: str) -> None:
         self.connections.cancel(task)
-        for role in self._roles:
-            if isinstance(role, ReplicaVerbs):
-                role.cancel(task)
+        self._roles.cancel(task)
 
     def _end_session(self, owner: Owner, session: str) -> list[str]:
         if not session:
@@ -442,12 +328,7 @@ class ServiceMover:
         for task in self._tasks:
             if session and task.session == session:
                 task.owner = owner
-        self._adopt(owner, lambda theirs, tasks: bool(session) and theirs == session)
-
-    def _adopt(self, owner: Owner, is_meant: Callable[[str, Collection[str]], bool]) -> None:
-        for role in self._roles:
-            if isinstance(role, TargetVerbs):
-                role.replicas.adopt(owner, is_meant)
+        self._roles.adopt(owner, lambda theirs, tasks: bool(session) and theirs == session)
 
     def _leave(self, owner: Owner) -> list[str]:
         return self._ended(lambda theirs, name: theirs is owner)
@@ -457,12 +338,9 @@ class ServiceMover:
         for task in self._tasks:
             if task.is_running and is_meant(task.owner, task.session):
                 self._cancel(task.owner, task.name)
-        closed = []
-        for role in self._roles:
-            if isinstance(role, TargetVerbs):
-                closed += role.replicas.close_where(is_meant)
-            elif isinstance(role, HostVerbs):
-                closed += role.close_where(is_meant)
+        return self._said_closed(self._roles.close_where(is_meant))
+
+    def _said_closed(self, closed: list[str]) -> list[str]:
         for what in closed:
             self._log.say("closed", what=what)
         return closed
@@ -470,16 +348,15 @@ class ServiceMover:
     # --- what servers left behind ------------------------------------------------------------
 
     def _look_round(self) -> None:
+        while not self._is_closed_within(min(LOOK_S, self.config.orphan_timeout_s)):
+            try:
+                self.close_orphans()
+            except Exception as exc:  # looked at again
+                self._note(exc, what="orphans")
+
+    def _is_closed_within(self, timeout_s: float) -> bool:
         with self._changed:
-            while not self._is_closed:
-                self._changed.wait(min(LOOK_S, self.config.orphan_timeout_s))
-                if self._is_closed:
-                    return
-                with _released(self._changed):
-                    try:
-                        self.close_orphans()
-                    except Exception as exc:  # looked at again
-                        self._note(exc, what="orphans")
+            return self._changed.wait_for(lambda: self._is_closed, timeout_s)
 
     def close_orphans(self) -> list[str]:
         """Close what was left `orphan_timeout` ago: by servers that are away and have no task here
@@ -497,18 +374,13 @@ class ServiceMover:
         lost = {name for name, at in since.items() if at <= oldest}
         closed = []
         if lost:
-            closed += self._ended(lambda owner, session: owner.is_gone and owner.name in lost)
-        for role in self._roles:
-            if isinstance(role, TargetVerbs):
-                closed += role.replicas.close_where(
-                    lambda owner, session: (
-                        owner.gone_at is not None
-                        and owner.name not in since
-                        and owner.gone_at <= oldest
-                    ),
-                    only_idle=True,
-                )
-        return closed
+            closed = self._ended(lambda owner, session: owner.is_gone and owner.name in lost)
+        left = self._roles.close_idle_replicas(
+            lambda owner, session: (
+                owner.gone_at is not None and owner.name not in since and owner.gone_at <= oldest
+            )
+        )
+        return closed + self._said_closed(left)
 
     def close(self) -> None:
         """End everything: connections, tasks (their files closed clean), what is open."""
@@ -525,135 +397,6 @@ class ServiceMover:
         with self._changed:
             if not self._changed.wait_for(lambda: not self._calls, ENDING_TIMEOUT_S):
                 self._log.say("calls hang", calls=str(self._calls))
-        with contextlib.ExitStack() as stack:
-            for role in self._roles:
-                stack.callback(role.close)
+        self._roles.close()
         self._keeper.join(timeout=10)
         self._log.say("mover ended", name=self.config.name)
-
-
-@contextlib.contextmanager
-def _released(lock: threading.Condition) -> Any:
-    """Without the lock inside the block."""
-    lock.release()
-    try:
-        yield
-    finally:
-        lock.acquire()
-
-
-def _roles(
-    config: ServiceConfig, connections: ServiceConnections, places: RootPlaces, clock: Clock
-) -> Sequence[Verbs]:
-    made: list[Verbs] = []
-    if "source" in config.roles:
-        made.append(SourceVerbs(connections, places=places))
-    if "target" in config.roles:
-        target = TargetVerbs(connections, clock, places=places, protect=config.protect)
-        made.append(target)
-        made.append(
-            ReplicaVerbs(
-                places=places,
-                protect=config.protect,
-                clock=clock,
-                give_way=target.replicas.give_way,
-            )
-        )
-    if "repository" in config.roles:
-        made.append(RepositoryVerbs(connections, places=places))
-    if "host" in config.roles:
-        made.append(HostVerbs(places=places, state_folder=config.state, clock=clock))
-    return made
-
-
-def _read_generation(state: Path) -> int:
-    path = state / GENERATION_FILE
-    if not path.exists():
-        return 0
-    with files.File(path) as file:
-        try:
-            return int(msgspec.json.decode(file.read(0, file.size))["generation"])
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError) as exc:
-            raise ProtocolError(str(path), f"cannot be read: {exc}") from exc
-
-
-def run_service(
-    config: ServiceConfig, log: EventLog, wait: Callable[[str], None], clock: Clock = SYSTEM_CLOCK
-) -> None:
-    """Serve over TLS, or plainly on loopback, until `wait(address)` returns or raises; then end
-    clean. This process opens nothing outside of the mover's roots, its state and its identity from
-    now on."""
-    from standby import killpoints
-
-    killpoints.be_called(config.name)
-    files.make_folder_durably(config.state)
-    wire = _PlainWire(config) if config.plain else _TlsWire(config, clock)
-    files.confine([*config.roots.values(), config.state, config.identity])
-    mover = ServiceMover(config, wire.connect, clock=clock, log=log, more=wire.verbs)
-    try:
-        listener = wire.listener(mover, log)
-        try:
-            log.say("mover listens", name=config.name, address=listener.address)
-            wait(listener.address)
-        finally:
-            listener.close()
-    finally:
-        mover.close()
-
-
-class _TlsWire:
-    """How a mover meets the others: certificates of the installation's authority."""
-
-    def __init__(self, config: ServiceConfig, clock: Clock) -> None:
-        from standby.wire.identity import IdentityFolder
-        from standby.wire.renewing import CertificateVerbs
-
-        self._config = config
-        self._identity = IdentityFolder(config.identity, clock)
-        self.verbs: Sequence[Verbs] = [CertificateVerbs(self._identity)]
-
-    def connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
-        """A link to the mover of that name and role."""
-        from standby.wire import tls
-
-        return tls.connect(address, self._identity, name, role, timeout_s, role=own_role)
-
-    def listener(self, mover: ServiceMover, log: EventLog) -> tls.Listener:
-        """Hands its links to `mover`."""
-        from standby.wire import tls
-
-        return tls.Listener(
-            self._config.listen, self._identity, mover.on_link, on_refusal=_told(log)
-        )
-
-
-class _PlainWire:
-    """The same between processes of one machine, by a secret."""
-
-    def __init__(self, config: ServiceConfig) -> None:
-        self._config = config
-        self._secret = plain.Secret(config.identity)
-        self._secret.make()
-        self.verbs: Sequence[Verbs] = []
-
-    def connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
-        """A link to the mover of that name and role."""
-        return plain.connect(
-            address, self._secret, self._config.name, own_role, name, role, timeout_s
-        )
-
-    def listener(self, mover: ServiceMover, log: EventLog) -> plain.PlainListener:
-        """Hands its links to `mover`."""
-        config = self._config
-        return plain.PlainListener(
-            config.listen,
-            self._secret,
-            config.name,
-            config.roles,
-            mover.on_link,
-            on_refusal=_told(log),
-        )
-
-
-def _told(log: EventLog) -> Callable[[str, StandbyError], None]:
-    return lambda peer, error: log.say("refused", peer=peer, error=str(error))

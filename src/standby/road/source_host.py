@@ -35,6 +35,7 @@ from standby.road.repository_verbs import RepositoryLeaves, opened_repository
 from standby.road.scanning import SendTask, StoredLeaves
 from standby.road.source_proxy import SourceProxy, counted_changes
 from standby.road.telling import ToldLeaves
+from standby.road.verbs import answered
 
 THREADS_MAX = 16
 
@@ -109,23 +110,19 @@ class SourceVerbs:
         self._places = places
         self._opener = opener or (lambda disk: open_source_disk(disk, places))
         self._running: dict[str, SourceProxy] = {}
+        self._verbs: dict[str, Callable[..., Any]] = {
+            "ping": lambda: "source",
+            "send_disk": lambda **given: self.send_disk(msgspec.convert(given, SendDisk)),
+            "scan_disk": lambda **given: self.scan_disk(msgspec.convert(given, SendDisk)),
+            "measure_disk": lambda disk: self.measure_disk(msgspec.convert(disk, SourceDisk)),
+            "progress": lambda: {
+                task: list(proxy.progress()) for task, proxy in list(self._running.items())
+            },
+        }
 
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Run `verb`; NotImplemented for one of another role."""
-        try:
-            if verb == "ping":
-                return "source"
-            if verb == "send_disk":
-                return msgspec.to_builtins(self.send_disk(msgspec.convert(arguments, SendDisk)))
-            if verb == "progress":
-                return {task: list(proxy.progress()) for task, proxy in self._running.items()}
-            if verb == "measure_disk":
-                return self.measure_disk(msgspec.convert(arguments["disk"], SourceDisk))
-            if verb == "scan_disk":
-                return msgspec.to_builtins(self.scan_disk(msgspec.convert(arguments, SendDisk)))
-        except msgspec.ValidationError as exc:
-            raise ProtocolError("backup server", f"{verb}: {exc}") from exc
-        return NotImplemented
+        return answered(self._verbs, verb, arguments)
 
     def close(self) -> None:
         """Nothing outlives a task."""
