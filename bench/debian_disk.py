@@ -133,7 +133,7 @@ class _Maker:
         debs = debian_packages.fetch(installed, archives)
         upgrades = debian_packages.fetch(upgraded, archives)
 
-        self._lay_root(self.root)
+        lay_root(self.root)
         debian_packages.unpack(debs.values(), self.root)
         self._first_day()
         base = Ext4Image(self.folder / "base.raw", DAY_ONE_S)
@@ -143,7 +143,8 @@ class _Maker:
         following = Ext4Image(self.folder / "next.raw", DAY_TWO_S)
         command = ["cp", "--sparse=always", str(base.path), str(following.path)]
         subprocess.run(command, check=True)
-        self._upgrade(following, upgraded, debs, upgrades)
+        kept = "/var/cache/apt/archives"
+        upgrade(following, self.root, self.day, upgraded, debs, upgrades, kept)
         self._rotate_logs(following)
         self._change_media(following)
         following.apply()
@@ -152,25 +153,18 @@ class _Maker:
         following.check()
         self._finish(installed, upgraded)
 
-    @staticmethod
-    def _lay_root(root: Path) -> None:
-        """The links of a merged /usr, before anything is unpacked."""
-        for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-            (root / "usr" / name).mkdir(parents=True)
-            (root / name).symlink_to(f"usr/{name}")
-
     def _first_day(self) -> None:
         for number, place in enumerate((*self.logs, "/var/log/syslog.1")):
             path = self.root / place[1:]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_log_text(number, self.recipe.log_lines // (1 + 2 * number)))
+            path.write_bytes(log_text(number, self.recipe.log_lines // (1 + 2 * number)))
         database = self._database
         database.parent.mkdir(parents=True)
         make_database(database, self.recipe.database_rows)
         media = self.root / "srv/media"
         media.mkdir(parents=True)
         for number in range(self.recipe.media_files):
-            (media / f"{number:04}.jpg").write_bytes(_noise(number))
+            (media / f"{number:04}.jpg").write_bytes(noise(number))
 
     @property
     def _database(self) -> Path:
@@ -178,57 +172,11 @@ class _Maker:
 
     # --- the day ---
 
-    def _upgrade(
-        self,
-        image: Ext4Image,
-        upgraded: list[Package],
-        old: dict[str, Path],
-        new: dict[str, Path],
-    ) -> None:
-        """What dpkg does: every file of a new version replaces the old one, files gone from the
-        package are removed; apt keeps the archive."""
-        kept = "/var/cache/apt/archives"
-        for package in upgraded:
-            before, after = (self.day / when / package.name for when in ("old", "new"))
-            for folder, archive in ((before, old), (after, new)):
-                self._lay_root(folder)
-                debian_packages.unpack([archive[package.name]], folder)
-            written: dict[int, list[str]] = {}
-            for path in sorted(after.rglob("*")):
-                place = f"/{path.relative_to(after)}"
-                there = self.root / place[1:]
-                if path.is_symlink():
-                    if not there.is_symlink() and not there.exists():
-                        image.link(place, str(path.readlink()))
-                        there.symlink_to(str(path.readlink()))
-                elif path.is_dir():
-                    if not there.is_dir():
-                        image.make_folder(place)
-                        there.mkdir()
-                elif path.is_file():
-                    if there.is_file():
-                        image.remove(place)
-                    else:
-                        there.touch()
-                    names = written.setdefault(path.stat().st_ino, [])
-                    names.append(place)
-                    if len(names) > 1:
-                        image.hard_link(names[0], place, len(names))
-                    else:
-                        image.write(path, place)
-            for path in sorted(before.rglob("*")):
-                place = path.relative_to(before)
-                gone = path.is_file() and not path.is_symlink() and not (after / place).exists()
-                if gone and (self.root / place).is_file():
-                    image.remove(f"/{place}")
-                    (self.root / place).unlink()
-            image.write(new[package.name], f"{kept}/{new[package.name].name}")
-
     def _rotate_logs(self, image: Ext4Image) -> None:
         image.remove("/var/log/syslog.1")
         image.rename("/var/log/syslog", "/var/log/syslog.1")
         today = self.day / "syslog"
-        today.write_bytes(_log_text(90, self.recipe.log_lines // 8))
+        today.write_bytes(log_text(90, self.recipe.log_lines // 8))
         image.write(today, "/var/log/syslog")
 
     def _change_media(self, image: Ext4Image) -> None:
@@ -236,20 +184,20 @@ class _Maker:
             image.remove(f"/srv/media/{number:04}.jpg")
         for number in range(self.recipe.media_files, self.recipe.media_files * 9 // 8 + 1):
             fresh = self.day / f"{number:04}.jpg"
-            fresh.write_bytes(_noise(number))
+            fresh.write_bytes(noise(number))
             image.write(fresh, f"/srv/media/{fresh.name}")
 
     def _append_logs(self, image: Ext4Image) -> None:
         for number, place in enumerate(self.logs[1:], 1):
             old = (self.root / place[1:]).read_bytes()
-            new = old + _log_text(90 + number, self.recipe.log_lines // (6 + 2 * number))
-            _update_in_place(image, place, old, new)
+            new = old + log_text(90 + number, self.recipe.log_lines // (6 + 2 * number))
+            update_in_place(image, place, old, new)
 
     def _change_database(self, image: Ext4Image) -> None:
         place = f"/{self._database.relative_to(self.root)}"
         old = self._database.read_bytes()
         change_database(self._database, self.recipe.database_rows)
-        _update_in_place(image, place, old, self._database.read_bytes())
+        update_in_place(image, place, old, self._database.read_bytes())
 
     def _finish(self, installed: list[Package], upgraded: list[Package]) -> None:
         for state in ("base", "next"):
@@ -259,7 +207,7 @@ class _Maker:
             subprocess.run(command, check=True)
         shutil.rmtree(self.root)
         shutil.rmtree(self.day)
-        present, changed = _compare(self.folder / "base.raw", self.folder / "next.raw")
+        present, changed = compare(self.folder / "base.raw", self.folder / "next.raw")
         manifest = {
             "recipe": asdict(self.recipe),
             "nonzero_bytes": present,
@@ -270,15 +218,80 @@ class _Maker:
         (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
+# --- packages --------------------------------------------------------------------------------
+
+
+def upgrade(
+    image: Ext4Image,
+    root: Path,
+    scratch: Path,
+    upgraded: list[Package],
+    old: dict[str, Path],
+    new: dict[str, Path],
+    kept: str = "",
+) -> None:
+    """What dpkg does, collected in `image`: every file of a new version replaces the old one, files
+    gone from the package are removed; a package that has no old version is added. apt leaves each
+    archive in the folder `kept` of the image, if one is named.
+
+    `root` is the folder the image was made from: it gets and loses the names, while the content of
+    its files stays as it was. Packages are unpacked below `scratch`, which has room for all.
+    """
+    for package in upgraded:
+        before, after = (scratch / when / package.name for when in ("old", "new"))
+        for folder, archives in ((before, old), (after, new)):
+            lay_root(folder)
+            if package.name in archives:
+                debian_packages.unpack([archives[package.name]], folder)
+        written: dict[int, list[str]] = {}
+        for path in sorted(after.rglob("*")):
+            place = f"/{path.relative_to(after)}"
+            there = root / place[1:]
+            if path.is_symlink():
+                if not there.is_symlink() and not there.exists():
+                    image.link(place, str(path.readlink()))
+                    there.symlink_to(str(path.readlink()))
+            elif path.is_dir():
+                if not there.is_dir():
+                    image.make_folder(place)
+                    there.mkdir()
+            elif path.is_file():
+                if there.is_file():
+                    image.remove(place)
+                else:
+                    there.touch()
+                names = written.setdefault(path.stat().st_ino, [])
+                names.append(place)
+                if len(names) > 1:
+                    image.hard_link(names[0], place, len(names))
+                else:
+                    image.write(path, place)
+        for path in sorted(before.rglob("*")):
+            relative = path.relative_to(before)
+            gone = path.is_file() and not path.is_symlink() and not (after / relative).exists()
+            if gone and (root / relative).is_file():
+                image.remove(f"/{relative}")
+                (root / relative).unlink()
+        if kept:
+            image.write(new[package.name], f"{kept}/{new[package.name].name}")
+
+
+def lay_root(root: Path) -> None:
+    """The links of a merged /usr, before anything is unpacked."""
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")
+
+
 # --- content ---------------------------------------------------------------------------------
 
 
-def _noise(number: int, size: int = 2_000_000) -> bytes:
+def noise(number: int, size: int = 2_000_000) -> bytes:
     """Bytes that no compressor makes smaller, the same for the same number."""
     return np.random.default_rng(number).bytes(size)
 
 
-def _log_text(seed: int, lines: int) -> bytes:
+def log_text(seed: int, lines: int) -> bytes:
     """Lines of a web server's access log."""
     chance = random.Random(seed)
     pages = [f"/{chance.choice('abcdef')}/{chance.randrange(9999)}.html" for _ in range(400)]
@@ -342,7 +355,7 @@ def change_database(path: Path, rows: int) -> None:
     database.close()
 
 
-def _update_in_place(image: Ext4Image, place: str, old: bytes, new: bytes) -> None:
+def update_in_place(image: Ext4Image, place: str, old: bytes, new: bytes) -> None:
     """Make the file `new` where it holds `old`, touching only blocks that differ."""
     blocks = {}
     for number in range(-(-len(new) // BLOCK)):
@@ -354,7 +367,7 @@ def _update_in_place(image: Ext4Image, place: str, old: bytes, new: bytes) -> No
         raise SystemExit(f"{place} does not read back as it was written")
 
 
-def _compare(old: Path, new: Path) -> tuple[int, int]:
+def compare(old: Path, new: Path) -> tuple[int, int]:
     """Bytes in nonzero 4 KiB pieces of `new`, and bytes in pieces that differ."""
     present = changed = 0
     with old.open("rb") as one, new.open("rb") as two:

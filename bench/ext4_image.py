@@ -99,6 +99,10 @@ class Ext4Image:
         """A new symbolic link."""
         self._script.append(f'symlink "{place}" "{target}"')
 
+    def read_at(self, place: str, time_s: int) -> None:
+        """Set a file's access time."""
+        self._script.append(f'set_inode_field "{place}" atime @{time_s}')
+
     def apply(self) -> None:
         """Carry out what was collected."""
         self._debugfs(self._script)
