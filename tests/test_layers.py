@@ -53,6 +53,8 @@ DOORS: dict[str, frozenset[str]] = {
     "zstandard": frozenset({"road/packing.py", "wan"}),
     "cryptography": frozenset({"wire/authority.py"}),
     "blake3": frozenset({"wan"}),
+    "backports": frozenset({"wan/compressing.py"}),
+    "compression": frozenset({"wan/compressing.py"}),
     "sqlalchemy": frozenset({"server/store"}),
     "alembic": frozenset({"server/store"}),
     "xxhash": frozenset({"digesting"}),

@@ -1,0 +1,92 @@
+"""What a target holds, in memory: the decoder's other side where no cache is wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from standby.wan.decoding import Rebuilt
+from standby.wan.names import names
+from standby.wan.references import ASKED, NOW, PIECE, Array
+
+Pieces = NDArray[np.uint8]
+
+
+class MemoryTarget:
+    """Disks in one space of addresses, each as it was and as it is being written.
+
+    Look-ups are exact: every nonzero piece of `add_disk` and `write` is known by its truncated
+    name, wherever it still stands. Set `lies` to a function that changes what is read.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._disks: list[tuple[int, Pieces, Pieces]] = []
+        self._places: dict[bytes, int] = {}
+        self.lies: Any = None
+
+    def add_disk(self, base: int, content: Pieces) -> None:
+        """A disk of whole pieces, whose first byte has the address `base`."""
+        self._disks.append((base, content, content.copy()))
+        self._know(base, np.arange(0, len(content), PIECE), content.reshape(-1, PIECE))
+
+    def write(self, base: int, runs: list[Rebuilt]) -> None:
+        """The session under way writes into a disk."""
+        now = self.disk(base)
+        for run in runs:
+            part = now[run.offset : run.offset + run.length]
+            part[:] = 0 if run.data is None else np.frombuffer(run.data, np.uint8)
+            pieces = part.reshape(-1, PIECE)
+            self._know(base | NOW, np.arange(run.offset, run.offset + run.length, PIECE), pieces)
+
+    def commit(self, base: int) -> None:
+        """What was written is the newest restore point."""
+        for at, before, now in self._disks:
+            if at == base:
+                before[:] = now
+
+    def disk(self, base: int) -> Pieces:
+        """A disk as it is being written."""
+        return next(now for at, _, now in self._disks if at == base)
+
+    def find(self, asked: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+        """Held.find."""
+        found = [self._places.get(name.tobytes(), -1) for name in asked]
+        places = np.array(found, np.int64)
+        return places >= 0, np.maximum(places, 0).astype(np.uint64)
+
+    def read_found(self, locations: NDArray[np.uint64]) -> tuple[Pieces, NDArray[np.bool_]]:
+        """Held.read_found."""
+        out = np.empty(len(locations) * PIECE, np.uint8)
+        lengths = np.full(len(locations), PIECE)
+        ok = self.read(locations.astype(np.int64), lengths, out)
+        return out.reshape(-1, PIECE), ok
+
+    def release(self, locations: NDArray[np.uint64]) -> None:
+        """Held.release."""
+
+    def read(self, addresses: Array, lengths: Array, out: Pieces) -> NDArray[np.bool_]:
+        """Held.read."""
+        ok = np.zeros(len(addresses), bool)
+        at = 0
+        for row, (address, length) in enumerate(
+            zip(addresses.tolist(), lengths.tolist(), strict=True)
+        ):
+            for base, before, now in self._disks:
+                start = (address & ~NOW) - base
+                if start >= 0 and start + length <= len(now):
+                    content = now if address & NOW else before
+                    out[at : at + length] = content[start : start + length]
+                    ok[row] = True
+            at += length
+        if self.lies is not None:
+            ok = self.lies(out, ok)
+        return ok
+
+    def _know(self, base: int, offsets: Array, pieces: Pieces) -> None:
+        stored = pieces.any(axis=1)
+        named = names(np.ascontiguousarray(pieces[stored]), self._key)[:, ASKED]
+        for name, offset in zip(named, offsets[stored].tolist(), strict=True):
+            self._places[name.tobytes()] = base + offset

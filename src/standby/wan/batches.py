@@ -1,0 +1,159 @@
+"""A batch of changed pieces while the source decides where each comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from standby._kernels.buffers import flat
+from standby.wan.locations import Names
+from standby.wan.references import PIECE, UNIT, Array, Kind, Plan
+
+Buffer = Any
+Pieces = NDArray[np.uint8]
+
+UNDECIDED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How the pieces of one PARTS row come together: literals and copies in turn, in bytes."""
+
+    literals: Array
+    copies: Array
+    addresses: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One DELTA row: regions in whole pieces, and the frame behind them."""
+
+    regions: Array
+    """(k, 2): piece address, pieces."""
+    frame: bytes
+
+
+@dataclass(slots=True)
+class Batch:
+    """Pieces of one disk, and what is decided of them so far."""
+
+    serial: int
+    offsets: Array
+    data: Pieces
+    """(n, PIECE)."""
+    names: Names
+    kinds: NDArray[np.int8]
+    """Kind per piece, or UNDECIDED."""
+    addresses: Array
+    """Per COPY piece, where it is."""
+    groups: Array
+    """Per piece of PARTS and DELTA rows, which row; ascending from 1, 0 for all other pieces."""
+    asked: Array
+    """Pieces that the question is about."""
+    question: bytes = b""
+    """For the target; empty when there is nothing to ask."""
+    parts: dict[int, Parts] = field(default_factory=dict)
+    """By group."""
+    deltas: dict[int, Delta] = field(default_factory=dict)
+    """By group."""
+
+    @property
+    def flat(self) -> Any:
+        """All bytes, one behind the other."""
+        return self.data.reshape(-1)
+
+    def undecided(self) -> Array:
+        """The pieces still to be decided, ascending."""
+        return np.flatnonzero(self.kinds == UNDECIDED)
+
+
+def digest_key(key: bytes) -> bytes:
+    """The key of units' digests under a tenant's key, apart from that of names."""
+    return blake3(b"standby wan unit", key=key).digest()
+
+
+def unit_digest(offsets: Array, data: Buffer, key: bytes) -> bytes:
+    """Keyed BLAKE3 of one unit: where its pieces belong, then what is in them."""
+    made = blake3(offsets.astype("<i8").tobytes(), key=key)
+    made.update(flat(data))
+    return made.digest()
+
+
+def unit_digests(offsets: Array, data: Pieces, key: bytes) -> bytes:
+    """`unit_digest` of each unit of a batch."""
+    return b"".join(
+        unit_digest(offsets[first : first + UNIT], data[first : first + UNIT], key)
+        for first in range(0, len(offsets), UNIT)
+    )
+
+
+def extents_of(offsets: Array) -> Array:
+    """(k, 2) int64: first piece on the disk and pieces, per run of adjacent offsets."""
+    pieces = offsets // PIECE
+    first = np.flatnonzero(np.diff(pieces, prepend=-2) != 1)
+    return np.stack((pieces[first], np.diff(first, append=len(pieces))), 1)
+
+
+def plan_of(batch: Batch) -> Plan:
+    """The rows of a batch in which all pieces are decided."""
+    kinds, groups, addresses = batch.kinds, batch.groups, batch.addresses
+    begins = np.ones(len(kinds), bool)
+    goes_on = (kinds[1:] == kinds[:-1]) & (groups[1:] == groups[:-1])
+    follows = addresses[1:] == addresses[:-1] + PIECE
+    begins[1:] = ~(goes_on & ((kinds[1:] != Kind.COPY) | follows))
+    first = np.flatnonzero(begins)
+    plan = Plan(
+        extents_of(batch.offsets),
+        kinds[first].astype(np.int64),
+        np.diff(first, append=len(kinds)),
+    )
+    plan.copies = addresses[first[plan.kinds == Kind.COPY]]
+    rows = groups[first[plan.kinds == Kind.PARTS]].tolist()
+    mixed = [batch.parts[group] for group in rows]
+    plan.parts = np.array([len(parts.copies) for parts in mixed], np.int64)
+    plan.part_literals = _joined([parts.literals for parts in mixed])
+    plan.part_copies = _joined([parts.copies for parts in mixed])
+    plan.part_addresses = _joined([parts.addresses for parts in mixed])
+    deltas = [batch.deltas[group] for group in groups[first[plan.kinds == Kind.DELTA]].tolist()]
+    plan.regions = np.array([len(delta.regions) for delta in deltas], np.int64)
+    plan.region_pieces = _joined([delta.regions[:, 0] for delta in deltas])
+    plan.region_counts = _joined([delta.regions[:, 1] for delta in deltas])
+    plan.delta_lengths = np.array([len(delta.frame) for delta in deltas], np.int64)
+    return plan
+
+
+def literal_ranges(plan: Plan) -> Array:
+    """(k, 2) int64: the byte ranges (start, stop) of the batch that the stream gives, in order.
+
+    row STREAM          all of it
+    row PARTS           literal, copy, literal, copy ...
+    """
+    row_starts = (np.cumsum(plan.counts) - plan.counts) * PIECE
+    streamed = plan.kinds == Kind.STREAM
+    whole = np.stack((row_starts[streamed], plan.counts[streamed] * PIECE), 1)
+    mixed = np.stack((part_starts(plan), plan.part_literals), 1)
+    ranges = np.concatenate((whole, mixed[mixed[:, 1] > 0]))
+    ranges = ranges[np.argsort(ranges[:, 0], kind="stable")]
+    ranges[:, 1] += ranges[:, 0]
+    return ranges
+
+
+def part_starts(plan: Plan) -> Array:
+    """Where each part's literal begins, in bytes from the start of the batch."""
+    row_starts = (np.cumsum(plan.counts) - plan.counts) * PIECE
+    sizes = plan.part_literals + plan.part_copies
+    before = np.cumsum(sizes) - sizes
+    rows_before = np.cumsum(plan.parts) - plan.parts
+    mixed = row_starts[plan.kinds == Kind.PARTS]
+    has = plan.parts > 0
+    shift = np.repeat(mixed[has] - before[rows_before[has]], plan.parts[has])
+    starts: Array = before + shift
+    return starts
+
+
+def _joined(arrays: list[Array]) -> Array:
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)

@@ -1,0 +1,230 @@
+"""What the source knows that the target holds: digests, never content.
+
+Every disk that goes through the accelerator has a range of addresses of its own; an address names
+a byte of a disk as its previous restore point has it, or, with NOW added, as the session under way
+has written it. The tables are hints with 16 bits of each name; a check of 32 more bits stands at
+the address itself, so that a wrong or outdated hint is dropped here and not at the target.
+
+Per 4 KiB of disk, beside the tables: 4 bytes for the piece, 4 for the part that begins in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from standby._kernels.buffers import flat
+from standby.chunking import WINDOW, anchors, cuts
+from standby.wan.locations import NONE, Names, NewTable
+from standby.wan.references import NOW, PIECE, Array
+
+Pieces = NDArray[np.uint8]
+
+PART_MIN, PART_TARGET, PART_MAX = 2048, 6144, 32768
+"""Parts of about 8 KiB: of the sizes whose digests fit in 0.2 % of the data, the smallest."""
+
+ANCHOR_PERIOD = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """What is to be known of one batch; made once, looked up first, learned when it is there."""
+
+    part_starts: Array
+    """Bytes from the start of the batch's data."""
+    part_lengths: Array
+    part_digests: Names
+    anchor_positions: Array
+    anchor_fingerprints: NDArray[np.uint64]
+
+
+def run_borders(offsets: Array) -> Array:
+    """First pieces of the batch's runs on the disk, and behind them the number of pieces."""
+    breaks = np.flatnonzero(np.diff(offsets) != PIECE) + 1
+    return np.concatenate(([0], breaks, [len(offsets)])).astype(np.int64)
+
+
+def parts_of(data: Pieces, borders: Array, key: bytes) -> tuple[Array, Array, Names]:
+    """(starts, lengths, digests) of the parts of every run: content-defined from cut to cut."""
+    view: Any = memoryview(flat(data))
+    starts: list[Array] = []
+    lengths: list[Array] = []
+    for first, stop in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+        begin, length = first * PIECE, (stop - first) * PIECE
+        ends = cuts(view[begin : begin + length], key, PART_MIN, PART_TARGET, PART_MAX)
+        sizes = np.diff(ends, prepend=0)
+        starts.append(begin + ends - sizes)
+        lengths.append(sizes)
+    if not starts:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 16), np.uint8)
+    at, sizes = np.concatenate(starts), np.concatenate(lengths)
+    joined = b"".join(
+        [
+            blake3(view[start : start + size], key=key).digest(16)
+            for start, size in zip(at.tolist(), sizes.tolist(), strict=True)
+        ]
+    )
+    return at, sizes, np.frombuffer(joined, np.uint8).reshape(-1, 16)
+
+
+def anchor_names(fingerprints: NDArray[np.uint64]) -> Names:
+    """Fingerprints as keys of a table of names."""
+    mixed = fingerprints * np.uint64(0x9E3779B97F4A7C15)
+    return np.stack((fingerprints, mixed), 1).view(np.uint8)
+
+
+@dataclass(slots=True)
+class _Checks:
+    """32 bits of a name per piece of one disk: as it was, and as written in this session."""
+
+    before: NDArray[np.uint32]
+    now: NDArray[np.uint32]
+
+    @staticmethod
+    def of(pieces: int) -> _Checks:
+        return _Checks(np.zeros(pieces, np.uint32), np.zeros(pieces, np.uint32))
+
+
+@dataclass(slots=True)
+class _Disk:
+    base: int
+    size: int
+    pieces: _Checks
+    parts: _Checks
+    is_written: NDArray[np.bool_] = field(repr=False)
+
+
+def _check(names: Names) -> NDArray[np.uint32]:
+    """Never 0, which says that nothing is known."""
+    words: NDArray[np.uint32] = np.ascontiguousarray(names).view("<u4")[:, 3].astype(np.uint32)
+    return words | np.uint32(1)
+
+
+class SourceIndex:
+    """Digests of what the target holds, by content. Not thread-safe."""
+
+    def __init__(self, key: bytes, new_table: NewTable, budget_bytes: int) -> None:
+        """`budget_bytes` for all tables together."""
+        self._key = key
+        self._names = new_table(budget_bytes // 2)
+        self._parts = new_table(budget_bytes // 4)
+        self._anchors = new_table(budget_bytes // 4)
+        self._disks: list[_Disk] = []
+        self._bases = np.empty(0, np.int64)
+
+    def add_disk(self, size: int) -> int:
+        """The first address of a disk of `size` bytes."""
+        pieces = -(-size // PIECE)
+        base = 0
+        if self._disks:
+            last = self._disks[-1]
+            base = last.base + len(last.is_written) * PIECE
+        if base + pieces * PIECE > NOW:
+            raise ValueError(f"no addresses left for a disk of {size} bytes")
+        disk = _Disk(base, size, _Checks.of(pieces), _Checks.of(pieces), np.zeros(pieces, bool))
+        self._disks.append(disk)
+        self._bases = np.append(self._bases, base)
+        return base
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of tables and checks."""
+        tables = (self._names, self._parts, self._anchors)
+        checks = sum(c.before.nbytes for d in self._disks for c in (d.pieces, d.parts))
+        return sum(table.memory_bytes for table in tables) + checks
+
+    @property
+    def entries(self) -> tuple[int, int, int]:
+        """Pieces, parts, anchors."""
+        return self._names.entries, self._parts.entries, self._anchors.entries
+
+    def find_pieces(self, names: Names) -> Array:
+        """Addresses (n,) int64 of pieces with these names, -1 for those not known."""
+        return self._confirmed(self._names.lookup(names), _check(names), "pieces")
+
+    def find_parts(self, digests: Names) -> Array:
+        """Addresses (n,) int64 of parts with these digests, -1 for those not known."""
+        return self._confirmed(self._parts.lookup(digests), _check(digests), "parts")
+
+    def find_anchors(self, fingerprints: NDArray[np.uint64]) -> Array:
+        """Addresses (n,) int64 where such anchors were seen, -1 for those not known; without a
+        check and without NOW: a hint where to look."""
+        found = self._anchors.lookup(anchor_names(fingerprints))
+        return np.where(found == NONE, np.int64(-1), found.astype(np.int64))
+
+    def names_at(self, pieces: Array, names: Names) -> NDArray[np.bool_]:
+        """Whether these piece addresses, NOW or not, hold what has these names."""
+        found = np.zeros(len(pieces), bool)
+        checks = _check(names)
+        is_now = pieces >= NOW // PIECE
+        places = np.where(is_now, pieces - NOW // PIECE, pieces)
+        for disk, rows, index in self._by_disk(places * PIECE):
+            then = disk.pieces.before[index] == checks[rows]
+            found[rows] = np.where(is_now[rows], disk.pieces.now[index] == checks[rows], then)
+        return found
+
+    def learn(self, base: int, offsets: Array, names: Names, data: Pieces) -> None:
+        """The target has written this batch into the disk at `base`."""
+        disk = self._disk(base)
+        index = offsets // PIECE
+        self._names.insert(names, (base + offsets).astype(np.uint64))
+        disk.pieces.now[index] = _check(names)
+        disk.is_written[index] = True
+        borders = run_borders(offsets)
+        starts, _, digests = parts_of(data, borders, self._key)
+        places = offsets[starts // PIECE] + starts % PIECE
+        self._parts.insert(digests, (base + places).astype(np.uint64))
+        disk.parts.now[places // PIECE] = _check(digests)
+        positions, fingerprints = anchors(data, self._key, ANCHOR_PERIOD)
+        inside = positions - WINDOW
+        places = base + offsets[inside // PIECE] + inside % PIECE
+        self._anchors.insert(anchor_names(fingerprints), places.astype(np.uint64))
+
+    def commit(self, base: int) -> None:
+        """What the session wrote into the disk at `base` is its newest restore point."""
+        disk = self._disk(base)
+        written = np.flatnonzero(disk.is_written)
+        disk.pieces.before[written] = disk.pieces.now[written]
+        for back in range(PART_MAX // PIECE + 1):
+            disk.parts.before[np.maximum(written - back, 0)] = 0
+        fresh = np.flatnonzero(disk.parts.now)
+        disk.parts.before[fresh] = disk.parts.now[fresh]
+        self.give_up(base)
+
+    def give_up(self, base: int) -> None:
+        """What the session wrote into the disk at `base` does not count."""
+        disk = self._disk(base)
+        pieces = len(disk.is_written)
+        disk.pieces.now = np.zeros(pieces, np.uint32)
+        disk.parts.now = np.zeros(pieces, np.uint32)
+        disk.is_written = np.zeros(pieces, bool)
+
+    def _disk(self, base: int) -> _Disk:
+        return next(disk for disk in self._disks if disk.base == base)
+
+    def _by_disk(self, addresses: Array) -> list[tuple[_Disk, Array, Array]]:
+        """(disk, rows of `addresses` within it, their pieces)."""
+        numbers = np.searchsorted(self._bases, addresses, side="right") - 1
+        found = []
+        for number in np.unique(numbers[addresses >= 0]).tolist():
+            disk = self._disks[number]
+            rows = np.flatnonzero((numbers == number) & (addresses >= 0))
+            index = (addresses[rows] - disk.base) // PIECE
+            inside = index < len(disk.is_written)
+            found.append((disk, rows[inside], index[inside]))
+        return found
+
+    def _confirmed(self, hints: NDArray[np.uint64], checks: NDArray[np.uint32], of: str) -> Array:
+        hinted = np.where(hints == NONE, np.int64(-1), hints.astype(np.int64))
+        confirmed = np.full(len(hints), -1, np.int64)
+        for disk, rows, index in self._by_disk(hinted):
+            there: _Checks = disk.pieces if of == "pieces" else disk.parts
+            now = there.now[index] == checks[rows]
+            before = there.before[index] == checks[rows]
+            addresses = hinted[rows] + np.where(before, 0, NOW)
+            confirmed[rows] = np.where(before | now, addresses, -1)
+        return confirmed
