@@ -61,6 +61,9 @@ class DictTable:
     def remove_between(self, start: int, stop: int) -> None:
         self.held = {n: place for n, place in self.held.items() if not start <= place < stop}
 
+    def clear(self) -> None:
+        self.held = {}
+
     @property
     def entries(self) -> int:
         return len(self.held)

@@ -8,6 +8,7 @@ only after its name was computed from it again.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import blake3
@@ -15,13 +16,18 @@ import blake3
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ConfigurationError, StandbyError
 from standby.files import ByteLock, make_folder_durably
+from standby.ports import Progress
+from standby.wan import names
 from standby.wan.appending import OpenSegment
-from standby.wan.counting import CacheStatus, Counters, NamespaceStatus
+from standby.wan.checking import CheckReport, check_cache
+from standby.wan.counting import CacheStatus, Counters, cache_status
 from standby.wan.disk_content import DiskReaders
-from standby.wan.locations import NamePieces, NewTable, located
+from standby.wan.indexing import drop_changed, index_disk
+from standby.wan.loading import load, save
+from standby.wan.locations import NamePieces, NewTable
 from standby.wan.namespace import Namespace, Pin
-from standby.wan.segment_file import SegmentDamaged
-from standby.wan.segments import Found, Segment, Shelf, is_content, read_segment, segment_paths
+from standby.wan.populating import PopulateReport, Told, populate
+from standby.wan.segments import Found, Shelf, is_content
 from standby.wan.writing import Intake, Limits, Warn
 
 __all__ = ["GlobalCache", "Limits", "Namespace", "Pin", "fingerprint"]
@@ -48,8 +54,8 @@ class GlobalCache:
         folder: Path,
         limits: Limits,
         *,
-        new_table: NewTable,
-        name_pieces: NamePieces,
+        new_table: NewTable | None = None,
+        name_pieces: NamePieces = names.names,
         clock: Clock = SYSTEM_CLOCK,
         warn: Warn = lambda text: None,
     ) -> None:
@@ -57,16 +63,17 @@ class GlobalCache:
         it, DiskIO and DiskFull where the folder cannot be made.
 
         What was sealed is found by its footer; a segment that was open is read up to its last sound
-        record and gone on with. A file of which nothing can be used is removed, and told.
+        record and gone on with. A file of which nothing can be used is removed, and told. With a
+        `new_table` of the caller's nothing is saved at `close`.
         """
         self.folder = folder
         self.limits = limits
         self.shelf = Shelf(limits.facts_bytes)
-        self.table = new_table(limits.index_bytes)
         self.counters = Counters()
         self.disks = DiskReaders()
         self.name_pieces = name_pieces
-        self.problems: tuple[str, ...] = ()
+        self.index_saved = False
+        """Whether `close` saved the table."""
         self._warn = warn
         self._namespaces: dict[bytes, Namespace] = {}
         self._lock = threading.Lock()
@@ -75,7 +82,11 @@ class GlobalCache:
         self._file_lock = ByteLock(folder / LOCK_NAME)
         self._file_lock.acquire_or_raise("another process uses the cache")
         try:
-            found = self._load()
+            loaded = load(folder, self.shelf, limits.index_bytes, new_table)
+            self.table = loaded.table
+            self.problems = tuple(loaded.problems)
+            for text in loaded.problems:
+                warn(f"the global cache in {folder}: {text}")
             self.intake = Intake(
                 folder,
                 self.shelf,
@@ -85,53 +96,11 @@ class GlobalCache:
                 warn=warn,
                 counters=self.counters,
             )
-            self._resume(found)
+            self._resume(loaded.open_ones)
         except BaseException:
             self.shelf.close()
             self._file_lock.release()
             raise
-
-    # --- opening ---
-
-    def _load(self) -> list[Found]:
-        """Put every segment on the shelf and its names into the table; those that were open."""
-        open_ones, problems = [], []
-        segments: list[Segment] = []
-        for number, path in segment_paths(self.folder):
-            try:
-                found = read_segment(path, number)
-            except (SegmentDamaged, StandbyError) as exc:
-                problems.append(f"{path.name}: {exc}")
-                path.unlink(missing_ok=True)
-                continue
-            if found.problem:
-                problems.append(
-                    f"{path.name}: {found.problem}; {found.segment.pieces} pieces before that are "
-                    "kept"
-                )
-            if not found.segment.is_sealed:
-                open_ones.append(found)
-            segments.append(found.segment)
-        self.shelf.add(*segments)
-        for segment in segments:
-            if segment.is_sealed:
-                problems.extend(self._index(segment))
-        for found in open_ones:
-            assert found.names is not None
-            self.table.insert(found.names, located(found.segment.number, 0, len(found.names)))
-        self.problems = tuple(problems)
-        for text in problems:
-            self._warn(f"the global cache in {self.folder}: {text}")
-        return open_ones
-
-    def _index(self, segment: Segment) -> list[str]:
-        try:
-            _, names = self.shelf.facts(segment)
-        except (SegmentDamaged, StandbyError) as exc:
-            self.shelf.take_off(segment)
-            return [f"{segment.path.name}: {exc}"]
-        self.table.insert(names, located(segment.number, 0, len(names)))
-        return []
 
     def _resume(self, open_ones: list[Found]) -> None:
         for found in open_ones:
@@ -161,37 +130,56 @@ class GlobalCache:
         misses."""
         return self.intake.drop_all(None if key is None else fingerprint(key))
 
+    def verify(self, keys: Iterable[bytes] = (), progress: Progress | None = None) -> CheckReport:
+        """Read everything, name what is bad, drop it. Names are compared where the tenant's key is
+        among `keys` or in use already. Others may use the cache meanwhile."""
+        for key in keys:
+            self.namespace(key)
+        return check_cache(self, self._key_of, progress)
+
+    def _key_of(self, mark: bytes) -> bytes | None:
+        known = self._namespaces.get(mark)
+        return None if known is None else known.key
+
+    def populate(
+        self,
+        key: bytes,
+        disks: Iterable[Path],
+        *,
+        folders: Sequence[Path] = (),
+        in_place: bool = False,
+        told: Told | None = None,
+    ) -> PopulateReport:
+        """Take in what disk files hold, or, `in_place`, point into them. Others may use the cache
+        meanwhile."""
+        part = self.namespace(key)
+        return populate(self, part, disks, folders=folders, in_place=in_place, told=told)
+
+    def index_disk(self, key: bytes, path: Path, progress: Progress | None = None) -> int:
+        """Make what a closed VHDX file holds itself known without copying it; how many pieces got
+        an entry. Raises DiskError where it cannot be read."""
+        return index_disk(self, self.namespace(key), path, progress)
+
+    def drop_changed(self) -> int:
+        """Drop the entries into disk files that are gone or changed; how many segments."""
+        return drop_changed(self)
+
     def flush(self) -> None:
         """Return when everything taken in so far is on stable storage, as far as that works."""
         self.intake.flush()
 
     def status(self) -> CacheStatus:
         """What the cache takes, holds and has done since it was opened."""
-        segments = list(self.shelf)
-        content = [segment for segment in segments if is_content(segment)]
-        by_namespace: dict[bytes, list[Segment]] = {}
-        for segment in segments:
-            by_namespace.setdefault(segment.header.namespace, []).append(segment)
-        pieces = sum(segment.pieces for segment in content)
-        return CacheStatus(
-            folder=str(self.folder),
-            limit_bytes=self.limits.limit_bytes,
-            bytes=sum(segment.size for segment in segments),
-            segments=len(segments),
-            open_segments=sum(not segment.is_sealed for segment in segments),
-            pinned_segments=sum(self.shelf.is_pinned(segment) for segment in segments),
-            pieces=pieces,
-            disk_pieces=sum(segment.pieces for segment in segments) - pieces,
+        return cache_status(
+            self.folder,
+            self.shelf,
             entries=self.table.entries,
+            limit_bytes=self.limits.limit_bytes,
             mode="sampled" if self.table.is_sampled else "full",
             memory_bytes=self.table.memory_bytes + self.shelf.facts_bytes,
             memory_max_bytes=self.limits.index_bytes + self.limits.facts_bytes,
-            is_caching=not self.intake.stopped_by,
             stopped_by=self.intake.stopped_by,
             problems=self.problems,
-            namespaces=tuple(
-                namespace_status(mark, held) for mark, held in sorted(by_namespace.items())
-            ),
             counts=self.counters.all(),
         )
 
@@ -203,6 +191,7 @@ class GlobalCache:
             self._is_closed = True
         try:
             self.intake.close()
+            self.index_saved = save(self.folder, self.shelf, self.table) == ""
         finally:
             self.disks.close()
             self.shelf.close()
@@ -213,15 +202,3 @@ class GlobalCache:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def namespace_status(mark: bytes, segments: list[Segment]) -> NamespaceStatus:
-    """What the segments of one namespace take."""
-    content = sum(segment.pieces for segment in segments if is_content(segment))
-    return NamespaceStatus(
-        fingerprint=mark.hex(),
-        segments=len(segments),
-        bytes=sum(segment.size for segment in segments),
-        pieces=content,
-        disk_pieces=sum(segment.pieces for segment in segments) - content,
-    )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from standby.wan.segments import Segment, Shelf, is_content
 
 
 class Counters:
@@ -73,10 +77,42 @@ class CacheStatus:
     mode: str
     memory_bytes: int
     memory_max_bytes: int
-    is_caching: bool
     stopped_by: str
     """Why nothing is taken in at the moment, '' while it is."""
     problems: tuple[str, ...]
     """What was wrong with the folder when it was opened."""
     namespaces: tuple[NamespaceStatus, ...]
     counts: dict[str, int]
+
+
+def cache_status(folder: Path, shelf: Shelf, **facts: Any) -> CacheStatus:
+    """The status of the segments on a shelf, with the other `facts` as they are given."""
+    segments = list(shelf)
+    pieces = sum(segment.pieces for segment in segments if is_content(segment))
+    by_namespace: dict[bytes, list[Segment]] = {}
+    for segment in segments:
+        by_namespace.setdefault(segment.header.namespace, []).append(segment)
+    return CacheStatus(
+        folder=str(folder),
+        bytes=sum(segment.size for segment in segments),
+        segments=len(segments),
+        open_segments=sum(not segment.is_sealed for segment in segments),
+        pinned_segments=sum(shelf.is_pinned(segment) for segment in segments),
+        pieces=pieces,
+        disk_pieces=sum(segment.pieces for segment in segments) - pieces,
+        namespaces=tuple(
+            _namespace_status(mark, held) for mark, held in sorted(by_namespace.items())
+        ),
+        **facts,
+    )
+
+
+def _namespace_status(mark: bytes, segments: list[Segment]) -> NamespaceStatus:
+    content = sum(segment.pieces for segment in segments if is_content(segment))
+    return NamespaceStatus(
+        fingerprint=mark.hex(),
+        segments=len(segments),
+        bytes=sum(segment.size for segment in segments),
+        pieces=content,
+        disk_pieces=sum(segment.pieces for segment in segments) - content,
+    )

@@ -60,6 +60,9 @@ class Table(Protocol):
     def remove_between(self, start: int, stop: int) -> object:
         """Forget every name whose location is in [start, stop)."""
 
+    def clear(self) -> None:
+        """Forget everything."""
+
     @property
     def is_sampled(self) -> bool: ...
     @property

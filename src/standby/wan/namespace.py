@@ -86,7 +86,7 @@ class Namespace:
 
     def __init__(self, core: Core, key: bytes, fingerprint: bytes) -> None:
         self._core = core
-        self._key = key
+        self.key = key
         self.fingerprint = fingerprint
         self._owner = core.shelf.namespace(fingerprint)
         zero = np.zeros((1, PIECE), dtype=np.uint8)
@@ -94,21 +94,26 @@ class Namespace:
 
     def names(self, data: Buffer) -> Names:
         """The names of the pieces of `data`, whose length is whole pieces: (n, 16) uint8."""
-        return self._core.name_pieces(as_pieces(data), self._key)
+        return self._core.name_pieces(as_pieces(data), self.key)
 
     # --- taking in ---
 
     def add(self, data: Buffer) -> Names:
         """Take in the pieces of `data`, as far as they are neither zeros nor known; the names of
         all of them. Never raises for storage that is full or fails."""
+        return self.take_in(data)[0]
+
+    def take_in(self, data: Buffer) -> tuple[Names, int]:
+        """As `add`; the names, and how many pieces are in the cache that were not before."""
         pieces = as_pieces(data)
         names = self.names(pieces)
-        fresh = np.flatnonzero(self._is_new(names))
-        if len(fresh):
-            self._core.intake.take(self.fingerprint, list(_runs(pieces, names, fresh)))
-        return names
+        fresh = np.flatnonzero(self.are_new(names))
+        if not len(fresh):
+            return names, 0
+        return names, self._core.intake.take(self.fingerprint, list(_runs(pieces, names, fresh)))
 
-    def _is_new(self, names: Names) -> Mask:
+    def are_new(self, names: Names) -> Mask:
+        """Which names are worth taking in: the first of each that is neither known nor zeros."""
         known = self._found(names) != NONE
         new: Mask = ~known & ~self.are_zero(names)
         places = np.flatnonzero(new)
@@ -195,7 +200,7 @@ class Namespace:
         rows = np.flatnonzero(ok)
         part = data if len(rows) == len(data) else data[rows]
         if len(rows):
-            wrong = rows[(self._core.name_pieces(part, self._key) != expected[rows]).any(axis=1)]
+            wrong = rows[(self._core.name_pieces(part, self.key) != expected[rows]).any(axis=1)]
             self._drop(expected[wrong], locations[wrong])
             ok[wrong] = False
         data[~ok] = 0

@@ -79,6 +79,10 @@ class SegmentDamaged(ValueError):
     """These bytes are not what a segment holds there; the text says why."""
 
 
+class SegmentUnknown(SegmentDamaged):
+    """The segment is of another release's format."""
+
+
 class DiskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file that the entries of an IN_DISK segment point into."""
 
@@ -157,7 +161,7 @@ def read_header(file: BlockFile) -> tuple[Header, int]:
     if magic != HEADER_MAGIC:
         raise SegmentDamaged(f"begins with {magic!r}")
     if version != VERSION or piece != PIECE:
-        raise SegmentDamaged(f"version {version}, pieces of {piece} bytes: not of this release")
+        raise SegmentUnknown(f"version {version}, pieces of {piece} bytes: not of this release")
     if tail_length > _TAIL_MAX or file.size < HEADER_MIN + tail_length:
         raise SegmentDamaged("the header is cut short")
     rest = file.read(_FIXED.size, tail_length + CHECKSUM)

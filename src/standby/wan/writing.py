@@ -182,6 +182,16 @@ class Intake:
         self._open.pop(opened.segment.header.namespace, None)
         self._shelf.keep_facts(opened.segment, facts)
 
+    def seal_open(self, segment: Segment) -> bool:
+        """Seal a segment that is open; False where that cannot be done now."""
+        opened = self._open.get(segment.header.namespace)
+        try:
+            if opened is not None and opened.segment is segment:
+                self._seal(opened)
+        except StandbyError as exc:
+            self._stop(exc)
+        return segment.is_sealed
+
     # --- entries into disk files ---
 
     def open_disk_segment(self, namespace: bytes, disk: DiskFile) -> OpenSegment | None:
@@ -306,7 +316,11 @@ class Intake:
                     del self._open[fingerprint]
             gone = [s for s in self._shelf if namespace in (None, s.header.namespace)]
             for segment in gone:
-                self.drop(segment)
+                if namespace is not None:
+                    self.forget(segment)
+                self._shelf.take_off(segment)
+            if namespace is None:
+                self._table.clear()
             self._go_on()
             return len(gone)
 
