@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError, PlatformError
 
-KERNELS = ("blocks", "rolling")
+KERNELS = ("blocks", "keyed", "rolling", "wan_cache")
 
 HEADERS = sorted(path.as_posix() for path in Path("ext/include").glob("*.h"))
 FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-fno-strict-aliasing"]

@@ -62,7 +62,11 @@ def test_headers_compile_for_machines_without_vector_variants(tmp_path: Path, ta
         "int memcmp(const void *, const void *, size_t);\n"
     )
     unit = tmp_path / "unit.c"
-    unit.write_text('#include "blocks.h"\n_Static_assert(BLOCKS_VARIANTS == 1, "scalar only");\n')
+    unit.write_text(
+        '#include "blocks.h"\n_Static_assert(BLOCKS_VARIANTS == 1, "scalar only");\n'
+        '#include "keyed.h"\n_Static_assert(KEYED_VARIANTS == 1, "scalar only");\n'
+        '#include "wan_cache.h"\n'
+    )
     done = run(
         "clang", f"--target={target}", "-ffreestanding", "-O2", *STRICT, f"-I{tmp_path}",
         f"-I{EXT / 'include'}", "-S", str(unit), "-o", str(tmp_path / "unit.s"),

@@ -1,0 +1,704 @@
+/* A table from names of 4 KiB pieces to their locations, in memory the caller owns.
+ *
+ * One line of memory answers most questions, hit or miss: a bucket is 64 bytes with 7 entries of a
+ * 16-bit tag, 6 bits more, and a 48-bit location.
+ *
+ *   byte  0        14       16                                58              64
+ *         | 7 tags | filter | 7 locations + 1, 6 bytes each   | 7 x more | count |
+ *           u16      u16      little-endian                     6 bits     3 bits (+ 3 unused)
+ *
+ * A name has two candidate buckets; `filter` of the first tells which of its names may lie in the
+ * second, so that a miss seldom looks there. Entries move between their two buckets to make room
+ * (cuckoo displacement, found breadth first). The idea of the filter: Cuckoo++ (arXiv 1712.09624);
+ * of moving entries knowing only their tags: cuckoo filters (Fan et al., CoNEXT 2014).
+ *
+ * The table is cut into shards of at most WAN_LAST buckets by bits of the name, so that growing is
+ * many short steps. A shard grows in place by an eighth, from WAN_FIRST buckets on, without the
+ * names: `place` is 29 bits of the name, the first candidate is place * buckets / 2^29, and the tag
+ * with 5 of the 6 bits more are the low 21 bits of `place`. A bucket stands for at most 2^21
+ * neighbouring places, so bucket and low bits give the place back. The sixth bit says whether an
+ * entry lies in its second candidate.
+ *
+ * Names must be spread evenly (they are keyed digests). Two names may share all stored bits: the
+ * later one then replaces the earlier, and a question for a name that was never put in may be
+ * answered. About count / 2^(21 - log2(buckets / WAN_FIRST)) of such questions are, per bucket
+ * looked at; callers verify.
+ *
+ * One writer at a time; any number of readers beside it, without a lock: a shard's version is odd
+ * while it changes, and a reader that saw a change asks again. Its plain loads race with the
+ * writer's stores on purpose; what they gave is used only after the version proved it whole. */
+#ifndef STANDBY_WAN_CACHE_H
+#define STANDBY_WAN_CACHE_H
+
+#include "words.h"
+
+enum {
+    WAN_NAME = 16,
+    WAN_SLOTS = 7,
+    WAN_BUCKET = 64,
+    WAN_FIRST = 256,  /* buckets of a new shard; a multiple of WAN_STEP */
+    WAN_LAST = 16384, /* of a full one: 1 MiB, which is rebuilt in 1 to 3 ms */
+    WAN_STEP = 64,    /* buckets in 4 KiB: memory is used in whole pages */
+    WAN_TAG_BITS = 21,
+    WAN_PLACE_BITS = 29, /* WAN_TAG_BITS + log2(WAN_FIRST) */
+    WAN_SAMPLED_MASK = 15, /* a name is a sample when these bits of its first byte are 0 */
+    WAN_RING = 64,
+    WAN_SECOND_AHEAD = 16,
+    WAN_NODES = 256, /* buckets looked at for a way to make room */
+    WAN_TRIES = 64,
+    WAN_OUTPUTS = 3 /* what `wan_insert` counts: put in, replaced, dropped */
+};
+
+#define WAN_NONE (~0ull)
+#define WAN_BUSY (~0ull - 1)
+#define WAN_LOCATION_LAST ((1ull << 48) - 2)
+#define WAN_LOCATION_MASK ((1ull << 48) - 1)
+
+typedef struct {
+    uint32_t version; /* odd while the shard changes */
+    uint32_t buckets;
+    uint32_t entries;
+    uint32_t marks; /* bit 31: holds only samples; below: filter bits that nothing stands behind */
+} wan_shard;
+
+#define WAN_ONLY_SAMPLES 0x80000000u
+
+typedef struct {
+    uint8_t *room; /* WAN_LAST buckets for each shard, of which it uses the first ones */
+    wan_shard *shards;
+    uint32_t shard_count;
+} wan_table;
+
+/* --- what compilers call differently --------------------------------------------------------- */
+
+#if defined(__GNUC__) || defined(__clang__)
+#define WAN_LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+#define WAN_STORE(p, x) __atomic_store_n(p, x, __ATOMIC_RELEASE)
+#define WAN_FENCE_READS() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+#define WAN_FENCE_WRITES() __atomic_thread_fence(__ATOMIC_RELEASE)
+#elif defined(_MSC_VER)
+#include <intrin.h>
+#if defined(_M_X64) || defined(_M_IX86)
+#define WAN_FENCE_READS() _ReadWriteBarrier() /* x86 keeps loads, and stores, in order */
+#define WAN_FENCE_WRITES() _ReadWriteBarrier()
+#else
+#define WAN_FENCE_READS() __dmb(_ARM64_BARRIER_ISH)
+#define WAN_FENCE_WRITES() __dmb(_ARM64_BARRIER_ISH)
+#endif
+static inline uint32_t wan_load(const volatile uint32_t *p)
+{
+    const uint32_t x = *p;
+    WAN_FENCE_READS();
+    return x;
+}
+static inline void wan_store(volatile uint32_t *p, uint32_t x)
+{
+    WAN_FENCE_WRITES();
+    *p = x;
+}
+#define WAN_LOAD(p) wan_load(p)
+#define WAN_STORE(p, x) wan_store(p, x)
+#endif
+
+static inline void wan_store_le(uint8_t *to, uint64_t x)
+{
+    x = STANDBY_BIG_ENDIAN ? words_swapped(x) : x;
+    memcpy(to, &x, sizeof x);
+}
+
+/* --- names, buckets, entries ----------------------------------------------------------------- */
+
+typedef struct {
+    uint32_t shard, place;
+} wan_key;
+
+static inline wan_key wan_key_of(const uint8_t *name, uint32_t shard_count)
+{
+    wan_key key;
+    key.place = (uint32_t)words_load_le(name) & ((1u << WAN_PLACE_BITS) - 1);
+    key.shard = (uint32_t)(((words_load_le(name + 8) >> 32) * shard_count) >> 32);
+    return key;
+}
+
+static inline int wan_is_sample(uint32_t place)
+{
+    return (place & WAN_SAMPLED_MASK) == 0;
+}
+
+static inline uint32_t wan_tag(uint32_t place)
+{
+    return place & ((1u << WAN_TAG_BITS) - 1);
+}
+
+static inline uint32_t wan_first(uint32_t place, uint32_t buckets)
+{
+    return (uint32_t)(((uint64_t)place * buckets) >> WAN_PLACE_BITS);
+}
+
+/* From the first candidate to the second: 1 to buckets - 1 further, round the end. */
+static inline uint32_t wan_distance(uint32_t tag, uint32_t buckets)
+{
+    const uint32_t mixed = tag * 0x9E3779B1u;
+    return 1 + (uint32_t)(((uint64_t)mixed * (buckets - 1)) >> 32);
+}
+
+static inline uint32_t wan_second(uint32_t first, uint32_t tag, uint32_t buckets)
+{
+    const uint32_t at = first + wan_distance(tag, buckets);
+    return at < buckets ? at : at - buckets;
+}
+
+static inline uint32_t wan_first_of_second(uint32_t second, uint32_t tag, uint32_t buckets)
+{
+    const uint32_t distance = wan_distance(tag, buckets);
+    return second >= distance ? second - distance : second + buckets - distance;
+}
+
+/* The one place with these low bits that has `first` as its first candidate. */
+static inline uint32_t wan_place(uint32_t first, uint32_t tag, uint32_t buckets)
+{
+    const uint64_t whole = 1ull << WAN_PLACE_BITS;
+    const uint32_t from = (uint32_t)((first * whole + buckets - 1) / buckets);
+    return (from + wan_tag(tag - from)) & (uint32_t)(whole - 1);
+}
+
+typedef struct {
+    uint64_t location; /* + 1 */
+    uint32_t tag;
+    uint32_t is_away; /* in its second candidate */
+} wan_entry;
+
+static inline uint32_t wan_count(const uint8_t *bucket)
+{
+    return (bucket[63] >> 2) & 7;
+}
+
+static inline void wan_set_count(uint8_t *bucket, uint32_t count)
+{
+    bucket[63] = (uint8_t)((bucket[63] & 3) | (count << 2));
+}
+
+static inline uint32_t wan_more(const uint8_t *bucket, uint32_t slot)
+{
+    return (uint32_t)(words_load_le(bucket + 56) >> (16 + 6 * slot)) & 63;
+}
+
+static inline uint64_t wan_location(const uint8_t *bucket, uint32_t slot)
+{
+    return words_load_le(bucket + 16 + 6 * slot) & WAN_LOCATION_MASK;
+}
+
+static inline wan_entry wan_get(const uint8_t *bucket, uint32_t slot)
+{
+    wan_entry entry;
+    const uint32_t more = wan_more(bucket, slot);
+    entry.location = wan_location(bucket, slot);
+    entry.tag = (uint32_t)bucket[2 * slot] | (uint32_t)bucket[2 * slot + 1] << 8;
+    entry.tag |= (more >> 1) << 16;
+    entry.is_away = more & 1;
+    return entry;
+}
+
+static inline void wan_set_location(uint8_t *bucket, uint32_t slot, uint64_t location)
+{
+    uint8_t *at = bucket + 16 + 6 * slot;
+    wan_store_le(at, (words_load_le(at) & ~WAN_LOCATION_MASK) | location);
+}
+
+static inline void wan_set(uint8_t *bucket, uint32_t slot, wan_entry entry)
+{
+    const uint64_t more = (uint64_t)(((entry.tag >> 16) << 1) | entry.is_away);
+    const uint32_t shift = 16 + 6 * slot;
+    wan_set_location(bucket, slot, entry.location);
+    bucket[2 * slot] = (uint8_t)entry.tag;
+    bucket[2 * slot + 1] = (uint8_t)(entry.tag >> 8);
+    wan_store_le(bucket + 56, (words_load_le(bucket + 56) & ~(63ull << shift)) | more << shift);
+}
+
+static inline void wan_add(uint8_t *bucket, wan_entry entry)
+{
+    const uint32_t count = wan_count(bucket);
+    wan_set(bucket, count, entry);
+    wan_set_count(bucket, count + 1);
+}
+
+static inline uint32_t wan_filter_bit(uint32_t tag)
+{
+    return tag >> (WAN_TAG_BITS - 4);
+}
+
+static inline int wan_may_be_away(const uint8_t *bucket, uint32_t tag)
+{
+    const uint32_t bit = wan_filter_bit(tag);
+    return (bucket[14 + (bit >> 3)] >> (bit & 7)) & 1;
+}
+
+static inline void wan_mark_away(uint8_t *bucket, uint32_t tag)
+{
+    const uint32_t bit = wan_filter_bit(tag);
+    bucket[14 + (bit >> 3)] = (uint8_t)(bucket[14 + (bit >> 3)] | 1u << (bit & 7));
+}
+
+/* Slot of the entry with this tag, or -1. */
+static inline int wan_find(const uint8_t *bucket, uint32_t tag, uint32_t is_away)
+{
+    /* four tags at a time: bit 15 of each 16 that are equal */
+    const uint64_t every = 0x0001000100010001ull, low = 0x7FFF7FFF7FFF7FFFull;
+    const uint64_t wanted = (tag & 0xFFFF) * every;
+    const uint64_t a = words_load_le(bucket) ^ wanted, b = words_load_le(bucket + 8) ^ wanted;
+    uint64_t hits = ~(((a & low) + low) | a | low) >> 15 | ~(((b & low) + low) | b | low) >> 14;
+    const uint32_t more = ((tag >> 16) << 1) | is_away;
+    const uint32_t count = wan_count(bucket);
+    /* bit 16 i: slot i; bit 16 i + 1: slot 4 + i */
+    for (uint32_t slot = 0; hits; slot++, hits >>= 16) {
+        if ((hits & 1) && slot < count && wan_more(bucket, slot) == more)
+            return (int)slot;
+        if ((hits & 2) && slot + 4 < count && wan_more(bucket, slot + 4) == more)
+            return (int)slot + 4;
+    }
+    return -1;
+}
+
+static inline uint8_t *wan_shard_room(const wan_table *table, uint32_t shard)
+{
+    return table->room + (size_t)shard * WAN_LAST * WAN_BUCKET;
+}
+
+static inline uint8_t *wan_bucket(uint8_t *room, uint32_t index)
+{
+    return room + (size_t)index * WAN_BUCKET;
+}
+
+/* --- looking up ------------------------------------------------------------------------------ */
+
+typedef struct {
+    size_t index; /* of the name */
+    const wan_shard *shard;
+    uint8_t *room;
+    uint8_t *bucket;
+    uint32_t version, buckets, place, first;
+} wan_question;
+
+static inline void wan_ask(const wan_table *table, const uint8_t *names, size_t index,
+                           wan_question *question)
+{
+    const wan_key key = wan_key_of(names + index * WAN_NAME, table->shard_count);
+    question->index = index;
+    question->shard = table->shards + key.shard;
+    question->room = wan_shard_room(table, key.shard);
+    question->version = WAN_LOAD(&question->shard->version);
+    question->buckets = question->shard->buckets;
+    question->place = key.place;
+    question->first = wan_first(key.place, question->buckets);
+    question->bucket = wan_bucket(question->room, question->first);
+}
+
+/* Whether nothing changed in the shard since the question was asked. */
+static inline int wan_is_whole(const wan_question *question)
+{
+    WAN_FENCE_READS();
+    return !(question->version & 1) && WAN_LOAD(&question->shard->version) == question->version;
+}
+
+/* The location, WAN_NONE, or WAN_BUSY when a writer was in the way at every try. */
+static STANDBY_NOINLINE uint64_t wan_ask_again(const wan_table *table, const uint8_t *names,
+                                               size_t index)
+{
+    for (int i = 0; i < WAN_TRIES; i++) {
+        wan_question question;
+        uint64_t answer = WAN_NONE;
+        uint32_t tag;
+        int slot;
+        wan_ask(table, names, index, &question);
+        if (question.version & 1)
+            continue;
+        tag = wan_tag(question.place);
+        slot = wan_find(question.bucket, tag, 0);
+        if (slot < 0 && wan_may_be_away(question.bucket, tag)) {
+            const uint32_t second = wan_second(question.first, tag, question.buckets);
+            question.bucket = wan_bucket(question.room, second);
+            slot = wan_find(question.bucket, tag, 1);
+        }
+        if (slot >= 0)
+            answer = wan_location(question.bucket, (uint32_t)slot) - 1;
+        if (wan_is_whole(&question))
+            return answer;
+    }
+    return WAN_BUSY;
+}
+
+static inline uint64_t wan_answer(const wan_table *table, const uint8_t *names,
+                                  const wan_question *question, int slot, size_t *busy)
+{
+    uint64_t answer = WAN_NONE;
+    if (slot >= 0)
+        answer = wan_location(question->bucket, (uint32_t)slot) - 1;
+    if (!wan_is_whole(question)) {
+        answer = wan_ask_again(table, names, question->index);
+        *busy += answer == WAN_BUSY;
+    }
+    return answer;
+}
+
+/* Answers for `count` names; returns how many of them are WAN_BUSY. `ahead` (at most WAN_RING / 2)
+ * names are between the prefetch of a bucket and the look into it; a second candidate waits for
+ * WAN_SECOND_AHEAD others. 0 prefetches nothing, which is what benches compare with. */
+static size_t wan_lookup(const wan_table *table, const uint8_t *names, size_t count,
+                         uint64_t *out, size_t ahead)
+{
+    wan_question ring[WAN_RING], away[WAN_RING];
+    size_t asked = 0, put_off = 0, taken = 0, busy = 0;
+    const size_t behind = ahead ? WAN_SECOND_AHEAD : 0;
+    for (size_t i = 0; i < count; i++) {
+        wan_question *question = &ring[i % WAN_RING];
+        uint32_t tag;
+        int slot;
+        for (; asked < count && asked <= i + ahead; asked++) {
+            wan_ask(table, names, asked, &ring[asked % WAN_RING]);
+            if (ahead)
+                STANDBY_PREFETCH(ring[asked % WAN_RING].bucket);
+        }
+        tag = wan_tag(question->place);
+        slot = wan_find(question->bucket, tag, 0);
+        if (slot < 0 && wan_may_be_away(question->bucket, tag)) {
+            wan_question *later = &away[put_off++ % WAN_RING];
+            *later = *question;
+            later->bucket = wan_bucket(question->room,
+                                       wan_second(question->first, tag, question->buckets));
+            if (ahead)
+                STANDBY_PREFETCH(later->bucket);
+        } else {
+            out[i] = wan_answer(table, names, question, slot, &busy);
+        }
+        for (; taken < put_off && (taken + behind < put_off || i + 1 == count); taken++) {
+            const wan_question *later = &away[taken % WAN_RING];
+            const int found = wan_find(later->bucket, wan_tag(later->place), 1);
+            out[later->index] = wan_answer(table, names, later, found, &busy);
+        }
+    }
+    return busy;
+}
+
+/* --- making room ----------------------------------------------------------------------------- */
+
+typedef struct {
+    uint32_t bucket;
+    int16_t parent; /* node whose entry `slot` would come here, -1 for the two candidates */
+    uint8_t slot;
+} wan_node;
+
+/* Move the entries on the way up from `node`, whose entry `slot` goes to `free_bucket`; then put
+ * the new entry into the candidate that the way began in. */
+static inline void wan_shift(uint8_t *room, const wan_node *nodes, int node, uint32_t slot,
+                             uint32_t free_bucket, wan_entry entry, uint32_t first,
+                             uint32_t *stale)
+{
+    uint8_t *to = wan_bucket(room, free_bucket);
+    uint32_t to_slot = wan_count(to);
+    wan_set_count(to, to_slot + 1);
+    for (;;) {
+        uint8_t *from = wan_bucket(room, nodes[node].bucket);
+        wan_entry moved = wan_get(from, slot);
+        moved.is_away ^= 1;
+        wan_set(to, to_slot, moved);
+        if (moved.is_away)
+            wan_mark_away(from, moved.tag);
+        else
+            ++*stale;
+        to = from;
+        to_slot = slot;
+        if (nodes[node].parent < 0)
+            break;
+        slot = nodes[node].slot;
+        node = nodes[node].parent;
+    }
+    entry.is_away = to != wan_bucket(room, first);
+    wan_set(to, to_slot, entry);
+    if (entry.is_away)
+        wan_mark_away(wan_bucket(room, first), entry.tag);
+}
+
+/* Whether `bucket` lies on the way from `node` up. */
+static inline int wan_is_on_way(const wan_node *nodes, int node, uint32_t bucket)
+{
+    for (; node >= 0; node = nodes[node].parent)
+        if (nodes[node].bucket == bucket)
+            return 1;
+    return 0;
+}
+
+/* Put in an entry that is not there yet; 0 when no room was found. */
+static int wan_put(uint8_t *room, uint32_t buckets, uint32_t place, uint64_t location,
+                   uint32_t *stale)
+{
+    wan_node nodes[WAN_NODES];
+    wan_entry entry;
+    int count = 2;
+    const uint32_t tag = wan_tag(place), first = wan_first(place, buckets);
+    const uint32_t second = wan_second(first, tag, buckets);
+    entry.location = location;
+    entry.tag = tag;
+    entry.is_away = 0;
+    if (wan_count(wan_bucket(room, first)) < WAN_SLOTS) {
+        wan_add(wan_bucket(room, first), entry);
+        return 1;
+    }
+    if (wan_count(wan_bucket(room, second)) < WAN_SLOTS) {
+        entry.is_away = 1;
+        wan_add(wan_bucket(room, second), entry);
+        wan_mark_away(wan_bucket(room, first), tag);
+        return 1;
+    }
+    nodes[0].bucket = first;
+    nodes[1].bucket = second;
+    nodes[0].parent = nodes[1].parent = -1;
+    nodes[0].slot = nodes[1].slot = 0;
+    for (int node = 0; node < count; node++) {
+        const uint32_t here = nodes[node].bucket;
+        const uint8_t *bucket = wan_bucket(room, here);
+        for (uint32_t slot = 0; slot < WAN_SLOTS; slot++) {
+            const wan_entry other = wan_get(bucket, slot);
+            const uint32_t there = other.is_away ? wan_first_of_second(here, other.tag, buckets)
+                                                 : wan_second(here, other.tag, buckets);
+            if (wan_count(wan_bucket(room, there)) < WAN_SLOTS) {
+                wan_shift(room, nodes, node, slot, there, entry, first, stale);
+                return 1;
+            }
+            if (count < WAN_NODES && !wan_is_on_way(nodes, node, there)) {
+                nodes[count].bucket = there;
+                nodes[count].parent = (int16_t)node;
+                nodes[count].slot = (uint8_t)slot;
+                count++;
+            }
+        }
+    }
+    return 0;
+}
+
+static inline void wan_begin(wan_shard *shard)
+{
+    WAN_STORE(&shard->version, shard->version + 1);
+    WAN_FENCE_WRITES();
+}
+
+static inline void wan_end(wan_shard *shard)
+{
+    WAN_STORE(&shard->version, shard->version + 1);
+}
+
+/* Lay a shard out anew with `buckets` buckets (not fewer than it has); `scratch` has room for
+ * WAN_LAST of them. First those that find room in their first candidate, then the others. */
+static STANDBY_NOINLINE void wan_rebuild(const wan_table *table, uint32_t index, uint32_t buckets,
+                                         int only_samples, uint8_t *scratch)
+{
+    wan_shard *shard = &table->shards[index];
+    uint8_t *room = wan_shard_room(table, index);
+    const uint32_t old = shard->buckets;
+    uint32_t stale = 0, entries = 0;
+    wan_begin(shard);
+    memcpy(scratch, room, (size_t)old * WAN_BUCKET);
+    memset(room, 0, (size_t)buckets * WAN_BUCKET);
+    for (int is_first = 1; is_first >= 0; is_first--) {
+        for (uint32_t here = 0; here < old; here++) {
+            uint8_t *bucket = wan_bucket(scratch, here);
+            const uint32_t count = wan_count(bucket);
+            for (uint32_t slot = 0; slot < count && slot < WAN_SLOTS; slot++) {
+                wan_entry entry = wan_get(bucket, slot);
+                const uint32_t first =
+                    entry.is_away ? wan_first_of_second(here, entry.tag, old) : here;
+                const uint32_t place = wan_place(first, entry.tag, old);
+                uint8_t *to = wan_bucket(room, wan_first(place, buckets));
+                if (entry.location == 0 || (only_samples && !wan_is_sample(place)))
+                    continue;
+                if (!is_first) {
+                    entries += (uint32_t)wan_put(room, buckets, place, entry.location, &stale);
+                } else if (wan_count(to) < WAN_SLOTS) {
+                    entry.is_away = 0;
+                    wan_add(to, entry);
+                    wan_set_location(bucket, slot, 0); /* done */
+                    entries++;
+                }
+            }
+        }
+    }
+    shard->buckets = buckets;
+    shard->entries = entries;
+    shard->marks = (only_samples ? WAN_ONLY_SAMPLES : shard->marks & WAN_ONLY_SAMPLES) | stale;
+    wan_end(shard);
+}
+
+static inline uint32_t wan_grown(uint32_t buckets)
+{
+    const uint32_t more = (buckets / 8 + WAN_STEP - 1) / WAN_STEP * WAN_STEP;
+    return buckets + more < WAN_LAST ? buckets + more : WAN_LAST;
+}
+
+/* Bits of the filters that stand for nothing cost every fourth miss a second look at most. */
+static inline void wan_tidy(const wan_table *table, uint32_t index, uint8_t *scratch)
+{
+    const wan_shard *shard = &table->shards[index];
+    if ((shard->marks & ~WAN_ONLY_SAMPLES) > 2 * shard->buckets)
+        wan_rebuild(table, index, shard->buckets, 0, scratch);
+}
+
+/* Find the entry of a key: its bucket, and the slot or -1. */
+static inline int wan_locate(const wan_table *table, wan_key key, uint8_t **bucket)
+{
+    const uint32_t buckets = table->shards[key.shard].buckets, tag = wan_tag(key.place);
+    uint8_t *room = wan_shard_room(table, key.shard);
+    const uint32_t first = wan_first(key.place, buckets);
+    int slot;
+    *bucket = wan_bucket(room, first);
+    slot = wan_find(*bucket, tag, 0);
+    if (slot < 0 && wan_may_be_away(*bucket, tag)) {
+        *bucket = wan_bucket(room, wan_second(first, tag, buckets));
+        slot = wan_find(*bucket, tag, 1);
+    }
+    return slot;
+}
+
+static inline void wan_prefetch(const wan_table *table, const uint8_t *name)
+{
+    const wan_key key = wan_key_of(name, table->shard_count);
+    const uint32_t first = wan_first(key.place, table->shards[key.shard].buckets);
+    STANDBY_PREFETCH(wan_bucket(wan_shard_room(table, key.shard), first));
+}
+
+/* Put in `count` names, from `*next` on, which is moved on. Stops, and returns 0, before a name
+ * that finds its shard full and `only_samples` not set; else 1. `counts` are added to. */
+static int wan_insert(const wan_table *table, const uint8_t *names, const uint64_t *locations,
+                      size_t count, size_t *next, int only_samples, uint8_t *scratch,
+                      int64_t counts[WAN_OUTPUTS])
+{
+    size_t asked = *next;
+    for (size_t i = *next; i < count; i++) {
+        const wan_key key = wan_key_of(names + i * WAN_NAME, table->shard_count);
+        wan_shard *shard = &table->shards[key.shard];
+        uint8_t *room = wan_shard_room(table, key.shard), *bucket;
+        int slot, is_done = 0;
+        *next = i;
+        for (; asked < count && asked <= i + WAN_RING / 2; asked++)
+            wan_prefetch(table, names + asked * WAN_NAME);
+        slot = wan_locate(table, key, &bucket);
+        if (slot >= 0) {
+            wan_begin(shard);
+            wan_set_location(bucket, (uint32_t)slot, locations[i] + 1);
+            wan_end(shard);
+            counts[1]++;
+            continue;
+        }
+        if (only_samples && !wan_is_sample(key.place)) {
+            counts[2]++;
+            continue;
+        }
+        while (!is_done) {
+            const uint64_t slots = (uint64_t)shard->buckets * WAN_SLOTS;
+            const int is_last = shard->buckets == WAN_LAST;
+            /* grows at 15/16, the last size takes 31/32: further the ways become long */
+            if (shard->entries < slots - slots / (is_last ? 32 : 16)) {
+                uint32_t stale = 0;
+                wan_begin(shard);
+                is_done = wan_put(room, shard->buckets, key.place, locations[i] + 1, &stale);
+                shard->entries += (uint32_t)is_done;
+                shard->marks += stale;
+                wan_end(shard);
+                if (is_done) {
+                    counts[0]++;
+                    wan_tidy(table, key.shard, scratch);
+                    break;
+                }
+            }
+            if (!is_last) {
+                wan_rebuild(table, key.shard, wan_grown(shard->buckets), 0, scratch);
+            } else if (!only_samples) {
+                return 0;
+            } else if (!(shard->marks & WAN_ONLY_SAMPLES)) {
+                wan_rebuild(table, key.shard, WAN_LAST, 1, scratch);
+            } else {
+                counts[2]++;
+                break;
+            }
+        }
+    }
+    *next = count;
+    return 1;
+}
+
+/* --- taking out ------------------------------------------------------------------------------ */
+
+/* Take an entry out; the last of its bucket takes its slot. */
+static inline void wan_take(wan_shard *shard, uint8_t *bucket, uint32_t slot)
+{
+    const uint32_t last = wan_count(bucket) - 1;
+    wan_entry none = {0, 0, 0};
+    shard->marks += wan_get(bucket, slot).is_away;
+    if (slot != last)
+        wan_set(bucket, slot, wan_get(bucket, last));
+    wan_set(bucket, last, none);
+    wan_set_count(bucket, last);
+    shard->entries -= shard->entries > 0;
+}
+
+/* Take out the names that are at these locations; returns how many. */
+static size_t wan_remove(const wan_table *table, const uint8_t *names, const uint64_t *locations,
+                         size_t count)
+{
+    size_t removed = 0, asked = 0;
+    for (size_t i = 0; i < count; i++) {
+        const wan_key key = wan_key_of(names + i * WAN_NAME, table->shard_count);
+        wan_shard *shard = &table->shards[key.shard];
+        uint8_t *bucket;
+        int slot;
+        for (; asked < count && asked <= i + WAN_RING / 2; asked++)
+            wan_prefetch(table, names + asked * WAN_NAME);
+        slot = wan_locate(table, key, &bucket);
+        if (slot < 0 || wan_location(bucket, (uint32_t)slot) != locations[i] + 1)
+            continue;
+        wan_begin(shard);
+        wan_take(shard, bucket, (uint32_t)slot);
+        wan_end(shard);
+        removed++;
+    }
+    return removed;
+}
+
+/* Take out every entry of shards `from` to `to` with a location in start <= x < stop. */
+static size_t wan_remove_between(const wan_table *table, uint32_t from, uint32_t to,
+                                 uint64_t start, uint64_t stop)
+{
+    size_t removed = 0;
+    for (uint32_t index = from; index < to; index++) {
+        wan_shard *shard = &table->shards[index];
+        uint8_t *room = wan_shard_room(table, index);
+        wan_begin(shard);
+        for (uint32_t here = 0; here < shard->buckets; here++) {
+            uint8_t *bucket = wan_bucket(room, here);
+            for (uint32_t slot = 0; slot < wan_count(bucket) && slot < WAN_SLOTS;) {
+                const uint64_t location = wan_location(bucket, slot) - 1;
+                if (location >= start && location < stop) {
+                    wan_take(shard, bucket, slot);
+                    removed++;
+                } else {
+                    slot++;
+                }
+            }
+        }
+        wan_end(shard);
+    }
+    return removed;
+}
+
+/* Count a shard's entries after its buckets were filled from elsewhere. */
+static void wan_recount(const wan_table *table)
+{
+    for (uint32_t index = 0; index < table->shard_count; index++) {
+        wan_shard *shard = &table->shards[index];
+        uint8_t *room = wan_shard_room(table, index);
+        uint32_t entries = 0;
+        for (uint32_t here = 0; here < shard->buckets; here++)
+            entries += wan_count(wan_bucket(room, here));
+        shard->entries = entries;
+    }
+}
+
+#endif
