@@ -245,6 +245,12 @@ def test_a_task_that_waits_can_be_ended(target, ticket):
         served.result(10)
 
 
+def test_a_task_that_was_ended_before_it_came_to_wait_does_not_wait(target, ticket):
+    target.connections.cancel("task")
+    with pytest.raises(LinkError, match="was ended"):
+        target.accept(ticket).result(5)
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -41,6 +41,9 @@ ACCEPT_TIMEOUT_S = 60.0
 """How long the waiting end waits: the other one is told by the same server at the same time."""
 PARK_S = 15.0
 """How long a connection may be ahead of the server's word to the mover it came to."""
+CANCELLED_S = 60.0
+"""How long a task that was ended is remembered: its own thread may come here after the word that
+ended it, and would wait for a connection that nobody makes."""
 SKEW_S = 60
 """How far two machines' clocks may be apart without a fresh ticket counting as expired."""
 WAITING_MAX = 256
@@ -195,19 +198,21 @@ class ServiceConnections:
         connect: Callable[[str, str, str, str, float], Link],
         clock: Clock = SYSTEM_CLOCK,
         *,
-        accept_timeout_s: float = ACCEPT_TIMEOUT_S,
-        park_s: float = PARK_S,
+        accept_timeout_s: float | None = None,
+        park_s: float | None = None,
     ) -> None:
+        """The two times are ACCEPT_TIMEOUT_S and PARK_S where none are given."""
         self.name = name
         self.throttles: Throttles | None = None
         """The traffic rules that all connections are under, None: none."""
         self._connect = connect
         self._clock = clock
-        self._accept_timeout_s = accept_timeout_s
-        self._park_s = park_s
+        self._accept_timeout_s = ACCEPT_TIMEOUT_S if accept_timeout_s is None else accept_timeout_s
+        self._park_s = PARK_S if park_s is None else park_s
         self._changed = threading.Condition()
         self._waiting: dict[str, _Waiting] = {}
         self._used: dict[str, datetime] = {}
+        self._cancelled: dict[str, float] = {}
         self._links: dict[str, set[Link]] = {}
         self._parked = 0
         self._is_closed = False
@@ -222,7 +227,7 @@ class ServiceConnections:
             pace(link, self.throttles, weight=errand.weight)
         with self._changed:
             self._links.setdefault(errand.task, set()).add(link)
-            if self._is_closed:
+            if self._is_closed or errand.task in self._cancelled:
                 link.shutdown()
         try:
             ring = None
@@ -256,8 +261,8 @@ class ServiceConnections:
 
     def _accepted(self, ticket: Ticket, errand: Errand) -> Link:
         self._check(ticket, errand, self.name, ticket.source)
-        waiting = _Waiting(ticket)
         with self._changed:
+            waiting = _Waiting(ticket, is_cancelled=ticket.task in self._cancelled)
             if ticket.secret in self._used or ticket.secret in self._waiting:
                 raise TicketRefused(ticket.source, ticket.task, "it was used before")
             if len(self._waiting) >= WAITING_MAX:
@@ -391,8 +396,13 @@ class ServiceConnections:
         """See Connections: nobody waits for the ticket, which the other end learns by itself."""
 
     def cancel(self, task: str) -> None:
-        """See Connections."""
+        """See Connections; a task that was asked for and has not come this far yet ends too when it
+        does, and who connects for it is refused."""
         with self._changed:
+            now = self._clock.monotonic()
+            recent = self._cancelled.items()
+            self._cancelled = {name: at for name, at in recent if now - at < CANCELLED_S}
+            self._cancelled[task] = now
             for waiting in self._waiting.values():
                 if waiting.ticket.task == task:
                     waiting.is_cancelled = True
