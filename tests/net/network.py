@@ -25,7 +25,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +80,16 @@ def _ip(*words: str | int) -> str:
     if done.returncode:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def _ip_batch(lines: Sequence[str], space: str = "") -> None:
+    """Several commands of `ip` in one process, in a namespace where one is named; one that fails
+    does not keep the others from being tried."""
+    command = ["ip", *(("-n", space) if space else ()), "-force", "-batch", "-"]
+    text = "\n".join(lines)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
 def obstacle() -> str:
@@ -273,39 +283,47 @@ class Network:
         if self._carrier is not None:
             self._carrier.kill()
             self._carrier.wait(timeout=30)
-        for space in reversed(self._spaces):
+        if self._spaces:
             with contextlib.suppress(OSError):
-                _ip("netns", "del", space)
+                _ip_batch([f"netns del {space}" for space in reversed(self._spaces)])
         self._spaces.clear()
 
     # --- building ----------------------------------------------------------------------------
 
-    def _space(self, name: str) -> str:
-        space = self._prefix + name
-        _ip("netns", "add", space)
-        self._spaces.append(space)
-        _ip("-n", space, "link", "set", "lo", "up")
-        return space
-
     def _build(self) -> None:
+        self._add_spaces(name for site, hosts in self._sites.items() for name in (site, *hosts))
         for site, names in self._sites.items():
-            bridge = self._space(site)
-            _ip("-n", bridge, "link", "add", "br0", "type", "bridge", "forward_delay", 0)
-            _ip("-n", bridge, "link", "set", "br0", "up")
+            bridge = self._prefix + site
+            lines = [
+                "link set lo up",
+                "link add br0 type bridge forward_delay 0",
+                "link set br0 up",
+            ]
             for number, name in enumerate(names, 1):
-                self._add_host(site, bridge, number, name)
+                port = f"port{number}"
+                peer = f"type veth peer eth0 netns {self._prefix}{name}"
+                lines += [f"link add {port} {peer}", f"link set {port} master br0 up"]
+            _ip_batch(lines, bridge)
+            for number, name in enumerate(names, 1):
+                self._set_up_host(site, bridge, number, name)
         self._join(self._prefix + "a", self._prefix + "b")
 
-    def _add_host(self, site: str, bridge: str, number: int, name: str) -> None:
-        space = self._space(name)
-        port = f"port{number}"
+    def _add_spaces(self, names: Iterable[str]) -> None:
+        self._spaces = [self._prefix + name for name in names]  # some, when it fails halfway
+        _ip_batch([f"netns add {space}" for space in self._spaces])
+
+    def _set_up_host(self, site: str, bridge: str, number: int, name: str) -> None:
+        space = self._prefix + name
         address = f"{NETWORKS[site].rpartition('.')[0]}.{number}"
-        _ip("-n", bridge, "link", "add", port, "type", "veth", "peer", "eth0", "netns", space)
-        _ip("-n", bridge, "link", "set", port, "master", "br0", "up")
-        segments = () if self._offload else ("gso_max_segs", 1)
-        _ip("-n", space, "link", "set", "eth0", *segments, "up")
-        _ip("-n", space, "address", "add", f"{address}/16", "dev", "eth0")
-        self.hosts[name] = Host(name, space, address, HostLink(bridge, port, space))
+        segments = "" if self._offload else "gso_max_segs 1"
+        lines = [
+            "link set lo up",
+            f"link set eth0 {segments} up",
+            f"address add {address}/16 dev eth0",
+        ]
+        _ip_batch(lines, space)
+        link = HostLink(bridge, f"port{number}", space)
+        self.hosts[name] = Host(name, space, address, link)
 
     def _join(self, near: str, far: str) -> None:
         """The line between the sites' bridges."""

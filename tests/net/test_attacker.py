@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from net.nursery import Nursery
-from net.sites import Sites, ask
+from net.sites import TUNED, Sites, ask
 from standby.clock import SYSTEM_CLOCK
 from standby.errors import (
     CertificateRefused,
@@ -45,7 +46,9 @@ def site(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Four points, of which the target protects all: by count three, by age each."""
     folder = tmp_path_factory.mktemp("attacked") / "site"
     protect = "keep_points_min = 3\nkeep_days_min = 7"
-    with Sites(folder, nursery, protect=protect, mover='orphan_timeout = "1s"') as made:
+    tuned = {**TUNED, "standby.road.connections.PARK_S": 2.0}
+    more = 'orphan_timeout = "1s"'
+    with Sites(folder, nursery, protect=protect, mover=more, tuned=tuned) as made:
         made.add_machine()
         made.fill()
         for _ in range(POINTS):
@@ -284,15 +287,17 @@ def test_a_source_needs_the_ticket_that_it_was_given(
 ) -> None:
     ours = new_ticket("task", "replica", "disk0", 1, TO_TARGET, "px1", "dr1")
     theirs = new_ticket("task", "replica", "disk0", 1, TO_TARGET, "px2", "dr1")
-    for task, ticket in (
+    attempts = (
         ("task", ticket_text(ours)),  # the server gave none
         ("task", ticket_text(theirs)),
         ("other", ticket_text(ours)),
         ("task", ""),
         ("task", "{}"),
         ("task", ticket_text(ours)[:-2]),
-    ):
-        error = attached(site, source, task, ticket)
+    )
+    with ThreadPoolExecutor(len(attempts)) as pool:  # a good one is waited with for a while
+        errors = list(pool.map(lambda attempt: attached(site, source, *attempt), attempts))
+    for error in errors:
         assert type(error).__name__ in ("TicketRefused", "ProtocolError"), error
 
 

@@ -20,7 +20,7 @@ import pytest
 from cli.processes import state_of, wait_until
 from net.network import Line, has_tbf
 from net.nursery import Child, Nursery
-from net.sites import PORT, ROLES, Sites
+from net.sites import PORT, ROLES, TUNED, Sites
 from standby.clock import SYSTEM_CLOCK
 from standby.errors import LinkError
 from standby.units import MiB
@@ -147,7 +147,11 @@ def test_a_target_side_that_vanishes_is_gone_on_with_when_it_is_back(make: Make)
 
 
 def test_a_target_proxy_that_hangs_is_replaced_and_cannot_spoil_a_point(make: Make) -> None:
-    sites = make(mover='orphan_timeout = "1s"', reconnect_for="5s")
+    quick = {
+        "standby.server.service_mover.SILENCE_S": 4.0,
+        "standby.server.fleet.CONNECT_TIMEOUT_S": 1.5,
+    }
+    sites = make(mover='orphan_timeout = "1s"', reconnect_for="3s", tuned={**TUNED, **quick})
     session = sites.begin()
     until_under_way(sites)
     hung = sites.movers["dr1"]

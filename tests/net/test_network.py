@@ -141,9 +141,13 @@ def test_a_line_has_the_delay_and_the_rate_that_were_set() -> None:
         source, target = network["source"], network["target"]
         with source.connect(listener), listener.accept()[0]:
             pass  # addresses are known to both from now on
-        started = time.monotonic()
+        fastest_s = 1.0
+        for _ in range(5):  # a busy machine is late now and then
+            started = time.monotonic()
+            with source.connect(listener), listener.accept()[0]:
+                fastest_s = min(fastest_s, time.monotonic() - started)
+        assert 0.04 <= fastest_s < 0.08
         with source.connect(listener) as near, listener.accept()[0] as far:
-            assert 0.04 <= time.monotonic() - started < 0.08
             near.settimeout(None)
             with pumping(near, far):
                 time.sleep(1.2)  # the window grows

@@ -17,7 +17,10 @@ from standby.units import MiB
 
 LIMIT_BPS = 80 * 125_000
 DATA = 56 * MiB
-MEASURED_S = 3.0
+MEASURED_S = 2.5
+TURNS = 3
+"""The limit is never exceeded; movers that wait for a busy machine's processors may not use it up,
+so that one turn of several shows that they can."""
 
 MORE = f"""\
 exclude_machines = ["vm2"]
@@ -64,16 +67,22 @@ def test_jobs_share_a_limit_by_weight_and_control_is_not_delayed(sites: Sites) -
     sessions = [sites.spawn("job", "start", name) for name in ("job", "heavy")]
     wait_until(lambda: sum(count > MiB for count in sent_bytes(sites)) == 2, "both send")
     with sites.link("px1") as control:
-        before, began = arrived_bytes(sites), time.monotonic()
-        sent = sent_bytes(sites)[-2:]
-        slowest_s = 0.0
-        while (now := time.monotonic()) < began + MEASURED_S:
-            ask(control, "ping")
-            slowest_s = max(slowest_s, time.monotonic() - now)
-            time.sleep(0.05)
-        after, ended = arrived_bytes(sites), time.monotonic()
-    light, heavy = (late - early for late, early in zip(sent_bytes(sites)[-2:], sent, strict=True))
-    assert (after - before) / (ended - began) == pytest.approx(LIMIT_BPS, rel=0.05)
+        for _ in range(TURNS):
+            before, began = arrived_bytes(sites), time.monotonic()
+            sent = sent_bytes(sites)[-2:]
+            slowest_s = 0.0
+            while (now := time.monotonic()) < began + MEASURED_S:
+                ask(control, "ping")
+                slowest_s = max(slowest_s, time.monotonic() - now)
+                time.sleep(0.05)
+            after, ended = arrived_bytes(sites), time.monotonic()
+            now_sent = sent_bytes(sites)[-2:]
+            rate_bps = (after - before) / (ended - began)
+            assert rate_bps < 1.05 * LIMIT_BPS
+            if rate_bps > 0.95 * LIMIT_BPS:
+                break
+    assert rate_bps > 0.95 * LIMIT_BPS
+    light, heavy = (late - early for late, early in zip(now_sent, sent, strict=True))
     # 3 : 1 while both ask; threads of a busy machine do not always.
     assert 1.5 < heavy / light < 4
     assert slowest_s < 1
