@@ -19,6 +19,7 @@ from standby.files import File
 from standby.model.extent import Extent
 from standby.ports import VirtualDisk
 from standby.road.batches import joined_rows
+from standby.road.pages import read_leaves, zero_page
 from standby.road.scan_ranges import Windows, file_ranges
 from standby.road.scanning import READ_SIZE, PageScanner, SendTask
 from standby.road.source_proxy import counted_changes
@@ -140,7 +141,9 @@ def test_only_plain_files_are_read_without_their_disk(tmp_path):
         other.close()
 
 
-def test_a_dirty_log_over_a_file_is_read_through_it(tmp_path):
+@pytest.fixture
+def dirty(tmp_path) -> Path:
+    """A disk of 4 MiB, half of it written, whose log was not replayed."""
     writer = vhdx.create(tmp_path / "a.vhdx", 4 * MiB)
     writer.write(0, b"a" * MiB)
     writer.flush()
@@ -148,10 +151,75 @@ def test_a_dirty_log_over_a_file_is_read_through_it(tmp_path):
     writer.flush()
     (tmp_path / "b.vhdx").write_bytes((tmp_path / "a.vhdx").read_bytes())
     writer.close()
-    with open_disk(tmp_path / "b.vhdx") as disk:
+    return tmp_path / "b.vhdx"
+
+
+@needs_kernel
+def test_content_beside_a_dirty_log_is_read_from_the_file(dirty):
+    with open_disk(dirty) as disk:
         assert disk.info.log_is_dirty
-        assert file_ranges(disk, np.arange(1)) is None
+        assert disk.file.changes(np.array([0]), np.array([4 * MiB]))  # the table, at least
+        found = file_ranges(disk, np.arange(1))
+        assert found is not None
+        assert found.files[0].path == dirty
         assert counted_changes(disk, None, None).changed == 2 * MiB
+
+
+@pytest.mark.parametrize("change", ["page", "zeros", "end"])
+def test_content_under_a_dirty_log_is_read_through_it(dirty, change):
+    with open_disk(dirty) as disk:
+        place = int(disk.mapped(0, MiB)[0, 2])
+        if change == "page":
+            disk.file.put(place + MiB - PIECE, bytes(PIECE))
+        elif change == "zeros":
+            disk.file.clear(place + MiB - PIECE, PIECE)
+        else:
+            os.truncate(dirty, place + 2 * MiB - PIECE)
+            disk.image.file._size = place + 2 * MiB - PIECE  # as if it had been opened so
+        assert file_ranges(disk, np.arange(1)) is None
+        assert counted_changes(disk, None, None).changed == 2 * MiB - PIECE
+        leaves = zero_page()
+        everything = np.arange(LEAVES_PER_PAGE) < 4 * MiB // PIECE
+        read_leaves(disk, 0, 4 * MiB, everything, leaves)
+        assert int((leaves != ZERO_LEAF).sum()) == 2 * MiB // PIECE - 1
+
+
+@pytest.mark.parametrize("make", (FILES | OTHERS).values(), ids=FILES | OTHERS)
+def test_leaves_read_by_the_kernel_are_those_read_by_the_disk(tmp_path, monkeypatch, make):
+    disk = make(tmp_path)
+    chance = np.random.default_rng(31)
+    calls: list[int] = []
+    monkeypatch.setattr(type(disk), "read_into", counting(type(disk).read_into, calls))
+    try:
+        for start in range(0, min(disk.virtual_size, 4 * PAGE), PAGE):
+            stop = min(start + PAGE, disk.virtual_size)
+            pieces = -(-(stop - start) // PIECE)
+            edges = np.sort(chance.choice(pieces, 20, replace=False)) if pieces > 20 else []
+            wanted = np.zeros(LEAVES_PER_PAGE, dtype=np.bool_)
+            wanted[:pieces] = np.searchsorted(edges, np.arange(pieces)) % 2 == 0
+            whole = np.frombuffer(bytearray(PAGE), np.uint8)
+            expected, found = zero_page(), zero_page()
+            count = read_leaves(disk, start, stop, wanted, expected, whole.data)
+            calls.clear()
+            assert read_leaves(disk, start, stop, wanted, found) <= count
+            assert np.array_equal(found[wanted], expected[wanted])
+            is_plain = make in FILES.values() and comparing.CAN_READ_FILES
+            if is_plain and int(wanted.sum()) * PIECE >= 512 * KiB:
+                assert calls == []
+            elif not is_plain:
+                assert calls
+    finally:
+        disk.close()
+
+
+def counting(plain: Callable, calls: list[int]) -> Callable:
+    """`read_into` that tells when it was called."""
+
+    def read_into(disk, offset, buffer):
+        calls.append(offset)
+        plain(disk, offset, buffer)
+
+    return read_into
 
 
 def test_a_raw_parent_is_read_where_its_file_has_all_of_it(tmp_path):

@@ -20,6 +20,6 @@ class FileRanges:
 
 
 def plain(file: BlockFile) -> File | None:
-    """The file, when reads of its descriptor show what it shows; a file under a log that was not
-    replayed is none, nor one that a test put there."""
+    """The file, when reads of its descriptor show what it shows; one that a test put there is
+    none."""
     return file if type(file) is File else None

@@ -18,9 +18,12 @@ from standby.disk.vhdx.geometry import (
 from standby.disk.vhdx.mapping import DATA, HOLE, ZERO, Map, clipped, joined, single
 from standby.disk.vhdx.metadata import Metadata
 from standby.disk.vhdx.pages import PageCache
+from standby.disk.vhdx.replaying import OverlaidFile
 from standby.errors import DiskCorrupt
 from standby.files import BlockFile, File
 from standby.ports import Buffer
+
+Offsets = npt.NDArray[np.int64]
 
 _BLOCKS_MAX = 1 << 14
 """Blocks that one map covers at most: 128 KiB of the table."""
@@ -59,8 +62,14 @@ class Layer:
 
     @property
     def plain_file(self) -> File | None:
-        """The file, unless its dirty log lies over it."""
-        return plain(self.file)
+        """The file; one under a log that was not replayed as well, where `reads_plainly`."""
+        file = self.file
+        return plain(file.base if isinstance(file, OverlaidFile) else file)
+
+    def reads_plainly(self, places: Offsets, lengths: Offsets) -> bool:
+        """Whether the file itself, without what its log lays over it, holds these DATA runs."""
+        file = self.file
+        return not (isinstance(file, OverlaidFile) and file.changes(places, places + lengths))
 
     def whole(self, offset: int, length: int) -> tuple[int, int] | None:
         """(kind, place) of a range that lies in one block of one kind; None when it does not, or

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from standby import clock
 from standby.disk.vhdx import log
@@ -110,6 +111,27 @@ class OverlaidFile:
                 f"reading through a log of more than {_PAGES_MAX} pages",
                 "Open the disk for writing once, or mount it on its host: that replays the log",
             )
+
+    @property
+    def base(self) -> BlockFile:
+        """The file below."""
+        return self._base
+
+    def changes(self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> bool:
+        """Whether any of these ranges, each [start, stop), may read otherwise than the file below
+        does: the log lays something over it, or the file ends before."""
+        if not starts.size:
+            return False
+        if int(stops.max()) > self._base.size:
+            return True
+        pages = np.array(self._offsets, dtype=np.int64)
+        firsts, lasts = (
+            np.searchsorted(pages, starts - PAGE, "right"),
+            np.searchsorted(pages, stops),
+        )
+        if (firsts < lasts).any():
+            return True
+        return any(bool(((starts < last) & (stops > first)).any()) for first, last in self._zeroed)
 
     def read_into(self, buffer: Buffer, offset: int) -> None:
         """Fill `buffer`; past the end is DiskIO."""

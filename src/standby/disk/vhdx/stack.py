@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from standby.disk.file_ranges import FileRanges, plain
 from standby.disk.raw import RawDisk
@@ -14,6 +15,8 @@ from standby.errors import ParentRefused
 from standby.files import File
 from standby.model.extent import Extent, Kind, coalesced
 from standby.ports import Buffer, VirtualDisk
+
+Offsets = npt.NDArray[np.int64]
 
 SHORT = 1 << 20
 """Reads up to this length try the way without arrays first."""
@@ -29,6 +32,7 @@ class AnyLayer(Protocol):
     def read_place(self, place: int, buffer: Buffer) -> None: ...
     @property
     def plain_file(self) -> File | None: ...
+    def reads_plainly(self, places: Offsets, lengths: Offsets) -> bool: ...
 
 
 class ForeignLayer:
@@ -69,6 +73,10 @@ class ForeignLayer:
         is_whole = isinstance(disk, RawDisk) and disk.file.size == disk.virtual_size
         return plain(disk.file) if isinstance(disk, RawDisk) and is_whole else None
 
+    def reads_plainly(self, places: Offsets, lengths: Offsets) -> bool:
+        """Always: nothing lies over a raw disk."""
+        return True
+
 
 class Absent:
     """Stands below a differencing layer whose parent was not opened: refuses to be asked."""
@@ -88,6 +96,10 @@ class Absent:
         raise ParentRefused(*self._refusal)
 
     def read_place(self, place: int, buffer: Buffer) -> None:
+        """Refused."""
+        raise ParentRefused(*self._refusal)
+
+    def reads_plainly(self, places: Offsets, lengths: Offsets) -> bool:
         """Refused."""
         raise ParentRefused(*self._refusal)
 
@@ -127,7 +139,8 @@ def read_into(layers: Sequence[AnyLayer], offset: int, buffer: Buffer) -> None:
 
 
 def file_ranges(layers: Sequence[AnyLayer], start: int, stop: int) -> FileRanges | None:
-    """Where the layers' files store [start, stop); None when one of them is not a plain file."""
+    """Where the layers' files store [start, stop); None when one of them is not a plain file, or a
+    log that was not replayed lies over what it stores of it."""
     there = [layer for layer in layers if not isinstance(layer, Absent)]
     files = [file for layer in there if (file := layer.plain_file) is not None]
     if len(files) != len(there):
@@ -136,7 +149,12 @@ def file_ranges(layers: Sequence[AnyLayer], start: int, stop: int) -> FileRanges
     while start < stop:
         runs = resolved(layers, start, stop)
         table = np.stack((runs.starts, runs.stops - runs.starts, runs.places, runs.layers), axis=1)
-        tables.append(table[runs.kinds == DATA])
+        table = table[runs.kinds == DATA]
+        for index, layer in enumerate(there):
+            ours = table[table[:, 3] == index]
+            if not layer.reads_plainly(ours[:, 2], ours[:, 1]):
+                return None
+        tables.append(table)
         start = runs.stop
     return FileRanges(np.concatenate(tables), tuple(files))
 
