@@ -6,6 +6,7 @@ Each mover is the real one, in this process, over plain TCP on the loopback devi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,9 @@ class CuttableMachine(Machine):
     cut_after = 0
     cuts = True
     on_cut: Callable[[], None] | None = None
+    take_after = 0
+    on_taken: Callable[[], None] | None = None
+    """Called once when one of the links that others made brought `take_after` bytes."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.made: list[Link] = []
@@ -86,9 +90,23 @@ class CuttableMachine(Machine):
 
         def kept(link: Link, peer: PlainPeer) -> None:
             self.taken.append(link)
+            self._count(link)
             taken(link, peer)
 
         self.listener._on_link = kept
+
+    def _count(self, link: Link) -> None:
+        original = link.receive
+
+        def receive() -> Any:
+            found = original()
+            if self.take_after and link.received_bytes >= self.take_after:
+                self.take_after = 0
+                if self.on_taken is not None:
+                    self.on_taken()
+            return found
+
+        link.receive = receive  # type: ignore[method-assign]
 
     def _connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
         link = super()._connect(address, name, role, own_role, timeout_s)
@@ -121,6 +139,8 @@ class SeveralSite(Site):
         super().__init__(folder, restore_points, more)
         self.control: list[Link] = []
         self.is_cut_off = False
+        self.hung: set[str] = set()
+        self.released = threading.Event()
         self.machines = {name: self.make_mover(name) for name in ROLES}
         movers = "\n".join(
             f'[movers.{name}]\naddress = "{machine.listener.address}"'
@@ -137,7 +157,7 @@ class SeveralSite(Site):
 
     def link(self, mover: MoverConfig) -> Link:
         """A control connection to whoever listens for that mover now."""
-        if self.is_cut_off:
+        if self.is_cut_off or (mover.name in self.hung and not self.released.is_set()):
             raise LinkError(mover.name, "no route to host")
         link = self.machines[mover.name].server_link("server")
         self.control.append(link)
@@ -148,6 +168,15 @@ class SeveralSite(Site):
         self.is_cut_off = True
         for link in self.control:
             link.shutdown()
+
+    def hang(self, name: str) -> None:
+        """What a data link of that mover does from now on, and whatever the server asks of it, is
+        waited for in vain, until `released` is set. To be called by the link's own thread."""
+        self.hung.add(name)
+        for link in self.control:
+            if link.peer == name:
+                link.shutdown()
+        assert self.released.wait(120)
 
     def open_replicas(self) -> list[str]:
         """Replicas that some mover is the writer of now."""
@@ -170,5 +199,6 @@ class SeveralSite(Site):
 
     def close(self) -> None:
         """End every mover."""
+        self.released.set()
         for machine in self.machines.values():
             machine.close()

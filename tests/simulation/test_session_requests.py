@@ -21,7 +21,7 @@ from standby.units import MiB
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="service movers as processes")
 
-DATA = 14 * MiB
+DATA = 22 * MiB
 SLOW = """\
 [traffic.slow]
 from = ["127.0.0.0/8"]
@@ -40,7 +40,7 @@ class Slow(Served):
         return sum(path.stat().st_blocks * 512 for path in folder.rglob("*.partial.vhdx"))
 
     def until_under_way(self, machine: str = "vm1") -> None:
-        wait_until(lambda: self.arrived(machine) >= 2 * MiB, f"some of {machine} arrived")
+        wait_until(lambda: self.arrived(machine) >= 9 * MiB, f"some of {machine} arrived")
 
     def until_left_alone(self, machine: str = "vm1") -> None:
         """No mover is the replica's writer, and none sends."""
@@ -111,7 +111,9 @@ def test_a_session_that_is_stopped_while_it_sends_is_tried_again_when_asked(
         site.ask(way, "job", "stop", "job")
         run, report = site.ended(session)
         assert run.state is SessionState.STOPPED
-        assert report.machines[0].outcome == "interrupted"
+        (machine,) = report.machines
+        assert machine.outcome == "interrupted"
+        assert 0 < machine.disks[0].sent < DATA
         site.until_left_alone()
         arrived = site.arrived()
         assert "asked: retry" in site.ask(way, "job", "retry", "job")
@@ -127,7 +129,7 @@ def test_a_session_that_is_stopped_while_it_sends_is_tried_again_when_asked(
 @pytest.mark.parametrize("way", ["cli", "api"])
 def test_one_vm_of_a_session_is_paused_and_the_other_goes_on(site: Slow, way: str) -> None:
     site.add_machine("vm2", sizes=(16 * MiB,))
-    site.write(0, 6 * MiB, machine="vm2")
+    site.write(0, 10 * MiB, machine="vm2")
     with site.running() as process:
         session = site.queue()
         site.until_under_way("vm1")

@@ -131,9 +131,9 @@ class SourceProxy:
         self.counters.busy_s = dict(self._busy)
         return self.counters
 
-    def progress(self) -> tuple[int, int]:
-        """(bytes of disk scanned, bytes to scan), by whole pages."""
-        return self._next_group * PAGE, len(self._pages) * PAGE
+    def progress(self) -> tuple[int, int, int]:
+        """(bytes of disk scanned, bytes to scan), by whole pages, and bytes sent, by batches."""
+        return self._next_group * PAGE, len(self._pages) * PAGE, self.counters.sent
 
     def _make_private_slots(self, count: int, size: int) -> None:
         self._private = [comparing.aligned_buffer(size) for _ in range(count)]

@@ -97,7 +97,8 @@ class ServerConfig:
     """The backup server's own part in an installation of several machines. `identity` is the folder
     of the key and certificate it shows to movers, `authority` that of the installation's authority,
     `listen` the address of the API; a dropped connection to a mover is tried again every
-    `reconnect_every_s` for `reconnect_for_s`. `certificate` and `key` are the API's TLS files,
+    `reconnect_every_s` for `reconnect_for_s`. A mover that is silent for `hung_after_s` (None: a
+    minute) is taken to hang, and its disks go on through others. `certificate` and `key` are the API's TLS files,
     without which it answers this machine only; `metrics_open` has /metrics ask for no token.
     `enrol` is where `standby server` takes enrolments of movers, '' for nowhere."""
 
@@ -106,6 +107,7 @@ class ServerConfig:
     listen: str = "127.0.0.1:9443"
     reconnect_every_s: float = 15
     reconnect_for_s: float = 30 * 60
+    hung_after_s: float | None = None
     certificate: Path | None = None
     key: Path | None = None
     metrics_open: bool = False
@@ -270,6 +272,7 @@ def _server(table: Table) -> ServerConfig:
         listen=table.text("listen", "127.0.0.1:9443"),
         reconnect_every_s=table.duration_s("reconnect_every", 15, minimum=1),
         reconnect_for_s=table.duration_s("reconnect_for", 30 * 60),
+        hung_after_s=table.duration_s("hung_after", 0, minimum=1) or None,
         certificate=certificate,
         key=key,
         metrics_open=table.boolean("metrics_open", False),

@@ -22,6 +22,7 @@ from standby.host.folder import create_replica_machine, update_replica_machine
 from standby.model.machine import Machine
 from standby.repository import DiskState, Repository, StagedDisk
 from standby.server.context import TaskSlots
+from standby.server.hanging import TaskWatch
 from standby.server.movers import MoverPair
 from standby.server.service_mover import Reconnect
 
@@ -34,6 +35,7 @@ class Handle(Protocol):
     @property
     def is_connected(self) -> bool: ...
     def start(self, verb: str, /, **arguments: Any) -> Future[Any]: ...
+    def start_now(self, verb: str, /, **arguments: Any) -> Future[Any] | None: ...
     def call(self, verb: str, /, **arguments: Any) -> Any: ...
 
 
@@ -149,6 +151,10 @@ class Crew(Protocol):
     def joined_link(self, task: DiskTask, proxy: str) -> AbstractContextManager[DiskLink]:
         """What `disk_link` gave for a task that runs already, sent by `proxy`."""
 
+    def watch(self, task: str, source: Handle) -> TaskWatch | None:
+        """Looks whether an end of the task, which `source` sends, hangs; None where nobody could
+        stand in."""
+
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
         """Make or update the replica VM of the replica at `path`, attached to its ready layers."""
 
@@ -223,6 +229,10 @@ class LocalCrew:
     def joined_link(self, task: DiskTask, proxy: str) -> AbstractContextManager[DiskLink]:
         """Child movers end with their server: nothing runs that could be joined."""
         raise MoverDied(proxy, "it ended with its server")
+
+    def watch(self, task: str, source: Handle) -> TaskWatch | None:
+        """See Crew."""
+        return None
 
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
         """See Crew."""

@@ -60,7 +60,9 @@ class Fleet:
         self._config = config
         self._clock = clock
         server = config.server
-        self.reconnect = reconnect or Reconnect(server.reconnect_every_s, server.reconnect_for_s)
+        self.reconnect = reconnect or Reconnect(
+            server.reconnect_every_s, server.reconnect_for_s, server.hung_after_s
+        )
         self._make_link = make_link or self._link
         self._lock = threading.Lock()
         self._movers: dict[str, ServiceMover] = {}

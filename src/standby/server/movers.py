@@ -70,6 +70,10 @@ class MoverHandle:
             raise self._death() from None
         return future
 
+    def start_now(self, verb: str, /, **arguments: Any) -> Future[Any] | None:
+        """As `start`; None where the mover is gone."""
+        return None if self._dead else self.start(verb, **arguments)
+
     def call(self, verb: str, /, **arguments: Any) -> Any:
         """Ask for `verb` and wait for its result."""
         return self.start(verb, **arguments).result()

@@ -42,12 +42,20 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
         again, proxy = _driven(replace(context, take_over=True), machine, lend, (proxy,))
         if again is None:
             break
+        _count_lost(driver.report, again.report)
         driver = again
     if went_on and proxy:
         went_on[-1] += f"; through target proxy {proxy}"
     report = _healed(context, machine, lend, driver)
     report.warnings = list(dict.fromkeys([*report.warnings, *went_on]))
     return report
+
+
+def _count_lost(before: MachineReport, now: MachineReport) -> None:
+    """What an attempt that failed sent is in the report of the next one too."""
+    lost = {disk.place: disk.sent for disk in before.disks}
+    for disk in now.disks:
+        disk.sent += lost.get(disk.place, 0)
 
 
 def _driven(

@@ -23,6 +23,7 @@ from standby.road.connections import TO_REPOSITORY, TO_TARGET, new_ticket
 from standby.server.config import Config
 from standby.server.crew import DiskLink, DiskTask, Handle, RepositoryView, replica_name
 from standby.server.fleet import Fleet, Station
+from standby.server.hanging import AskableNow, TaskWatch
 from standby.server.resources import Resources, TaskRequest
 from standby.server.service_mover import CrewHandle
 
@@ -98,6 +99,10 @@ class _Sources:
         """See Handle."""
         return self._crew.asked()[0].start(verb, **arguments)
 
+    def start_now(self, verb: str, /, **arguments: Any) -> Future[Any] | None:
+        """See Handle."""
+        return self._crew.asked()[0].start_now(verb, **arguments)
+
     def call(self, verb: str, /, **arguments: Any) -> Any:
         """See Handle."""
         while True:
@@ -147,6 +152,7 @@ class ServiceCrew:
         if joins and joins[1] in targets:
             self.target_proxy = joins[1]
         self._sources = fleet.stations(job, "source")
+        self._targets = targets
         # Where there are others, one that is away is not waited for longer than one attempt.
         self._patience = {
             station.mover: fleet.reconnect.every_s
@@ -285,6 +291,19 @@ class ServiceCrew:
         with self._resources.taken(self._request(task, (proxy,))):
             station = self._sources[proxy]
             yield DiskLink(self._handle(station.mover), "", "", None, None, proxy)
+
+    def watch(self, task: str, source: Handle) -> TaskWatch | None:
+        """See Crew."""
+
+        def has_stand_in(end: AskableNow) -> bool:
+            side = self._targets if end is self.target else self._sources
+            others = {station.mover for station in side.values()} - {end.name}
+            return any(self._fleet.mover(name).answers() for name in others)
+
+        if max(len(self._sources), len(self._targets)) < 2:
+            return None
+        silence_s = self.reconnect.silence_s
+        return TaskWatch(task, source, self.target, has_stand_in, silence_s, self._clock)
 
     def _tickets(
         self, task: DiskTask, source: str, target: str, direction: str

@@ -54,6 +54,13 @@ class Reconnect:
 
     every_s: float = 15
     for_s: float = 30 * 60
+    silence_s: float | None = None
+    """The longest silence of a mover that is connected; None: SILENCE_S."""
+
+
+def silence_limit_s(silence_s: float | None) -> float:
+    """The silence after which a mover is taken to hang."""
+    return SILENCE_S if silence_s is None else silence_s
 
 
 @dataclass(slots=True)
@@ -243,10 +250,11 @@ class ServiceMover:
 
     def _ping(self, keeper: threading.Thread) -> None:
         """Have the mover say something now and then, as long as that keeper is at work."""
+        every_s = min(PING_S, silence_limit_s(self._reconnect.silence_s) / 3)
         while True:
             with self._changed:
                 if self._changed.wait_for(
-                    lambda: self._is_closed or self._keeper is not keeper, PING_S
+                    lambda: self._is_closed or self._keeper is not keeper, every_s
                 ):
                     return
             self.tell("ping")
@@ -327,7 +335,7 @@ class ServiceMover:
                 ask("end_session", session=crew)
             for crew in kept:
                 ask("keep_session", session=crew)
-            link.limits = replace(limits, idle_s=SILENCE_S)
+            link.limits = replace(limits, idle_s=silence_limit_s(self._reconnect.silence_s))
         except BaseException:
             link.close()
             raise
@@ -421,6 +429,12 @@ class CrewHandle:
             raise
         theirs.add_done_callback(lambda done: self._finish(ours, done))
         return ours
+
+    def start_now(self, verb: str, /, **arguments: Any) -> Future[Any] | None:
+        """As `ServiceMover.start_now`; None once this session was cut off, too."""
+        if self._is_cut:
+            return None
+        return self.mover.start_now(verb, crew=self._crew, **arguments)
 
     def call(self, verb: str, /, **arguments: Any) -> Any:
         """Ask for `verb` and wait for its result."""

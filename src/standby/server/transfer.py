@@ -30,6 +30,7 @@ from standby.model.machine import Checkpoint, CheckpointDisk, Machine
 from standby.model.report import DiskReport
 from standby.server.context import SessionContext
 from standby.server.crew import Crew, DiskLink, DiskTask, Handle, replica_name
+from standby.server.hanging import TaskWatch
 from standby.server.journey import JourneyBook, Sender
 from standby.server.plan import DiskPlan, Mode
 from standby.server.service_mover import Reconnect
@@ -74,6 +75,8 @@ class Transfer:
         self._book = book
         self._running = dict(running or {})
         self._senders: dict[str, Handle] = {}
+        self._sent: dict[str, int] = {}
+        """By task: bytes sent when its mover last said so."""
         self.losses: dict[str, list[str]] = {}
         """By controller place: who was lost while the disk was sent, and why."""
         self._files = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
@@ -121,6 +124,7 @@ class Transfer:
                     self._begin(plan, disk)
                     return self._send(plan, disk, task, link)
             except StandbyError as exc:
+                self._count_lost(plan, task)
                 plan = self._replanned(plan, exc, proxy, failed, patience)
             finally:
                 self._senders.pop(task, None)
@@ -157,6 +161,10 @@ class Transfer:
         report.retries += 1
         report.reason = f"{report.reason}; went on after: {error}"
         return again
+
+    def _count_lost(self, plan: DiskPlan, task: str) -> None:
+        """What an attempt that failed sent is in the report too, as far as its mover told."""
+        self._reports[plan.disk_id].sent += self._sent.pop(task, 0)
 
     def _begin(self, plan: DiskPlan, disk: CheckpointDisk) -> None:
         self._crew.target.call(
@@ -229,14 +237,16 @@ class Transfer:
         """The digest root, when both ends agree that everything is there."""
         try:
             if self._crew.can_retry:
-                one_of_two_ended(task, {sending: link.source, receiving: self._crew.target})
+                ends = {sending: link.source, receiving: self._crew.target}
+                one_of_two_ended(task, ends, self._crew.watch(task, link.source))
             sent, received = both(sending, receiving)
         except StandbyError:
             link.end_leaves(task)
             raise
         report = self._reports[plan.disk_id]
         report.read, report.changed = sent["read"], sent["changed"]
-        report.zeroed, report.sent = sent["zeroed"], sent["sent"]
+        report.zeroed = sent["zeroed"]
+        report.sent += sent["sent"]  # to what attempts that failed did
         report.skipped = max(0, plan.allocated - sent["read"])
         report.written = received["written"]
         report.resent_blocks = received["resent_blocks"]
@@ -268,14 +278,18 @@ class Transfer:
                     senders = {mover.name: mover for mover in list(self._senders.values())}
                     turn = (turn + 1) % max(1, len(senders))
                     for mover in list(senders.values())[turn : turn + 1]:
-                        asked = mover.start("progress")
+                        asked = mover.start_now("progress")
                 elif asked.done():
                     answer, asked = asked, None
                     self._show(answer.result())
 
     def _show(self, progress: dict[str, list[int]]) -> None:
         assert self._context.progress is not None
-        for task, (done, total) in progress.items():
+        for task, (done, total, *sent) in progress.items():
+            if task not in self._senders:
+                continue  # another session's, which asks for itself
+            if sent:
+                self._sent[task] = sent[0]
             machine, place, _ = task.rsplit(" ", 2)
             self._context.progress(machine, place, done, total)
 
@@ -296,11 +310,22 @@ class Patience:
         return True
 
 
-def one_of_two_ended(task: str, ends: Mapping[Future[Any], Handle]) -> None:
+def one_of_two_ended(
+    task: str, ends: Mapping[Future[Any], Handle], watch: TaskWatch | None = None
+) -> None:
     """Wait for both ends of the task, but once one has failed no longer than GRACE_S for the other,
     and not at all for one that cannot be reached: raises the failure then. One that does not end by
-    itself soon, for it waits for a connection that nobody makes, is told to."""
-    done, pending = wait(ends, return_when=FIRST_EXCEPTION)
+    itself soon, for it waits for a connection that nobody makes, is told to. An end that hangs, by
+    what `watch` says, has failed."""
+    hung = None
+    look_s = None if watch is None else watch.look_s
+    while True:
+        done, pending = wait(ends, look_s, FIRST_EXCEPTION)
+        if not pending or any(end.exception() for end in done):
+            break
+        hung = watch.look() if watch is not None else None
+        if hung is not None:
+            raise _given_up(task, ends, hung)
     for turn in range(int(GRACE_S / PROGRESS_INTERVAL_S)):
         if not all(ends[end].is_connected for end in pending):
             break
@@ -314,6 +339,17 @@ def one_of_two_ended(task: str, ends: Mapping[Future[Any], Handle]) -> None:
     if pending:
         failures = [error for end in done if (error := end.exception()) is not None]
         raise most_telling(failures)
+
+
+def _given_up(task: str, ends: Mapping[Future[Any], Handle], hung: MoverDied) -> MoverDied:
+    """Have the end that is well close the task's connection, so that what hangs fails too when it
+    wakes up; the error."""
+    well = {end: handle for end, handle in ends.items() if handle.name != hung.mover}
+    for handle in well.values():
+        with contextlib.suppress(StandbyError):
+            handle.start_now("cancel", task=task)
+    wait(well, GRACE_S)
+    return hung
 
 
 def both(sending: Future[Any], receiving: Future[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
