@@ -21,45 +21,40 @@ from standby.disk import open_disk
 from standby.errors import (
     ConfigurationError,
     DiskFull,
-    ProtocolError,
     ReplicaBusy,
     ReplicaConflict,
     ReplicaMissing,
     StandbyError,
-    VerifyFailed,
 )
 from standby.files import free_bytes, make_folder_durably
 from standby.host.folder import FolderHost
-from standby.model.machine import Machine
-from standby.model.point import PointDisk, RestorePoint
 from standby.model.replica import ReplicaDisk, ReplicaIdentity, ReplicaState
 from standby.model.target_rules import TargetRules
-from standby.road import naming, ready
+from standby.road import ready
 from standby.road.adopting import make_found_point
+from standby.road.beginning import BeginDisk, begin_partial, check_names, check_point_id
 from standby.road.committing import commit, recover
 from standby.road.connections import TO_TARGET, Connections, Errand, Spec
 from standby.road.lease import WriterLease
 from standby.road.merging import finish_merge, merge_oldest, pending_merge
 from standby.road.naming import READY
 from standby.road.open_replicas import OpenReplicas
-from standby.road.partial import PartialDisk, PartialSpec
-from standby.road.places import LOCAL_PLACES, Places, plain_name
-from standby.road.points import disk_of, newest_with, points_kept_by
+from standby.road.places import LOCAL_PLACES, Places
+from standby.road.point_facts import PointFacts, sealed_point
+from standby.road.points import points_kept_by
 from standby.road.replica import ReplicaFolder
 from standby.road.seeding import (
     FoundReplica,
     found_replica,
     mapped_machine,
-    outgrown,
     seed_of,
-    seeded,
 )
-from standby.road.surveying import lasting_points, target_state
+from standby.road.surveying import target_state
 from standby.road.target_proxy import TargetProxy
 from standby.road.target_rules import load_target_rules
 from standby.road.telling import HeldDisk, held_disk, tell
-
-POINT_FORMAT = 1
+from standby.road.verbs import answered
+from standby.wire.link import Link
 
 
 class TargetVerbs:
@@ -80,6 +75,7 @@ class TargetVerbs:
         self._places = places
         self._protect = protect
         self.replicas = OpenReplicas(connections)
+        self._receiving: dict[str, Link] = {}
         self._verbs: dict[str, Callable[..., Any]] = {
             "ping": lambda: "target",
             "find_replica": self.find_replica,
@@ -90,9 +86,12 @@ class TargetVerbs:
             "free_bytes": lambda path: free_bytes(_nearest_folder(self._places.path(path))),
             "open_replica": self.open_replica,
             "register_disks": self.register_disks,
-            "begin_disk": self.begin_disk,
+            "begin_disk": lambda **given: self.begin_disk(msgspec.convert(given, BeginDisk)),
             "receive_disk": self.receive_disk,
-            "commit_point": self.commit_point,
+            "received": lambda: {
+                task: link.received_bytes for task, link in list(self._receiving.items())
+            },
+            "commit_point": lambda **given: self.commit_point(msgspec.convert(given, PointFacts)),
             "renew_ready": self.renew_ready,
             "points": lambda path: target_state(self.replicas.get(path).folder).points,
             "older_trackers": self.older_trackers,
@@ -102,15 +101,8 @@ class TargetVerbs:
 
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Run `verb`; NotImplemented for one of another role."""
-        function = self._verbs.get(verb)
-        if function is None:
-            return NotImplemented
         try:
-            return msgspec.to_builtins(function(**arguments))
-        except (TypeError, msgspec.ValidationError) as exc:
-            if isinstance(exc, TypeError) and exc.__traceback__ and exc.__traceback__.tb_next:
-                raise
-            raise ProtocolError("backup server", f"{verb}: {exc}") from exc
+            return answered(self._verbs, verb, arguments)
         except StandbyError:
             replica = self.replicas.held(str(arguments.get("path", "")))
             if replica is not None:
@@ -246,8 +238,8 @@ class TargetVerbs:
         connection, changing nothing."""
         try:
             folder = ReplicaFolder(self._places.path(path), self._clock)
-            _check_names(disk_id, seed_name)
-            _check_names(copy_of or disk_id, "")
+            check_names(disk_id, seed_name)
+            check_names(copy_of or disk_id, "")
             errand = Errand(task, TO_TARGET, disk_id, self._key_of(folder))
         except BaseException:
             self._connections.abandon(connection)
@@ -277,86 +269,19 @@ class TargetVerbs:
 
     # --- transfer ----------------------------------------------------------------------------
 
-    def begin_disk(
-        self,
-        path: str,
-        disk_id: str,
-        point: str,
-        checkpoint: str,
-        virtual_size: int,
-        logical_sector_size: int,
-        physical_sector_size: int,
-        page83: str,
-        has_parent: bool,
-        copy: bool,
-        seed: bool,
-        seed_name: str,
-        copy_of: str = "",
-    ) -> dict[str, Any]:
-        """Make or resume the partial disk of a point; what it holds already. `copy`: a new base
-        from what the newest point holds; `copy_of`: from what that holds of the disk of this id,
-        which this one replaces; `seed`: from the file the user put here, which may be
-        called `seed_name`."""
-        replica = self.replicas.get(path)
-        _check_names(disk_id, seed_name)
-        _check_names(copy_of or disk_id, "")
-        if not naming.is_point_id(point):
-            raise ProtocolError("backup server", f"{point!r} is no id of a restore point")
+    def begin_disk(self, wanted: BeginDisk) -> dict[str, Any]:
+        """Make or resume the partial disk of a point; what it holds already."""
+        replica = self.replicas.get(wanted.path)
+        disk_id = wanted.disk_id
         if disk_id in replica.partials:  # a task that is begun again after its link dropped
             replica.partials.pop(disk_id).close()
-        folder = replica.folder
-        newest = folder.newest()
-        owner = newest_with(lasting_points(folder), disk_id)
-        held = disk_of(owner, disk_id) if owner is not None else None
-        chain: tuple[Path, ...] = ()
-        digests: tuple[Path, ...] = ()
-        copy_from: tuple[Path, ...] = ()
-        root = b""
-        if held is not None and owner is not None and (has_parent or copy):
-            layers = folder.chain_paths(owner, disk_id)
-            if copy:
-                copy_from = layers
-            else:
-                chain = layers
-                digests = tuple(folder.digest_paths(owner.id, disk_id))
-                root = bytes.fromhex(held.root)
-        elif held is None:
-            shape = (virtual_size, logical_sector_size)
-            lease = replica.lease
-            before = newest_with(lasting_points(folder), copy_of) if copy_of else None
-            if before is not None:
-                copy_from = folder.chain_paths(before, copy_of)
-            elif kept := outgrown(folder, lease, disk_id, shape):
-                copy_from = (kept,)
-            elif seed and newest is None:
-                copy_from = seeded(folder, lease, disk_id, seed_name, point, checkpoint, shape)
-        disk_folder = folder.disk_path(disk_id)
-        make_folder_durably(disk_folder)
-        replica.lease.check()
-        partial = PartialDisk.open(
-            disk_folder,
-            PartialSpec(
-                disk_id,
-                point,
-                replica.lease.generation,
-                checkpoint,
-                virtual_size,
-                logical_sector_size,
-                physical_sector_size,
-                page83,
-                chain,
-                digests,
-                copy_from,
-                root,
-            ),
-            clock=self._clock,
-        )
+        partial = begin_partial(replica.folder, replica.lease, wanted, self._clock)
         replica.partials[disk_id] = partial
         replica.sealed.pop(disk_id, None)
         return {
             "point": partial.point_id,
             "acknowledged": partial.acknowledged_bytes,
-            "mark": partial.log.mark if partial.log.checkpoint_id == checkpoint else 0,
+            "mark": partial.log.mark if partial.log.checkpoint_id == wanted.checkpoint else 0,
         }
 
     def receive_disk(
@@ -375,6 +300,7 @@ class TargetVerbs:
             self._connections.take(connection, errand) as (link, ring),
         ):
             partial = replica.partials[disk_id]
+            self._receiving[task] = link
             proxy = TargetProxy(
                 task,
                 replica.folder.name,
@@ -385,7 +311,10 @@ class TargetVerbs:
                 verify_writes=verify_writes,
                 check_lease=replica.lease.check,
             )
-            counters = proxy.run()
+            try:
+                counters = proxy.run()
+            finally:
+                del self._receiving[task]
             killpoints.reach("verified")
             sealed = partial.seal()
             replica.sealed[disk_id] = sealed
@@ -399,70 +328,12 @@ class TargetVerbs:
 
     # --- commit ------------------------------------------------------------------------------
 
-    def commit_point(
-        self,
-        path: str,
-        point: str,
-        taken_at: str,
-        consistency: str,
-        session: str,
-        machine: dict[str, Any],
-        disks: list[dict[str, Any]],
-        state_files: dict[str, str],
-        changed_bytes: int,
-    ) -> None:
+    def commit_point(self, facts: PointFacts) -> None:
         """Make the restore point of the sealed disks, whose roots must be the source's."""
-        replica = self.replicas.get(path)
-        if not naming.is_point_id(point):
-            raise ProtocolError("backup server", f"{point!r} is no id of a restore point")
-        sealed = {}
-        recorded = []
-        for item in disks:
-            disk_id = item["disk_id"]
-            if item["excluded"]:
-                recorded.append(PointDisk(disk_id, item["place"], 0, 0, 0, "", (), excluded=True))
-                continue
-            spec = replica.partials[disk_id].spec
-            done = replica.sealed[disk_id]
-            if done.root.hex() != item["root"]:
-                raise VerifyFailed(replica.folder.name, disk_id, 0)
-            sealed[disk_id] = done
-            recorded.append(
-                PointDisk(
-                    disk_id,
-                    item["place"],
-                    spec.virtual_size,
-                    spec.logical_sector_size,
-                    spec.physical_sector_size,
-                    done.root.hex(),
-                    (),
-                    item["tracker_id"],
-                    item["identity"],
-                )
-            )
-        newest = replica.folder.newest()
-        vm = msgspec.convert(machine, Machine)
-        note = "" if state_files or vm.generation == 1 else "firmware state missing"
-        commit(
-            replica.folder,
-            replica.lease,
-            RestorePoint(
-                POINT_FORMAT,
-                point,
-                newest.id if newest is not None else "",
-                replica.lease.generation,
-                taken_at,
-                self._clock.now().isoformat(),
-                consistency,
-                session,
-                vm,
-                tuple(recorded),
-                state_files,
-                note,
-                changed_bytes,
-            ),
-            sealed,
-        )
+        replica = self.replicas.get(facts.path)
+        check_point_id(facts.point)
+        point, sealed = sealed_point(replica, facts, self._clock.now())
+        commit(replica.folder, replica.lease, point, sealed)
         replica.partials.clear()
         replica.sealed.clear()
 
@@ -512,13 +383,6 @@ class TargetVerbs:
                 )
                 break
         return {"points": target_state(folder).points, "warnings": warnings}
-
-
-def _check_names(disk_id: str, seed_name: str) -> None:
-    """Raise PathRefused unless both stay where they are looked for."""
-    plain_name(disk_id, "disk")
-    if seed_name:
-        plain_name(seed_name, "seed")
 
 
 def _nearest_folder(path: Path) -> Path:
