@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from standby.errors import ProtocolError
 from standby.testing.wan_target import MemoryTarget
 from standby.wan.decoding import Decoded, Decoder
 from standby.wan.encoding import Encoder

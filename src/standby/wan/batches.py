@@ -9,7 +9,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from standby._kernels.buffers import flat
+from standby.wan.knowledge import parts_of, run_borders
 from standby.wan.locations import Names
 from standby.wan.references import PIECE, UNIT, Array, Kind, Plan
 
@@ -54,17 +54,26 @@ class Batch:
     """Per piece of PARTS and DELTA rows, which row; ascending from 1, 0 for all other pieces."""
     asked: Array
     """Pieces that the question is about."""
+    key: bytes
+    """The tenant's."""
     question: bytes = b""
     """For the target; empty when there is nothing to ask."""
     parts: dict[int, Parts] = field(default_factory=dict)
     """By group."""
     deltas: dict[int, Delta] = field(default_factory=dict)
     """By group."""
+    digested: tuple[Array, Array, Names] | None = None
 
     @property
     def flat(self) -> Any:
         """All bytes, one behind the other."""
         return self.data.reshape(-1)
+
+    def parts_of_runs(self) -> tuple[Array, Array, Names]:
+        """(starts, lengths, digests) of all content-defined parts; made once."""
+        if self.digested is None:
+            self.digested = parts_of(self.data, run_borders(self.offsets), self.key)
+        return self.digested
 
     def undecided(self) -> Array:
         """The pieces still to be decided, ascending."""
@@ -76,10 +85,11 @@ def digest_key(key: bytes) -> bytes:
     return blake3(b"standby wan unit", key=key).digest()
 
 
-def unit_digest(offsets: Array, data: Buffer, key: bytes) -> bytes:
+def unit_digest(offsets: Array, data: Pieces, key: bytes) -> bytes:
     """Keyed BLAKE3 of one unit: where its pieces belong, then what is in them."""
     made = blake3(offsets.astype("<i8").tobytes(), key=key)
-    made.update(flat(data))
+    content: Buffer = data.reshape(-1)
+    made.update(content)
     return made.digest()
 
 
@@ -118,7 +128,13 @@ def plan_of(batch: Batch) -> Plan:
     plan.part_literals = _joined([parts.literals for parts in mixed])
     plan.part_copies = _joined([parts.copies for parts in mixed])
     plan.part_addresses = _joined([parts.addresses for parts in mixed])
-    deltas = [batch.deltas[group] for group in groups[first[plan.kinds == Kind.DELTA]].tolist()]
+    rows = groups[first[plan.kinds == Kind.DELTA]].tolist()
+    # A delta may be of several rows, with others between them: all but the first have nothing.
+    none = Delta(np.empty((0, 2), np.int64), b"")
+    deltas = [
+        none if before == group else batch.deltas[group]
+        for before, group in zip([0, *rows], rows, strict=False)
+    ]
     plan.regions = np.array([len(delta.regions) for delta in deltas], np.int64)
     plan.region_pieces = _joined([delta.regions[:, 0] for delta in deltas])
     plan.region_counts = _joined([delta.regions[:, 1] for delta in deltas])

@@ -247,25 +247,43 @@ class _Building:
     def take_deltas(self, deltas: Buffer) -> None:
         """Rows DELTA: regions read here are the prefix of each frame."""
         plan = self._plan
-        rows = np.flatnonzero(plan.kinds == Kind.DELTA).tolist()
+        rows = np.flatnonzero(plan.kinds == Kind.DELTA)
+        if not len(rows):
+            return
+        starts, lengths = self._row_starts[rows] * PIECE, plan.counts[rows] * PIECE
+        begins = np.flatnonzero(plan.delta_lengths)
+        if not len(begins) or begins[0]:
+            self._lose(starts, lengths)
+            return
         frames = np.cumsum(plan.delta_lengths) - plan.delta_lengths
         firsts = np.cumsum(plan.regions) - plan.regions
-        for number, row in enumerate(rows):
-            start, length = int(self._row_starts[row]) * PIECE, int(plan.counts[row]) * PIECE
-            regions = slice(int(firsts[number]), int(firsts[number] + plan.regions[number]))
-            sizes = plan.region_counts[regions] * PIECE
-            prefix = np.empty(int(sizes.sum()), np.uint8)
-            ok = self._held.read(plan.region_pieces[regions] * PIECE, sizes, prefix)
-            at = int(frames[number])
-            frame = deltas[at : at + int(plan.delta_lengths[number])]
-            try:
-                if not ok.all():
-                    raise Damaged("a region is not there")
-                content = compressing.decompressed_behind(prefix, frame, length)
-            except Damaged:
-                self._lose(np.array([start]), np.array([length]))
+        stops = [*begins[1:].tolist(), len(rows)]
+        for first, stop in zip(begins.tolist(), stops, strict=True):
+            regions = slice(int(firsts[first]), int(firsts[first] + plan.regions[first]))
+            pieces, counts = plan.region_pieces[regions], plan.region_counts[regions]
+            at = int(frames[first])
+            frame = deltas[at : at + int(plan.delta_lengths[first])]
+            part = slice(first, stop)
+            content = self._behind(pieces, counts, frame, int(lengths[part].sum()))
+            if content is None:
+                self._lose(starts[part], lengths[part])
                 continue
-            self._flat[start : start + length] = np.frombuffer(content, np.uint8)
+            taken = 0
+            for start, length in zip(starts[part].tolist(), lengths[part].tolist(), strict=True):
+                self._flat[start : start + length] = content[taken : taken + length]
+                taken += length
+
+    def _behind(
+        self, pieces: Array, counts: Array, frame: Buffer, length: int
+    ) -> NDArray[np.uint8] | None:
+        prefix = np.empty(int(counts.sum()) * PIECE, np.uint8)
+        if not self._held.read(pieces * PIECE, counts * PIECE, prefix).all():
+            return None
+        try:
+            content = compressing.decompressed_behind(prefix, frame, length)
+        except Damaged:
+            return None
+        return np.frombuffer(content, np.uint8)
 
     def runs(self, good: Mask) -> list[Rebuilt]:
         """What may be written: adjacent pieces of good units, zeros apart."""

@@ -26,7 +26,7 @@ from standby.wan.batches import (
     unit_digests,
 )
 from standby.wan.knowledge import SourceIndex
-from standby.wan.matching import keep_incompressible
+from standby.wan.matching import Shared, find_deltas, find_parts, keep_incompressible
 from standby.wan.names import names
 from standby.wan.references import (
     ASKED,
@@ -81,15 +81,18 @@ class Encoder:
         index: SourceIndex,
         base: int,
         *,
+        shared: Shared | None = None,
         asks: bool = True,
         window_log: int = compressing.WINDOW_LOG_MAX,
     ) -> None:
-        """The disk's addresses in `index` begin at `base`. 2^window_log bytes of memory on either
+        """The disk's addresses in `index` begin at `base`. `shared` is what deltas may refer to.
+        Without `asks` the target is asked nothing. 2^window_log bytes of memory on either
         side are the stream's."""
         self._key = key
         self._digest_key = digest_key(key)
         self._index = index
         self._base = base
+        self._shared = shared
         self._asks = asks
         self._window_log = window_log
         self._stream: compressing.Stream | None = None
@@ -115,7 +118,9 @@ class Encoder:
                 kinds[first:stop] = Kind.ZERO
         none = np.empty(0, np.int64)
         groups = np.zeros(len(pieces), np.int64)
-        batch = Batch(self._serial, offsets, pieces, named, kinds, addresses, groups, none)
+        batch = Batch(
+            self._serial, offsets, pieces, named, kinds, addresses, groups, none, self._key
+        )
         if self._asks and len(asked := batch.undecided()):
             batch.asked = asked
             batch.question = Question(self._serial, named[asked][:, ASKED]).to_bytes()
@@ -129,6 +134,9 @@ class Encoder:
         """
         if batch.question:
             self._take_answer(batch, answer)
+        if self._shared is not None:
+            find_deltas(batch, self._index, self._shared, self._base, self._key)
+        find_parts(batch, self._index)
         keep_incompressible(batch)
         batch.kinds[batch.kinds == UNDECIDED] = Kind.STREAM
         plan = plan_of(batch)
@@ -175,7 +183,7 @@ class Encoder:
             return self._again(batch, told.missing)
         del self._unsettled[batch.serial]
         self._resent.discard(batch.serial)
-        self._index.learn(self._base, batch.offsets, batch.names, batch.data)
+        self._index.learn(self._base, batch.offsets, batch.names, batch.data, batch.parts_of_runs())
         return b""
 
     def _take_answer(self, batch: Batch, answer: Buffer) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from standby._kernels.buffers import flat
 from standby.chunking import WINDOW, anchors, cuts
 from standby.wan.locations import NONE, Names, NewTable
 from standby.wan.references import NOW, PIECE, Array
@@ -30,18 +29,6 @@ PART_MIN, PART_TARGET, PART_MAX = 2048, 6144, 32768
 ANCHOR_PERIOD = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """What is to be known of one batch; made once, looked up first, learned when it is there."""
-
-    part_starts: Array
-    """Bytes from the start of the batch's data."""
-    part_lengths: Array
-    part_digests: Names
-    anchor_positions: Array
-    anchor_fingerprints: NDArray[np.uint64]
-
-
 def run_borders(offsets: Array) -> Array:
     """First pieces of the batch's runs on the disk, and behind them the number of pieces."""
     breaks = np.flatnonzero(np.diff(offsets) != PIECE) + 1
@@ -50,7 +37,8 @@ def run_borders(offsets: Array) -> Array:
 
 def parts_of(data: Pieces, borders: Array, key: bytes) -> tuple[Array, Array, Names]:
     """(starts, lengths, digests) of the parts of every run: content-defined from cut to cut."""
-    view: Any = memoryview(flat(data))
+    content: Any = data.reshape(-1)
+    view = memoryview(content)
     starts: list[Array] = []
     lengths: list[Array] = []
     for first, stop in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
@@ -167,19 +155,26 @@ class SourceIndex:
             found[rows] = np.where(is_now[rows], disk.pieces.now[index] == checks[rows], then)
         return found
 
-    def learn(self, base: int, offsets: Array, names: Names, data: Pieces) -> None:
-        """The target has written this batch into the disk at `base`."""
+    def learn(
+        self,
+        base: int,
+        offsets: Array,
+        names: Names,
+        data: Pieces,
+        parts: tuple[Array, Array, Names] | None = None,
+    ) -> None:
+        """The target has written this batch into the disk at `base`; `parts` as from `parts_of`,
+        where they are made already."""
         disk = self._disk(base)
         index = offsets // PIECE
         self._names.insert(names, (base + offsets).astype(np.uint64))
         disk.pieces.now[index] = _check(names)
         disk.is_written[index] = True
-        borders = run_borders(offsets)
-        starts, _, digests = parts_of(data, borders, self._key)
+        starts, _, digests = parts or parts_of(data, run_borders(offsets), self._key)
         places = offsets[starts // PIECE] + starts % PIECE
         self._parts.insert(digests, (base + places).astype(np.uint64))
         disk.parts.now[places // PIECE] = _check(digests)
-        positions, fingerprints = anchors(data, self._key, ANCHOR_PERIOD)
+        positions, fingerprints = anchors(data.reshape(-1), self._key, ANCHOR_PERIOD)
         inside = positions - WINDOW
         places = base + offsets[inside // PIECE] + inside % PIECE
         self._anchors.insert(anchor_names(fingerprints), places.astype(np.uint64))

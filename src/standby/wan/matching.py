@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from standby.chunking import WINDOW, anchors
 from standby.wan import compressing
-from standby.wan.batches import Batch
-from standby.wan.references import Kind
+from standby.wan.batches import UNDECIDED, Batch, Delta, Parts, Pieces
+from standby.wan.knowledge import ANCHOR_PERIOD, SourceIndex
+from standby.wan.references import PIECE, PREFIX_MAX, UNIT, Array, Kind
+
+Mask = NDArray[np.bool_]
 
 SAMPLED_PIECES = 8
 """Pieces that are sent raw together: half of what zstd would decide about by itself."""
@@ -16,6 +25,148 @@ SHRINKS = 0.97
 """What does not shrink below this is sent raw: compressing it all would cost its CPU time for less
 than 3 %."""
 
+AROUND = 4
+"""Pieces before and behind the piece of a hit that make its region."""
+
+REGION_PIECES = 256
+"""Of one delta, at most; the most hit ones."""
+
+CLEAR_GAIN = 0.5
+"""A delta below this share of its pieces is taken unseen; others must be shorter than what plain
+compression leaves."""
+
+
+class Shared(Protocol):
+    """Content that the source has and knows the target to have too, by piece address
+    (address / PIECE)."""
+
+    def has(self, pieces: Array) -> Mask:
+        """Which of these can be read; not those of zeros."""
+
+    def read(self, pieces: Array) -> Pieces:
+        """(n, PIECE) of what `has` said is there."""
+
+
+def find_deltas(batch: Batch, index: SourceIndex, shared: Shared, base: int, key: bytes) -> None:
+    """Decide for DELTA where something like it is shared: what stood at the same place, and what
+    has the same anchors."""
+    pieces = batch.undecided()
+    if not len(pieces):
+        return
+    content = batch.data[pieces]
+    positions, fingerprints = anchors(content.reshape(-1), key, ANCHOR_PERIOD)
+    found = index.find_anchors(fingerprints)
+    there = found >= 0
+    hit_rows = (positions[there] - WINDOW // 2) // PIECE
+    hit_pieces = found[there] // PIECE
+    old_pieces = (base + batch.offsets[pieces]) // PIECE
+    has_old = shared.has(old_pieces)
+    units = pieces // UNIT
+    starts = np.flatnonzero(np.diff(units, prepend=-1))
+    for first, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(pieces)], strict=True):
+        hits = slice(*np.searchsorted(hit_rows, (first, stop)).tolist())
+        old = old_pieces[first:stop][has_old[first:stop]]
+        if not len(old) and hits.start == hits.stop:
+            continue
+        near = has_old[first:stop].copy()
+        for back in range(-AROUND, AROUND + 1):
+            rows = hit_rows[hits] - first + back
+            near[rows[(rows >= 0) & (rows < stop - first)]] = True
+        regions = _regions(hit_pieces[hits], old, shared)
+        if not len(regions):
+            continue
+        chosen = pieces[first:stop][near]
+        prefix = shared.read(_spread(regions))
+        data = batch.data[chosen].reshape(-1)
+        frame = compressing.compressed_behind(prefix.reshape(-1), data)
+        limit = int(len(data) * CLEAR_GAIN)
+        if len(frame) > limit:
+            limit = len(compressing.sampled(data))
+        if len(frame) < limit:
+            group = len(batch.deltas) + 1
+            batch.kinds[chosen] = Kind.DELTA
+            batch.groups[chosen] = group
+            batch.deltas[group] = Delta(regions, frame)
+
+
+def _regions(hits: Array, old: Array, shared: Shared) -> Array:
+    """(k, 2): piece addresses and counts; the old content last, nearest to the data."""
+    wanted, votes = np.unique(hits, return_counts=True)
+    if len(wanted) * (2 * AROUND + 1) > REGION_PIECES:
+        best = np.argsort(-votes, kind="stable")[: REGION_PIECES // (2 * AROUND + 1)]
+        wanted = np.sort(wanted[best])
+    around = np.unique(wanted[:, None] + np.arange(-AROUND, AROUND + 1))
+    around = np.setdiff1d(around, old, assume_unique=True)
+    around = around[around >= 0]
+    around = around[shared.has(around)]
+    return np.concatenate((_merged(around), _merged(np.sort(old))))
+
+
+def _merged(pieces: Array) -> Array:
+    """(k, 2) first and count of runs in ascending numbers."""
+    first = np.flatnonzero(np.diff(pieces, prepend=-2) != 1)
+    return np.stack((pieces[first], np.diff(first, append=len(pieces))), 1)
+
+
+def _spread(regions: Array) -> Array:
+    """All pieces of runs, in order."""
+    counts = regions[:, 1]
+    before = np.cumsum(counts) - counts
+    spread: Array = np.arange(int(counts.sum())) + np.repeat(regions[:, 0] - before, counts)
+    return spread
+
+
+def find_parts(batch: Batch, index: SourceIndex) -> None:
+    """Decide for PARTS where content-defined parts are known, pieces that have none of them apart.
+
+    Parts run from cut to cut of everything changed, not only of what is undecided: the cuts fall
+    where they fell when the content was learned.
+    """
+    waiting = batch.kinds == UNDECIDED
+    if not waiting.any():
+        return
+    starts, lengths, digests = batch.parts_of_runs()
+    stops = starts + lengths
+    touched = np.concatenate(([0], np.cumsum(waiting)))
+    asks = touched[(stops - 1) // PIECE + 1] > touched[starts // PIECE]
+    rows = np.flatnonzero(asks)
+    found = index.find_parts(digests[rows])
+    rows, found = rows[found >= 0], found[found >= 0]
+    if not len(rows):
+        return
+    begins, ends = starts[rows], stops[rows]
+    reached = np.zeros(len(waiting) + 1, np.int64)
+    np.add.at(reached, begins // PIECE, 1)
+    np.add.at(reached, (ends - 1) // PIECE + 1, -1)
+    taken = waiting & (np.cumsum(reached[:-1]) > 0)
+    first = np.flatnonzero(np.diff(taken, prepend=False) & taken)
+    last = np.flatnonzero(np.diff(taken, append=False) & taken) + 1
+    for group, (start, stop) in enumerate(zip(first.tolist(), last.tolist(), strict=True), 1):
+        inside = slice(
+            int(np.searchsorted(ends, start * PIECE, side="right")),
+            int(np.searchsorted(begins, stop * PIECE)),
+        )
+        begin = np.maximum(begins[inside], start * PIECE)
+        end = np.minimum(ends[inside], stop * PIECE)
+        addresses = found[inside] + begin - begins[inside]
+        batch.parts[group] = _row_of_parts(begin, end, addresses, start * PIECE, stop * PIECE)
+        batch.groups[start:stop] = group
+        batch.kinds[start:stop] = Kind.PARTS
+
+
+def _row_of_parts(begin: Array, end: Array, addresses: Array, start: int, stop: int) -> Parts:
+    """Literal and copy in turn from `start` to `stop`; copies that go on are one."""
+    goes_on = (begin[1:] == end[:-1]) & (addresses[1:] == addresses[:-1] + (end - begin)[:-1])
+    first = np.concatenate(([0], np.flatnonzero(~goes_on) + 1))
+    begin, addresses = begin[first], addresses[first]
+    end = end[np.concatenate((first[1:] - 1, [len(end) - 1]))]
+    literals = begin - np.concatenate(([start], end[:-1]))
+    copies = end - begin
+    if end[-1] < stop:
+        literals = np.append(literals, stop - end[-1])
+        copies, addresses = np.append(copies, 0), np.append(addresses, addresses[-1] + copies[-1])
+    return Parts(literals, copies, addresses)
+
 
 def keep_incompressible(batch: Batch) -> None:
     """Decide for RAW where a sample of neighbouring pieces does not shrink."""
@@ -25,3 +176,6 @@ def keep_incompressible(batch: Batch) -> None:
         sample = batch.data[group, :SLICE].tobytes()
         if len(compressing.sampled(sample)) > len(sample) * SHRINKS:
             batch.kinds[group] = Kind.RAW
+
+
+assert REGION_PIECES + UNIT <= PREFIX_MAX // PIECE

@@ -76,7 +76,7 @@ class Kind(enum.IntEnum):
     RAW = 5
     """As they are."""
     DELTA = 6
-    """A zstd frame behind a prefix of regions at addresses."""
+    """From a zstd frame behind a prefix of regions at addresses."""
 
 
 def kind_and_version(message: Message) -> bytes:
@@ -216,7 +216,7 @@ class Plan:
     region_pieces: Array = field(default_factory=_none)
     region_counts: Array = field(default_factory=_none)
     delta_lengths: Array = field(default_factory=_none)
-    """Bytes of zstd frame per DELTA row."""
+    """Bytes of zstd frame per DELTA row; 0 where the frame of the DELTA row before goes on."""
 
     @property
     def pieces(self) -> int:
