@@ -1,4 +1,4 @@
-"""Caches for tests: a lookup table over a dict, names one by one, small limits."""
+"""Caches for tests: a lookup table over a dict, small limits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from standby.clock import Clock
 from standby.units import MiB
+from standby.wan import names
 from standby.wan.cache import GlobalCache, Limits
 from standby.wan.locations import NONE
 
@@ -28,7 +29,10 @@ class HeldClock(Clock):
         return self.at
 
 
-def names_of(data: np.ndarray, key: bytes) -> np.ndarray:
+names_of = names.names
+
+
+def plain_names(data: np.ndarray, key: bytes) -> np.ndarray:
     """Names as the format says: the first 16 bytes of BLAKE3 under the key, piece by piece."""
     held = [blake3.blake3(bytes(piece), key=key).digest(16) for piece in data.reshape(-1, PIECE)]
     return np.frombuffer(b"".join(held), dtype=np.uint8).reshape(-1, 16)
@@ -42,19 +46,19 @@ class DictTable:
         self.is_sampled = sampled
         self.held: dict[bytes, int] = {}
 
-    def insert(self, names: np.ndarray, locations: np.ndarray) -> None:
-        assert names.shape == (len(locations), 16)
+    def insert(self, wanted: np.ndarray, locations: np.ndarray) -> None:
+        assert wanted.shape == (len(locations), 16)
         assert locations.dtype == np.uint64
-        for name, location in zip(names, locations.tolist(), strict=True):
+        for name, location in zip(wanted, locations.tolist(), strict=True):
             if not self.is_sampled or name[0] & 15 == 0:
                 self.held[bytes(name)] = location
 
-    def lookup(self, names: np.ndarray) -> np.ndarray:
-        found = [self.held.get(bytes(name), int(NONE)) for name in names]
+    def lookup(self, wanted: np.ndarray) -> np.ndarray:
+        found = [self.held.get(bytes(name), int(NONE)) for name in wanted]
         return np.array(found, dtype=np.uint64)
 
-    def remove(self, names: np.ndarray, locations: np.ndarray) -> None:
-        for name, location in zip(names, locations.tolist(), strict=True):
+    def remove(self, wanted: np.ndarray, locations: np.ndarray) -> None:
+        for name, location in zip(wanted, locations.tolist(), strict=True):
             if self.held.get(bytes(name)) == location:
                 del self.held[bytes(name)]
 
@@ -80,7 +84,7 @@ def sampled_table(budget_bytes: int) -> DictTable:
 def open_cache(folder: Path, limit: int = 64 * MiB, segment: int = 2 * MiB, **more: Any):
     """A cache with small segments, which takes in whatever the file system has free."""
     limits = Limits(limit, MiB, segment_bytes=segment, keep_free_bytes=0)
-    more = {"new_table": DictTable, "name_pieces": names_of, "clock": HeldClock()} | more
+    more = {"new_table": DictTable, "clock": HeldClock()} | more
     return GlobalCache(folder, limits, **more)
 
 
@@ -97,16 +101,17 @@ def text(count: int, seed: int) -> np.ndarray:
     return made
 
 
-def held(part: Any, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def held(part: Any, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a namespace gives for names: (pieces, ok)."""
-    return part.read(part.lookup(names), names)
+    return part.read(part.lookup(wanted), wanted)
 
 
 def check_never_wrong(part: Any, pieces: np.ndarray) -> int:
     """Whatever is handed out for these pieces is just these bytes; how many were."""
-    data, ok = held(part, names_of(pieces, KEY))
+    wanted = names_of(pieces, KEY)
+    data, ok = held(part, wanted)
     assert np.array_equal(data[ok], pieces[ok])
     assert not data[~ok].any()
-    data, ok = part.read(part.lookup(names_of(pieces, KEY)))
+    data, ok = part.read(part.lookup(wanted))
     assert np.array_equal(data[ok], pieces[ok])
     return int(np.count_nonzero(ok))

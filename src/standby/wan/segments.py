@@ -163,12 +163,6 @@ class Shelf:
             return sum(segment.size for segment in self._segments.values())
 
     @property
-    def next_number(self) -> int:
-        """A number above all that are in use."""
-        with self._lock:
-            return max(self._segments, default=0) + 1
-
-    @property
     def facts_bytes(self) -> int:
         """Memory that directories and names of sealed segments take now."""
         return self._facts_size

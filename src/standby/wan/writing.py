@@ -20,7 +20,7 @@ from standby.wan.counting import Counters
 from standby.wan.eviction import copied_runs, hot_records, victim
 from standby.wan.locations import NUMBER_MAX, Table, located
 from standby.wan.segment_file import CONTENT, IN_DISK, DiskFile, SegmentDamaged
-from standby.wan.segments import Segment, Shelf
+from standby.wan.segments import Segment, Shelf, segment_paths
 
 Warn = Callable[[str], None]
 
@@ -88,7 +88,9 @@ class Intake:
         self._counters = counters
         self._lock = threading.RLock()
         self._open: dict[bytes, OpenSegment] = {}
-        self._next_number = shelf.next_number
+        numbers = [number for number, _ in segment_paths(folder)]
+        self._next_number = max(numbers, default=0) + 1
+        """Above all files, those too that cannot be used."""
         self._retry_at = 0.0
         self._has_warned = False
         self.stopped_by = ""
@@ -169,7 +171,7 @@ class Intake:
         return created
 
     def _create(self, namespace: bytes, kind: int, disk: DiskFile | None = None) -> OpenSegment:
-        number = max(self._next_number, self._shelf.next_number)
+        number = self._next_number
         if number > NUMBER_MAX:
             raise DiskFull(str(self._folder), 0, 0)
         created = OpenSegment.create(self._folder, number, kind, namespace, disk)
@@ -244,52 +246,60 @@ class Intake:
         return used
 
     def _check_room(self) -> None:
-        """Raise _NoRoomError where a new segment would go over the limit and nothing can go."""
-        is_full = self._reserved() + self._segment_bytes > self._limits.limit_bytes
-        if is_full and victim(self._shelf) is None and not self._seal_idle():
-            raise _NoRoomError
+        """See to it that a new segment stays within the limit; raises _NoRoomError where nothing
+        can go. Mostly nothing is to be done: `_evict` leaves room for one."""
+        while self._reserved() + self._segment_bytes > self._limits.limit_bytes:
+            oldest = victim(self._shelf)
+            if oldest is not None:
+                self._evict_one(oldest, 0)
+            elif not self._seal_oldest():
+                raise _NoRoomError
 
-    def _seal_idle(self, but: bytes = b"") -> bool:
-        """Seal the oldest open segment of a namespace other than `but`, so that it can go."""
+    def _seal_oldest(self) -> bool:
+        """Seal the oldest open segment that nobody counts on, so that it can go."""
         for opened in sorted(self._open.values(), key=lambda each: each.segment.number):
-            is_empty = not opened.segment.pieces
-            if opened.segment.header.namespace != but and not is_empty:
+            if opened.segment.pieces and not self._shelf.is_pinned(opened.segment):
                 self._seal(opened)
                 return True
         return False
 
     def _evict(self) -> None:
-        """Remove segments until there is room for a whole one more."""
-        copied, room = 0, self._segment_bytes // 2
+        """Remove segments until there is room for a whole one more, or nothing can go."""
+        room = self._segment_bytes // 2
         while self._reserved() + self._segment_bytes > self._limits.limit_bytes:
             oldest = victim(self._shelf)
             if oldest is None:
-                return  # all pinned: the reserve of one segment is used until they are given up
-            copied += self._evict_one(oldest, room - copied)
+                return
+            room -= self._evict_one(oldest, room)
 
     def _evict_one(self, segment: Segment, room: int) -> int:
         """Remove a segment, what was hit of it copied forward as far as `room` goes; the bytes of
         that."""
-        copied = 0
-        try:
-            directory, _ = self._shelf.facts(segment)
-            records = hot_records(segment, directory, room)
-            runs = copied_runs(self._shelf, segment, directory, records)
-        except (SegmentDamaged, StandbyError):
-            runs = []
-        namespace = segment.header.namespace
-        if runs:
-            opened = self._open.get(namespace)
-            if opened is None:
-                opened = self._open[namespace] = self._create(namespace, CONTENT)
-            pieces = sum(len(run.names) for run in runs)
-            copied = sum(run.length for run in runs)
-            if opened.fits(pieces, 0, self._segment_bytes * 2):
-                self._append(opened, runs)
-                self._counters.add(copied_forward=pieces)
+        runs: list[Run] = []
+        opened = self._open.get(segment.header.namespace)
+        if opened is None and room and segment.hits is not None:
+            opened = self._open_for_copies(segment.header.namespace)
+        if opened is not None and room:
+            try:
+                directory, _ = self._shelf.facts(segment)
+                records = hot_records(segment, directory, room)
+                runs = copied_runs(self._shelf, segment, directory, records)
+            except (SegmentDamaged, StandbyError):
+                runs = []
+        pieces, length = sum(len(run.names) for run in runs), sum(run.length for run in runs)
+        if opened is not None and runs and opened.fits(pieces, length, self._segment_bytes):
+            self._append(opened, runs)
+            self._counters.add(copied_forward=pieces)
         self.drop(segment)
         self._counters.add(evicted=1)
-        return copied
+        return length
+
+    def _open_for_copies(self, namespace: bytes) -> OpenSegment | None:
+        """A new open segment for a namespace that has none, where the limit allows it."""
+        if self._reserved() + self._segment_bytes > self._limits.limit_bytes:
+            return None
+        opened = self._open[namespace] = self._create(namespace, CONTENT)
+        return opened
 
     def drop(self, segment: Segment) -> None:
         """Remove a segment and everything that leads to it."""
