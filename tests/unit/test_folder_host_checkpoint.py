@@ -235,6 +235,41 @@ def test_a_file_system_that_clones_some_files_only_falls_back_to_identities(
     assert clone_folders(tmp_path) == []
 
 
+def synced_folders(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders that are synced from now on, in order."""
+    synced: list[Path] = []
+    plain = files.sync_folder
+
+    def sync_folder(folder: Path) -> None:
+        synced.append(folder)
+        plain(folder)
+
+    for owner in (files, files.durability):
+        monkeypatch.setattr(owner, "sync_folder", sync_folder)
+    return synced
+
+
+@pytest.mark.usefixtures("no_clones")
+def test_where_nothing_can_be_cloned_a_checkpoint_waits_for_no_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, machine = chained(tmp_path)
+    synced = synced_folders(monkeypatch)
+    host.release_checkpoint(host.take_checkpoint(machine, "intent"))
+    assert synced == []
+
+
+def test_clones_and_their_folder_are_stable_when_the_checkpoint_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "clone", copying)
+    host, machine = chained(tmp_path)
+    synced = synced_folders(monkeypatch)
+    checkpoint = host.take_checkpoint(machine, "intent")
+    clones = tmp_path / Path(checkpoint.disks[0].files[0]).parent
+    assert synced.index(clones) < synced.index(clones.parent)
+
+
 # --- locks -----------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from standby.files.confinement import (
 )
 from standby.files.durability import (
     make_folder_durably,
+    make_folder_plainly,
     remove_durably,
     remove_plainly,
     rename_durably,
@@ -64,6 +65,7 @@ __all__ = [
     "is_byte_locked",
     "is_range_locked",
     "make_folder_durably",
+    "make_folder_plainly",
     "open_confined",
     "plain_absolute",
     "remove_durably",

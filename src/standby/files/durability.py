@@ -110,6 +110,16 @@ def make_folder_durably(path: Path) -> None:
         check_confined(path)
         return
     make_folder_durably(path.parent)
+    make_folder_plainly(path)
+    try:
+        sync_folder(path.parent)
+    except OSError as exc:
+        raise wrapped(path, "make folder", 0, 0, exc) from exc
+
+
+def make_folder_plainly(path: Path) -> None:
+    """Make `path` in a folder that is there; after a power cut it may be gone again, until that
+    folder is synced."""
     try:
         with at_folder(path) as (name, folder):
             try:
@@ -117,7 +127,6 @@ def make_folder_durably(path: Path) -> None:
             except FileExistsError:
                 if not path.is_dir():
                     raise
-        sync_folder(path.parent)
     except OSError as exc:
         raise wrapped(path, "make folder", 0, 0, exc) from exc
 

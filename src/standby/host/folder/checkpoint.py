@@ -197,7 +197,7 @@ def _clone(folder: Path, name: str, paths: list[Path], host: str) -> _Clones | N
         raise HostError(host, f"checkpoint folder {folder / name} is in use by another process")
     try:
         _remove_clones(folder / name)
-        files.make_folder_durably(folder / name)
+        files.make_folder_plainly(folder / name)  # a sync for nothing where nothing is cloned
         names = {}
         for number, path in enumerate(paths):
             target = folder / name / f"{number}-{path.name}"
@@ -207,6 +207,7 @@ def _clone(folder: Path, name: str, paths: list[Path], host: str) -> _Clones | N
                 return None
             names[path] = target
         files.sync_folder(folder / name)
+        files.sync_folder(folder)
     except BaseException:
         _remove_clones(folder / name)
         lock.release()
