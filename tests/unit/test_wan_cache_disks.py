@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -129,7 +128,7 @@ def test_entries_go_when_the_file_changed(
         other = tmp_path / "other.vhdx"
         with closing(vhdx.create(other, SIZE)) as disk:
             disk.write(MiB, noise(600, 5).data)
-        os.replace(other, base)
+        other.replace(base)
     else:
         with base.open("r+b") as file:
             file.truncate(base.stat().st_size // 2)
