@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import replicas
-from replicas import DISKS, IDENTITY, HeldClock, add_point, new_replica
+from clocks import HeldClock
+from replicas import DISKS, IDENTITY, add_point, new_replica
 from standby.errors import (
     NoSuchPoint,
     PointDamaged,
@@ -16,7 +17,8 @@ from standby.errors import (
     ReplicaMissing,
     ReplicaStarted,
 )
-from standby.model.replica import ReplicaState
+from standby.model.replica import LayerFile, ReplicaState
+from standby.road import records
 from standby.road.committing import PendingCommit
 from standby.road.lease import WriterLease
 from standby.road.naming import folder_name, is_point_id, new_point_id, partial_name
@@ -179,6 +181,22 @@ def test_an_untouched_replica_passes(tmp_path: Path) -> None:
     add_point(folder)
     folder.check_untouched()
     assert findings(folder) == []
+
+
+def test_a_file_that_many_points_share_is_read_once(tmp_path: Path, monkeypatch) -> None:
+    folder = new_replica(tmp_path / "r")
+    for _ in range(6):
+        add_point(folder)
+    read = []
+    original = records.layer_evidence
+
+    def counted(root: Path, layer: LayerFile, *also: frozenset[str]) -> str:
+        read.append(layer.file)
+        return original(root, layer, *also)
+
+    monkeypatch.setattr("standby.road.replica.layer_evidence", counted)
+    folder.check_untouched()
+    assert len(read) == len(set(read)) >= 6 * len(DISKS)
 
 
 def test_a_point_file_opened_for_writing_and_written_is_named(tmp_path: Path) -> None:

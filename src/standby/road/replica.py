@@ -261,17 +261,21 @@ class ReplicaFolder:
         we left it, ReplicaStarted for such a ready layer while none may be written."""
         scan = self.scan_points()
         self._raise_damaged(scan, point_id)
+        seen: set[LayerFile] = set()  # points share their older files: each is read once
         for point in [self.point(point_id)] if point_id else scan.valid:
-            for layer, evidence in self.touched_layers([point]):
+            for layer, evidence in self.touched_layers([point], seen):
                 raise PointDamaged(
                     self.name, point.id, str(inner_path(self.path, layer.file)), evidence
                 )
         self.check_ready()
 
-    def touched_layers(self, points: Sequence[RestorePoint]) -> Iterator[tuple[LayerFile, str]]:
-        """Each file of the points that is not as we left it, with the evidence."""
+    def touched_layers(
+        self, points: Sequence[RestorePoint], seen: set[LayerFile] | None = None
+    ) -> Iterator[tuple[LayerFile, str]]:
+        """Each file of the points that is not as we left it, with the evidence; of those that are
+        not in `seen`, where they are put."""
         allowed = self._allowed_guids()
-        seen: set[LayerFile] = set()
+        seen = set() if seen is None else seen
         for point in points:
             for disk in replicated_disks(point):
                 for layer in disk.chain:
