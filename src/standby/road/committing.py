@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from standby import killpoints
 from standby.clock import new_token
 from standby.disk import vhdx
-from standby.errors import DiskIO, Fenced, PointDamaged, ReplicaBusy, ReplicaConflict
+from standby.errors import DiskIO, Fenced, PointDamaged, ReplicaConflict
 from standby.files import ByteLock, remove_durably, rename_durably, rename_to_new
 from standby.model.point import PointDisk, RestorePoint
 from standby.model.replica import Action, LayerFile, ReplicaState, next_state
@@ -35,7 +35,7 @@ from standby.road.records import (
     layer_facts,
     read_record,
 )
-from standby.road.replica import GUARD_POLL_S, ReplicaFolder, encode_point
+from standby.road.replica import ReplicaFolder, encode_point
 
 if TYPE_CHECKING:
     from standby.road.partial import SealedDisk
@@ -45,7 +45,6 @@ _PENDING_KIND = "pending point"
 
 TAKE_BACK_BYTE = (1 << 29) + 1
 """The byte of `.lock` held while a commit is taken back."""
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,12 +354,9 @@ def _take_back(
 
 
 def _take_back_lock(folder: ReplicaFolder) -> ByteLock:
-    lock = ByteLock(folder.lock_path, TAKE_BACK_BYTE)
-    for _ in range(_ATTEMPTS):
-        if lock.acquire():
-            return lock
-        folder.clock.sleep(GUARD_POLL_S)
-    raise ReplicaBusy(folder.name, "a fenced process that has not ended takes a commit back")
+    return folder.waited_lock(
+        TAKE_BACK_BYTE, "a fenced process that has not ended takes a commit back"
+    )
 
 
 def _take_files_back(folder: ReplicaFolder, lease: WriterLease, pending: PendingCommit) -> None:

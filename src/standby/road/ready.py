@@ -13,7 +13,7 @@ from pathlib import PureWindowsPath
 
 from standby import killpoints
 from standby.disk import vhdx
-from standby.errors import DiskIO, ReplicaBusy, ReplicaStarted
+from standby.errors import DiskIO, ReplicaStarted
 from standby.files import ByteLock, remove_durably, sync_folder
 from standby.model.point import RestorePoint
 from standby.model.replica import LayerFile, ReplicaRecord
@@ -21,12 +21,11 @@ from standby.road import naming, state_files
 from standby.road.lease import WriterLease
 from standby.road.points import replicated_disks
 from standby.road.records import inner_path, layer_evidence, layer_facts
-from standby.road.replica import GUARD_POLL_S, ReplicaFolder
+from standby.road.replica import ReplicaFolder
 
 REMOVE_BYTE = (1 << 29) + 2
 """The byte of `.lock` held while ready layers are removed. A removal cannot be fenced: whoever was
 stopped in one holds the lock still, and until that ends nobody else makes a ready layer there."""
-_ATTEMPTS = 5
 
 _HELD_OPEN = (5, 32)
 """ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION: what Windows says of replacing an open file."""
@@ -110,12 +109,9 @@ def put_missing_state_files(folder: ReplicaFolder, lease: WriterLease, point: Re
 
 
 def _remove_lock(folder: ReplicaFolder) -> ByteLock:
-    lock = ByteLock(folder.lock_path, REMOVE_BYTE)
-    for _ in range(_ATTEMPTS):
-        if lock.acquire():
-            return lock
-        folder.clock.sleep(GUARD_POLL_S)
-    raise ReplicaBusy(folder.name, "a fenced process that has not ended removes a ready layer")
+    return folder.waited_lock(
+        REMOVE_BYTE, "a fenced process that has not ended removes a ready layer"
+    )
 
 
 def _remove(folder: ReplicaFolder, lease: WriterLease, names: Sequence[str]) -> None:

@@ -47,6 +47,7 @@ GENERATION_MAX = (1 << 29) - 1
 GUARD_TIMEOUT_S = 10.0
 """An update takes milliseconds; ten seconds on it mean that its process is stopped or hangs."""
 GUARD_POLL_S = 0.02
+_ATTEMPTS = 5
 
 _KNOWN_FILES = frozenset(
     {naming.RECORD, naming.LOCK, naming.HOLDER, "merge.json", "vm.toml"}
@@ -151,6 +152,15 @@ class ReplicaFolder:
         if not 1 <= record.generation <= GENERATION_MAX:
             raise ReplicaConflict(self.name, f"generation {record.generation} cannot be")
         return record
+
+    def waited_lock(self, byte: int, holder: str) -> ByteLock:
+        """A byte of the lock file, now ours; after five looks ReplicaBusy, saying `holder`."""
+        lock = ByteLock(self.lock_path, byte)
+        for _ in range(_ATTEMPTS):
+            if lock.acquire():
+                return lock
+            self.clock.sleep(GUARD_POLL_S)
+        raise ReplicaBusy(self.name, holder)
 
     @contextlib.contextmanager
     def guarded(self, generation: int = 0, *, force: bool = False) -> Iterator[None]:

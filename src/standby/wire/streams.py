@@ -16,7 +16,6 @@ import socket
 import ssl
 import sys
 import threading
-from types import TracebackType
 
 WANT_READ, WANT_WRITE = -1, -2
 """Nothing could be done: wait until the socket can be read, or written, and call again."""
@@ -41,12 +40,7 @@ class _FairLock:
         with self._turn:
             self._lock.acquire()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
 

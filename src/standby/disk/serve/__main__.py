@@ -16,12 +16,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from standby import killpoints
 from standby.disk import open_disk
 from standby.disk.overlay import OverlayDisk
-from standby.disk.serve.ending import ended_by_signals
+from standby.disk.serve.ending import serve_process
 from standby.disk.serve.server import NbdServer
-from standby.errors import ConfigurationError, StandbyError
+from standby.errors import ConfigurationError
 from standby.ports import VirtualDisk
 
 
@@ -90,13 +89,7 @@ def run(argv: Sequence[str], wait: Callable[[], object]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The process entry; the exit code."""
-    killpoints.be_called("nbd server")
-    try:
-        run(sys.argv[1:] if argv is None else argv, ended_by_signals())
-    except StandbyError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return exc.exit_code
-    return 0
+    return serve_process("nbd server", run, argv)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,31 @@
-"""The clean end of a serving process: SIGTERM or SIGINT, whichever thread receives it."""
+"""A serving process from its start to its clean end: SIGTERM or SIGINT, whichever thread receives
+it."""
 
 from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+
+from standby import killpoints
+from standby.errors import StandbyError
+
+
+def serve_process(
+    name: str,
+    run: Callable[[Sequence[str], Callable[[], object]], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """`run(arguments, wait)` as the whole of a process that is called `name`: the command line's
+    arguments, unless some are given, and what waits for the end. The exit code."""
+    killpoints.be_called(name)
+    try:
+        run(sys.argv[1:] if arguments is None else arguments, ended_by_signals())
+    except StandbyError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
 
 
 def ended_by_signals() -> Callable[[], None]:

@@ -14,11 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from standby import killpoints
 from standby.disk import open_disk
-from standby.disk.serve.ending import ended_by_signals
+from standby.disk.serve.ending import serve_process
 from standby.disk.serve.server import NbdServer
-from standby.errors import StandbyError
 from standby.host.folder.keeping import KeptDisk
 from standby.ports import VirtualDisk
 
@@ -49,13 +47,7 @@ def run(argv: Sequence[str], wait: Callable[[], object]) -> None:
 
 def main() -> int:
     """The process entry; the exit code."""
-    killpoints.be_called("disk server")
-    try:
-        run(sys.argv[1:], ended_by_signals())
-    except StandbyError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return exc.exit_code
-    return 0
+    return serve_process("disk server", run)
 
 
 if __name__ == "__main__":
