@@ -26,7 +26,7 @@ from standby.errors import (
     VersionMismatch,
 )
 from standby.wire import frames, messages, tls
-from standby.wire.accepting import Door, address_text, parsed_address
+from standby.wire.accepting import Acceptor, Door, Visit, address_text, parsed_address
 from standby.wire.identity import IdentityFolder, Peer, tls_context
 from standby.wire.link import Link
 from standby.wire.messages import Call, Hello, Refused, Welcome
@@ -534,3 +534,33 @@ def test_shutting_a_link_down_sends_nothing_in_the_clear(
         assert link.connection._sslobj is not None  # type: ignore[attr-defined]
         with pytest.raises(LinkError):
             link.send(Call(1, "secret", {}), b"secret" * 1000)
+
+
+def test_who_connects_before_a_listener_is_whole_waits_for_it() -> None:
+    visits: list[Visit] = []
+    is_served = threading.Event()
+
+    def serve(visit: Visit) -> None:
+        visits.append(visit)
+        visit.connection.close()
+        is_served.set()
+
+    acceptor = Acceptor("127.0.0.1:0", serve, Door(), "x")
+    with socket.create_connection(parsed_address(acceptor.address), 10) as early:
+        assert (acceptor.half_open, visits) == (0, [])
+        acceptor.begin()
+        assert is_served.wait(10)
+        assert early.recv(1) == b""
+    acceptor.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_while_a_visitor_is_served_ends_its_connection() -> None:
+    def serve(visit: Visit) -> None:
+        raise ZeroDivisionError
+
+    acceptor = Acceptor("127.0.0.1:0", serve, Door(), "x")
+    acceptor.begin()
+    with socket.create_connection(parsed_address(acceptor.address), 10) as connection:
+        assert connection.recv(1) == b""  # not only after its patience
+    acceptor.close()

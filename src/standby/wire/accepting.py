@@ -76,8 +76,9 @@ class Visit:
 
 
 class Acceptor:
-    """Listens on an address and calls `serve(visit)` in a thread for each connection; the visit's
-    connection belongs to `serve`. `on_round` is called every few seconds."""
+    """Listens on an address and, from `begin` on, calls `serve(visit)` in a thread for each
+    connection; the visit's connection belongs to `serve`. `on_round` is called every few seconds.
+    Who connects before that waits."""
 
     def __init__(
         self,
@@ -106,6 +107,9 @@ class Acceptor:
         self._socket.setblocking(False)
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._accept, name=f"{name} accepts", daemon=True)
+
+    def begin(self) -> None:
+        """Take connections: to be called when all that `serve` needs is in its place."""
         self._thread.start()
 
     @property
@@ -165,6 +169,9 @@ class Acceptor:
     def _run(self, visit: Visit) -> None:
         try:
             self._serve(visit)
+        except BaseException:  # a bug: the peer is not to wait for an answer
+            visit.connection.close()
+            raise
         finally:
             self._left(visit)
             with self._lock:

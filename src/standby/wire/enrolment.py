@@ -193,6 +193,7 @@ class EnrolmentServer:
         self._attempts = Attempts(clock)
         self._acceptor = Acceptor(address, self._serve, door, "enrolment")
         self.address = self._acceptor.address
+        self._acceptor.begin()
 
     def _context(self) -> ssl.SSLContext:
         context = tls_context(is_server=True)

@@ -232,6 +232,7 @@ class PlainListener:
         self._lock = threading.Lock()
         self._acceptor = Acceptor(address, self._serve, door, name)
         self.address = self._acceptor.address
+        self._acceptor.begin()
 
     def _serve(self, visit: Visit) -> None:
         until = Until(self._acceptor.door.half_open_s)

@@ -151,6 +151,7 @@ class Listener:
         self._links_lock = threading.Lock()
         self._acceptor = Acceptor(address, self._serve, door, identity.name, self._look_round)
         self.address = self._acceptor.address
+        self._acceptor.begin()
 
     @property
     def half_open(self) -> int:
