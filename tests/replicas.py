@@ -9,10 +9,11 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
+from clocks import START, HeldClock
 from standby import killpoints
 from standby.clock import Clock
 from standby.disk import vhdx
@@ -36,29 +37,6 @@ IDENTITY = ReplicaIdentity(
 )
 DISKS = ("disk0", "disk1")
 SIZE = 8 * MiB
-START = datetime(2026, 3, 1, 22, 0, tzinfo=UTC)
-
-
-class HeldClock(Clock):
-    """Time moves only when someone sleeps or says so."""
-
-    def __init__(self, now: datetime = START) -> None:
-        self.wall = now
-        self.elapsed = 0.0
-
-    def now(self) -> datetime:
-        return self.wall
-
-    def monotonic(self) -> float:
-        return self.elapsed
-
-    def sleep(self, duration_s: float) -> None:
-        self.advance(duration_s)
-
-    def advance(self, duration_s: float) -> None:
-        """Let that much time go by."""
-        self.elapsed += duration_s
-        self.wall += timedelta(seconds=duration_s)
 
 
 def machine(disks: Sequence[str] = DISKS) -> Machine:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import replicas
-from replicas import DISKS, HeldClock, add_point, check_replica, new_replica, pattern, ready_content
+from clocks import HeldClock
+from replicas import DISKS, add_point, check_replica, new_replica, pattern, ready_content
 from standby.model.replica import ReplicaState
 from standby.road import ready
 from standby.road.committing import recover

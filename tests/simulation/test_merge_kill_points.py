@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import replicas
 from chains import check_points, make_replica
+from clocks import HeldClock
 from crashing import crashing
 from partials import noise
 from standby import killpoints
@@ -71,7 +71,7 @@ def copied(prepared: Path, name: str, tmp_path: Path) -> ReplicaFolder:
     path = tmp_path / "web01"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(prepared / name, path)
-    return ReplicaFolder(path, replicas.HeldClock())
+    return ReplicaFolder(path, HeldClock())
 
 
 def retire(folder: ReplicaFolder) -> None:

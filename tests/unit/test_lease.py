@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from replicas import HeldClock, add_point, new_replica
+from clocks import HeldClock
+from replicas import add_point, new_replica
 from standby import killpoints
 from standby.errors import Fenced, IllegalTransition, ReplicaBusy
 from standby.files import ByteLock

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from merge_pairs import small_pair
 from standby.disk import merge, open_disk, vhdx
 from standby.disk.check import check_disk
 from standby.disk.merge import merge_file, merge_payload, space_needed
@@ -301,21 +302,6 @@ def test_a_full_file_system_midway_leaves_a_chain_to_go_on_with(
 
 
 # --- at every instant, and killed at each ---------------------------------------------------
-
-
-def small_pair(folder: Path) -> tuple[Path, Path]:
-    """A pair whose merge takes few steps: data in place, new blocks, zeros, scattered sectors."""
-    base = vhdx.create(folder / "base.vhdx", 5 * MiB, block_size=MiB)
-    base.write(0, random_bytes(2 * MiB, 1))
-    base.close()
-    child = vhdx.create_child(folder / "child.vhdx", base.path, block_size=MiB)
-    child.write(512, random_bytes(1024, 2))
-    child.write(MiB // 2, random_bytes(512, 3))
-    child.zero(MiB, MiB)
-    child.write(2 * MiB, random_bytes(MiB, 4))
-    child.write(4 * MiB + 8192, random_bytes(4096, 5))
-    child.close()
-    return base.path, child.path
 
 
 CHANGING = ("write", "sync", "resize", "punch")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merge_pairs import small_pair
 from standby.disk import open_disk, vhdx
 from standby.disk.merge import merge_payload, pass_identity_on
-from standby.testing.disks import content, random_bytes
+from standby.testing.disks import content
 from standby.units import MiB
 
 _PAGE = 4096
@@ -103,26 +104,12 @@ def _read_all(path: Path) -> bytes:
         return content(disk)
 
 
-def _small_pair(folder: Path) -> tuple[Path, Path]:
-    base = vhdx.create(folder / "base.vhdx", 5 * MiB, block_size=MiB)
-    base.write(0, random_bytes(2 * MiB, 1))
-    base.close()
-    child = vhdx.create_child(folder / "child.vhdx", base.path, block_size=MiB)
-    child.write(512, random_bytes(1024, 2))
-    child.write(MiB // 2, random_bytes(512, 3))
-    child.zero(MiB, MiB)
-    child.write(2 * MiB, random_bytes(MiB, 4))
-    child.write(4 * MiB + 8192, random_bytes(4096, 5))
-    child.close()
-    return base.path, child.path
-
-
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("slice_bytes", [None, MiB])
 def test_after_a_power_cut_the_chain_reads_the_same(
     tmp_path: Path, seed: int, slice_bytes: int | None
 ) -> None:
-    base_path, child_path = _small_pair(tmp_path)
+    base_path, child_path = small_pair(tmp_path)
     expected = _read_all(child_path)
     after = tmp_path / "after"
     after.mkdir()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import partials
+from clocks import HeldClock
 from partials import (
     LATER,
     SIZE,
@@ -20,7 +21,6 @@ from partials import (
     spec_of,
 )
 from standby import digesting
-from standby.clock import Clock
 from standby.digesting import PAGE, PIECE, DigestChain, DigestFile
 from standby.disk import vhdx
 from standby.disk.check import check_disk
@@ -134,23 +134,15 @@ def test_buffers_may_be_reused_after_receive(tmp_path: Path) -> None:
     partial.close()
 
 
-class HeldClock(Clock):
-    def __init__(self) -> None:
-        self.seconds = 100.0
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-
 def test_a_commit_is_due_after_five_seconds_or_256_mib(tmp_path: Path) -> None:
     clock = HeldClock()
     partial = PartialDisk.open(tmp_path, spec_of(1 << 30), clock=clock)
-    clock.seconds += 60
+    clock.advance(60)
     assert not partial.should_commit()  # nothing is waiting
-    clock.seconds -= 60
+    clock.advance(-60)
     partial.receive(rows((0, PIECE, KIND_DATA)), digesting.leaves(b"q" * PIECE), b"q" * PIECE)
     assert not partial.should_commit()
-    clock.seconds += 5
+    clock.advance(5)
     assert partial.should_commit()
     partial.group_commit()
     assert not partial.should_commit()

@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from standby.clock import Clock
+from clocks import HeldClock
 from standby.errors import NoProxy, ResourcesBusy, SessionStopped
 from standby.server.resources import Capacities, Resources, TaskRequest, Ticket
 from standby.server.turns import BOUNCES_MAX
 from standby.server.waiting import AGE_STEP_S
-
-
-class HeldClock(Clock):
-    """Time that tests move."""
-
-    def __init__(self) -> None:
-        self.time_s = 1000.0
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self.time_s, UTC)
-
-    def monotonic(self) -> float:
-        return self.time_s
-
-    def sleep(self, duration_s: float) -> None:
-        self.time_s += duration_s
 
 
 def task(job: str, place: str = "scsi:0:0", **more: Any) -> TaskRequest:

@@ -16,11 +16,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from clocks import HeldClock
 from standby.errors import NoProxy, SessionStopped
 from standby.server.resources import Capacities, Resources, TaskRequest, Ticket
 from standby.server.turns import BOUNCES_MAX
 from standby.server.waiting import AGE_STEP_S, Slots
-from unit.test_resources import HeldClock
 
 PROXIES = ("px1", "px2", "px3")
 HOSTS = ("prod", "dr")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from standby.clock import Clock
+from clocks import StepClock
 from standby.errors import StateDatabaseError, UnknownName
 from standby.model.machine import Checkpoint, CheckpointDisk
 from standby.model.replica import ReplicaIdentity
@@ -23,20 +23,9 @@ GIB = 1 << 30
 WEB = ReplicaIdentity("main-site", "production", "id-web", "nightly")
 
 
-class StepClock(Clock):
-    """Each look is a minute later."""
-
-    def __init__(self) -> None:
-        self.at = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def now(self) -> datetime:
-        self.at += timedelta(minutes=1)
-        return self.at
-
-
 @pytest.fixture
 def store(state_place: Path | str) -> Iterator[Store]:
-    with Store(state_place, StepClock()) as store:
+    with Store(state_place, StepClock(timedelta(minutes=1))) as store:
         yield store
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from standby.clock import Clock
+from clocks import StepClock
 from standby.errors import (
     ConfigurationError,
     JobBusy,
@@ -29,17 +29,6 @@ CONFIG = """\
 installation = "test"
 state_database = "{place}"
 """
-
-
-class StepClock(Clock):
-    """Each look is a second later."""
-
-    def __init__(self) -> None:
-        self.at = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def now(self) -> datetime:
-        self.at += timedelta(seconds=1)
-        return self.at
 
 
 @pytest.fixture

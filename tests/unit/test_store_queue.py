@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from standby.clock import Clock
+from clocks import NEW_YEAR, StepClock
 from standby.errors import IllegalStep, ServerFenced, StateDatabaseError, UnknownName
 from standby.model.report import SessionReport
 from standby.model.session import (
@@ -23,19 +23,7 @@ from standby.model.session import (
 from standby.server.store import Dispatch, ServerLease, Store, TaskMove
 from standby.server.store.dispatch_tasks import BATCH
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
 S, T = SessionState, TaskState
-
-
-class StepClock(Clock):
-    """Each look is a second later."""
-
-    def __init__(self) -> None:
-        self.at = START
-
-    def now(self) -> datetime:
-        self.at += timedelta(seconds=1)
-        return self.at
 
 
 @pytest.fixture
@@ -328,7 +316,7 @@ def test_a_fenced_server_changes_nothing(
         lambda: dispatch.record_transfers(task.id, "a", "b", {}),
         lambda: dispatch.adopt(),
         lambda: dispatch.handled(request.id, "done"),
-        lambda: dispatch.forget_sessions(START + timedelta(days=99), keep=0),
+        lambda: dispatch.forget_sessions(NEW_YEAR + timedelta(days=99), keep=0),
         lambda: lease.renew(),
         lambda: store.guarded(lease).save_session(SessionReport("s", "nightly", "2026")),
         lambda: store.guarded(lease).record_intent("host", "id", "s", "2026"),

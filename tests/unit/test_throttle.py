@@ -7,11 +7,11 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 
 import pytest
 
-from standby.clock import SYSTEM_CLOCK, Clock
+from clocks import HeldClock
+from standby.clock import SYSTEM_CLOCK
 from standby.units import KiB, MiB, format_rate, parse_rate
 from standby.wire import messages
 from standby.wire.link import Link
@@ -30,19 +30,6 @@ from standby.wire.throttle import (
 EVER_S = 1e9
 
 
-class HeldClock(Clock):
-    """Time that tests move."""
-
-    def __init__(self) -> None:
-        self.time_s = 50.0
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self.time_s, UTC)
-
-    def monotonic(self) -> float:
-        return self.time_s
-
-
 class Simulation:
     """Flows that ask again as soon as they were served, in time that is only counted."""
 
@@ -59,8 +46,8 @@ class Simulation:
         for number in active:
             if number not in self.turns:
                 self.turns[number] = self.throttle._ask(self.flows[number], self.count)
-        until = self.clock.time_s + duration_s
-        while self.clock.time_s < until:
+        until = self.clock.elapsed + duration_s
+        while self.clock.elapsed < until:
             delays = []
             for number, turn in list(self.turns.items()):
                 delay_s = self.throttle._try(turn)
@@ -70,7 +57,7 @@ class Simulation:
                 elif delay_s is not None:
                     delays.append(delay_s)
             if delays:
-                self.clock.time_s += min(delays)
+                self.clock.advance(min(delays))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +118,7 @@ def test_without_a_limit_nothing_waits_and_all_is_counted() -> None:
     flow = throttle.flow(3)
     for _ in range(100):
         flow.take(MiB)
-    clock.time_s += 10
+    clock.advance(10)
     demand = throttle.demand()
     assert demand.rate_bps == 10 * MiB
     assert not demand.is_limited
@@ -145,12 +132,12 @@ def test_a_lease_that_ran_out_leaves_the_floor() -> None:
     throttle = Throttle(clock)
     throttle.lend(Lease(7, 1e6, 1e4, 15))
     assert throttle.rate_bps() == 1e6
-    clock.time_s += 15
+    clock.advance(15)
     assert throttle.rate_bps() == 1e4
     throttle.lend(Lease(8, None, 1e4, 3600))  # until the rule's hours begin
-    clock.time_s += 3599
+    clock.advance(3599)
     assert throttle.rate_bps() is None
-    clock.time_s += 1
+    clock.advance(1)
     assert throttle.rate_bps() == 1e4
     assert throttle.demand().lease == 8
 

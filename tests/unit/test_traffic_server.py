@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from cli.processes import wait_until
+from clocks import HeldClock
 from standby.clock import Clock
 from standby.errors import ProtocolError
 from standby.road.traffic import TrafficVerbs
@@ -27,17 +28,6 @@ from standby.wire.throttle import Throttles
 LIMIT_BPS = 10_000_000
 MONDAY = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
 HOURS = (Window(frozenset(range(5)), 8 * 60, 18 * 60),)
-
-
-class HeldClock(Clock):
-    def __init__(self) -> None:
-        self.passed_s = 0.0
-
-    def now(self) -> datetime:
-        return MONDAY
-
-    def monotonic(self) -> float:
-        return 1000.0 + self.passed_s
 
 
 class NearMover:
@@ -74,7 +64,7 @@ class NearMover:
 
 @pytest.fixture
 def clock() -> HeldClock:
-    return HeldClock()
+    return HeldClock(MONDAY)
 
 
 @pytest.fixture
@@ -120,7 +110,7 @@ def test_movers_get_shares_by_the_weights_of_their_links(
     for _ in range(10):
         for mover, weight in zip(movers, (1, 3), strict=True):
             load(mover, clock, weight)
-        clock.passed_s += 1
+        clock.advance(1)
         is_settled = server.lend()
         lent = server.lent_bps()["wan"]
     assert is_settled
@@ -147,9 +137,9 @@ def test_outside_of_its_hours_a_mover_without_its_server_is_limited_when_they_be
     server = made(movers, clock, windows=HOURS)
     server.greet("px1", movers[0].ask)
     assert movers[0].rate_bps() is None
-    clock.passed_s += 2 * 3600 - 1
+    clock.advance(2 * 3600 - 1)
     assert movers[0].rate_bps() is None
-    clock.passed_s += 1
+    clock.advance(1)
     assert movers[0].rate_bps() == LIMIT_BPS * FLOOR_SHARE
 
 
