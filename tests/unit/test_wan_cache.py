@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 
 from standby.errors import ConfigurationError, DiskBusy
+from standby.units import MiB
 from standby.wan.cache import GlobalCache, fingerprint
 from standby.wan.locations import NONE
+from standby.wan.references import ASKED
+from standby.wan.table import LookupTable
+from standby.wan.transfers import CacheTransfer
 from wan_caches import (
     KEY,
     OTHER_KEY,
     PIECE,
+    DictTable,
     check_never_wrong,
     held,
     names_of,
@@ -164,6 +169,57 @@ def test_clear_leaves_nothing_and_goes_on(cache: GlobalCache) -> None:
     assert not list(cache.folder.glob("*.segment"))
     part.add(noise(10, 2))
     assert held(part, names_of(noise(10, 2), KEY))[1].all()
+
+
+class LyingTable(DictTable):
+    """Knows every name, some of them at places that do not exist."""
+
+    def lookup(self, wanted: np.ndarray) -> np.ndarray:
+        found = super().lookup(wanted)
+        unknown = np.flatnonzero(found == NONE)
+        found[unknown] = (1 << 20) + (unknown * 7).astype(np.uint64) % 90
+        return found
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_what_the_table_makes_up_is_not_believed(tmp_path: Path, sealed: bool) -> None:
+    with open_cache(tmp_path, new_table=LyingTable) as cache:
+        part = cache.namespace(KEY)
+        part.add(noise(60, 1))  # from the 61st place on there is nothing
+        assert cache.status().pieces == 60
+        if sealed:
+            assert all(cache.intake.seal_open(segment) for segment in cache.shelf)
+    with open_cache(tmp_path, new_table=LyingTable) as cache:
+        part = cache.namespace(KEY)
+        for count in (3, 50):
+            asked = names_of(np.concatenate([noise(count, 2), noise(60, 1)]), KEY)
+            found = part.lookup(asked)
+            assert (found[:count] == NONE).all()
+            assert (found[count:] != NONE).all()
+
+
+def test_a_transfer_asks_by_some_bytes_of_the_names(tmp_path: Path) -> None:
+    with open_cache(tmp_path, 8 * MiB, MiB, new_table=LookupTable) as cache:
+        part = cache.namespace(KEY)
+        pieces = noise(100, 1)
+        names = part.add(pieces)
+        transfer = CacheTransfer(part)
+        hits, found = transfer.find(np.concatenate([names, names_of(noise(50, 2), KEY)])[:, ASKED])
+        assert hits[:100].mean() > 0.9
+        assert not hits[100:].any()
+        kept = found[hits]
+        for seed in range(3, 40):  # far beyond the limit
+            part.add(noise(100, seed))
+        data, ok = transfer.read_found(kept)
+        assert ok.all()
+        assert np.array_equal(data, pieces[hits[:100]])
+        transfer.release(kept[:5])
+        assert cache.status().pinned_segments == 1
+        transfer.release(kept[5:])
+        assert cache.status().pinned_segments == 0
+        transfer.find(names[:, ASKED])
+        transfer.close()
+        assert cache.status().pinned_segments == 0
 
 
 def test_a_sampled_table_finds_what_stands_beside_a_hit(tmp_path: Path) -> None:

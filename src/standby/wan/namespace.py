@@ -27,7 +27,7 @@ from standby.wan.locations import (
     numbers_of,
     positions_of,
 )
-from standby.wan.neighbours import extended
+from standby.wan.neighbours import Columns, confirmed, extended, groups, widened
 from standby.wan.payloads import RUN_PIECES, Buffer, Pieces, packed, unpacked
 from standby.wan.segment_file import (
     NAME,
@@ -54,20 +54,23 @@ class Core(Protocol):
 
 class Pin:
     """Keeps segments from eviction while a transfer counts on what it was told. Release it in the
-    end, or use it as a context manager."""
+    end, or use it as a context manager. Thread-safe."""
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
-        self._held: set[int] = set()
+        self._held: dict[int, int] = {}
 
     def hold(self, locations: Locations) -> None:
         """Keep the segments of these locations, as far as they are there."""
-        known = locations[locations != NONE]
-        self._shelf.pin(set(np.unique(numbers_of(known)).tolist()), self._held)
+        self._shelf.pin(_counted(locations), self._held)
+
+    def let_go(self, locations: Locations) -> None:
+        """Give up so much of what was held: a segment is kept while any location of it is."""
+        self._shelf.unpin(_counted(locations), self._held)
 
     def release(self) -> None:
         """Give them all up; a second call does nothing."""
-        self._shelf.unpin(self._held)
+        self._shelf.unpin(None, self._held)
 
     def __enter__(self) -> Pin:
         return self
@@ -79,6 +82,12 @@ class Pin:
         trace: TracebackType | None,
     ) -> None:
         self.release()
+
+
+def _counted(locations: Locations) -> dict[int, int]:
+    """How many of the locations lie in each segment."""
+    numbers, counts = np.unique(numbers_of(locations[locations != NONE]), return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 
 
 class Namespace:
@@ -130,41 +139,32 @@ class Namespace:
 
     # --- looking up ---
 
-    def lookup(self, names: Names, pin: Pin | None = None) -> Locations:
+    def lookup(self, names: Names, pin: Pin | None = None, columns: Columns = ()) -> Locations:
         """A location per name, NONE for those that the cache does not have. `pin` keeps what was
-        found. An answer is a hint: reading proves it."""
-        found = self._found(names)
+        found. With `columns` only those bytes of the names count, and are what is asked for:
+        (n, len(columns)). An answer is a hint: reading proves it."""
+        if columns:
+            names = widened(names, columns)
+        found = self._found(names, columns)
         if pin is not None:
             pin.hold(found)
-            found = np.where(self._core.shelf.usable(found, self._owner), found, NONE)
+            gone = ~self._core.shelf.usable(found, self._owner)
+            pin.let_go(found[gone])
+            found = np.where(gone, NONE, found)
         self._core.counters.add(asked=len(names), found=int(np.count_nonzero(found != NONE)))
         return found
 
-    def _found(self, names: Names) -> Locations:
+    def _found(self, names: Names, columns: Columns = ()) -> Locations:
         if not len(names):
             return np.empty(0, dtype=np.uint64)
         core = self._core
         found = core.table.lookup(np.ascontiguousarray(names))
         found = np.where(core.shelf.usable(found, self._owner), found, NONE)
+        found = confirmed(names, found, columns, core.shelf.names_at)
         if core.table.is_sampled:
-            found, added = extended(names, found, self._names_of)
+            found, added = extended(names, found, columns, core.shelf.names_of)
             core.counters.add(extended=added)
         return found
-
-    def _names_of(self, number: int) -> Names | None:
-        segment = self._core.shelf.get(number)
-        if segment is None:
-            return None
-        try:
-            directory, names = self._core.shelf.facts(segment)
-        except (SegmentDamaged, StandbyError):
-            return None
-        if segment.bad:
-            names = names.copy()
-            for index in sorted(segment.bad):
-                first = int(directory["first"][index])
-                names[first : first + int(directory["count"][index])] = 0
-        return names
 
     def pin(self) -> Pin:
         """A new pin for one transfer."""
@@ -184,9 +184,7 @@ class Namespace:
         is_read = np.zeros(len(locations), dtype=np.bool_)
         usable = np.flatnonzero(self._core.shelf.usable(locations, self._owner))
         numbers = numbers_of(locations[usable])
-        order = np.argsort(locations[usable], kind="stable")
-        starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-        for group in np.split(order, starts[1:]) if len(order) else ():
+        for group in groups(numbers):
             rows = usable[group]
             segment = self._core.shelf.get(int(numbers[group[0]]))
             if segment is not None:

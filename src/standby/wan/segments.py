@@ -17,10 +17,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from standby.errors import StandbyError
 from standby.files import File, remove_durably
 from standby.wan.locations import NUMBER_MAX, Locations, Mask, numbers_of
 from standby.wan.segment_file import (
     CONTENT,
+    NAME,
+    TRAILER,
     Directory,
     Header,
     Names,
@@ -34,6 +37,8 @@ from standby.wan.segment_file import (
 
 SUFFIX = ".segment"
 OPEN_FILES_MAX = 64
+_FEW = 16
+"""Names read one by one cost some 3 us each, all of a segment's some 1 ms."""
 
 
 def segment_path(folder: Path, number: int) -> Path:
@@ -138,6 +143,7 @@ class Shelf:
         self._owners = np.empty(0, dtype=np.int64)
         """The numbers in order, and the namespace of each."""
         self._pins: dict[int, int] = {}
+        """How many owners of pins hold each segment."""
         self._facts: OrderedDict[int, tuple[Directory, Names]] = OrderedDict()
         self._facts_max = facts_bytes
         self._facts_size = 0
@@ -213,25 +219,29 @@ class Shelf:
 
     # --- pins ---
 
-    def pin(self, numbers: set[int], held: set[int]) -> None:
-        """Keep these segments, as far as they are there, from eviction; `held` gets their
-        numbers."""
+    def pin(self, counts: dict[int, int], held: dict[int, int]) -> None:
+        """Keep these segments, as far as they are there, from eviction; `held` counts what its
+        owner keeps of each."""
         with self._lock:
-            for number in numbers - held:
-                if number in self._segments:
+            for number, count in counts.items():
+                if number in held:
+                    held[number] += count
+                elif number in self._segments:
+                    held[number] = count
                     self._pins[number] = self._pins.get(number, 0) + 1
-                    held.add(number)
 
-    def unpin(self, held: set[int]) -> None:
-        """Give them up again."""
+    def unpin(self, counts: dict[int, int] | None, held: dict[int, int]) -> None:
+        """Take so much off what is held of each, None: all."""
         with self._lock:
-            for number in held:
-                left = self._pins.get(number, 0) - 1
-                if left > 0:
-                    self._pins[number] = left
-                else:
-                    self._pins.pop(number, None)
-            held.clear()
+            for number, count in list((held if counts is None else counts).items()):
+                if number not in held:
+                    continue
+                held[number] -= count
+                if held[number] <= 0:
+                    del held[number]
+                    self._pins[number] -= 1
+                    if not self._pins[number]:
+                        del self._pins[number]
 
     def is_pinned(self, segment: Segment) -> bool:
         """Whether a transfer counts on it."""
@@ -299,6 +309,52 @@ class Shelf:
             raise SegmentDamaged("the footer is another one than it was")
         self.keep_facts(segment, read)
         return read
+
+    def names_of(self, number: int) -> Names | None:
+        """The names of a segment, zeros for those of damaged records; None where it is gone or its
+        footer damaged."""
+        segment = self.get(number)
+        if segment is None:
+            return None
+        try:
+            directory, names = self.facts(segment)
+        except (SegmentDamaged, StandbyError):
+            return None
+        if segment.bad:
+            names = names.copy()
+            for index in sorted(segment.bad):
+                first = int(directory["first"][index])
+                names[first : first + int(directory["count"][index])] = 0
+        return names
+
+    def names_at(self, number: int, positions: npt.NDArray[np.int64]) -> Names | None:
+        """The names at some positions, zeros behind the end; None as `names_of`. A few are read
+        alone where the segment's names are not in memory."""
+        segment = self.get(number)
+        if segment is None:
+            return None
+        few = len(positions) <= _FEW and segment.live is None and not segment.bad
+        if few and number not in self._facts:
+            return self._read_names(segment, positions)
+        names = self.names_of(number)
+        if names is None:
+            return None
+        found = np.zeros((len(positions), NAME), dtype=np.uint8)
+        inside = positions < len(names)
+        found[inside] = names[positions[inside]]
+        return found
+
+    def _read_names(self, segment: Segment, positions: npt.NDArray[np.int64]) -> Names | None:
+        found = np.zeros((len(positions), NAME), dtype=np.uint8)
+        start = segment.size - TRAILER - NAME * segment.pieces
+        try:
+            with self.using(segment) as file:
+                for row, position in enumerate(positions.tolist()):
+                    if position < segment.pieces:
+                        file.read_into(found[row].data, start + NAME * position)
+        except (SegmentDamaged, StandbyError):
+            return None
+        return found
 
     def keep_facts(self, segment: Segment, facts: tuple[Directory, Names]) -> None:
         """Remember a sealed segment's directory and names, as long as there is room."""

@@ -1,0 +1,40 @@
+"""The global cache as one disk's transfer uses it: questions of some bytes of each name, what was
+found kept until it was read."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from standby.wan.locations import NONE, Locations, Mask
+from standby.wan.namespace import Namespace
+from standby.wan.payloads import Pieces
+from standby.wan.references import ASKED
+
+
+class CacheTransfer:
+    """What one transfer asks of a tenant's cache (the cache's half of `decoding.Held`). `close` it
+    in the end."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._pin = namespace.pin()
+
+    def find(self, asked: npt.NDArray[np.uint8]) -> tuple[Mask, Locations]:
+        """For the bytes ASKED of each name, (n, 6) uint8: which are there, and where; what was
+        found stays until `release`."""
+        found = self._namespace.lookup(asked, self._pin, ASKED)
+        return found != NONE, found
+
+    def read_found(self, locations: Locations) -> tuple[Pieces, Mask]:
+        """(n, 4096) content at locations that `find` gave, and which of it is good: read, and its
+        name computed anew."""
+        return self._namespace.read(locations)
+
+    def release(self, locations: Locations) -> None:
+        """These need not stay for this transfer any more."""
+        self._pin.let_go(locations)
+
+    def close(self) -> None:
+        """Nothing needs to stay."""
+        self._pin.release()
