@@ -96,7 +96,7 @@ def test_the_baseline_is_the_parent_under_what_is_acknowledged(tmp_path: Path) -
     assert numbers.tolist() == [0, 2]
     assert len(nodes) == 2
     assert partial.baseline.root(SIZE) == partial.root() == root_of(content)
-    assert partial.touched_pages().tolist() == [0, 1]
+    assert partial.log.pages().tolist() == [0, 1]
     partial.close()
 
 

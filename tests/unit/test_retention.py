@@ -8,24 +8,41 @@ from pathlib import Path
 import pytest
 
 from standby.errors import ConfigurationError
+from standby.model.machine import Machine
+from standby.model.point import RestorePoint
 from standby.model.report import DiskReport, MachineReport
 from standby.model.target_rules import TargetRules
+from standby.road.points import points_to_retire
 from standby.road.target_rules import load_target_rules
 from standby.server.retention import (
     changed_share,
     is_changed_share_unusual,
-    points_to_retire,
 )
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-def daily(count: int) -> list[tuple[str, datetime]]:
-    """One point per day, the newest an hour old: p1 … p<count>, newest last."""
+def points_of(*taken: tuple[str, datetime]) -> list[RestorePoint]:
+    """Points of these ids and times."""
+    vm = Machine("id", "web", "web")
     return [
-        (f"p{number}", NOW - timedelta(days=count - number, hours=1))
-        for number in range(1, count + 1)
+        RestorePoint(1, name, "", 1, at.isoformat(), "", "offline", "s", vm, (), {})
+        for name, at in taken
     ]
+
+
+def daily(count: int) -> list[RestorePoint]:
+    """One point per day, the newest an hour old: p1 … p<count>, newest last."""
+    return points_of(
+        *(
+            (f"p{number}", NOW - timedelta(days=count - number, hours=1))
+            for number in range(1, count + 1)
+        )
+    )
+
+
+def retired(points: list[RestorePoint], keep: int, rules: TargetRules, now: datetime) -> list[str]:
+    return [point.id for point in points_to_retire(points, keep, rules, now)]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +52,7 @@ def daily(count: int) -> list[tuple[str, datetime]]:
 def test_the_oldest_points_above_the_count_are_retired(
     count: int, keep: int, expected: list[str]
 ) -> None:
-    assert points_to_retire(daily(count), keep, TargetRules(), NOW) == expected
+    assert retired(daily(count), keep, TargetRules(), NOW) == expected
 
 
 @pytest.mark.parametrize(
@@ -50,23 +67,25 @@ def test_the_oldest_points_above_the_count_are_retired(
     ],
 )
 def test_the_targets_rules_are_never_undercut(rules: TargetRules, expected: list[str]) -> None:
-    assert points_to_retire(daily(7), 2, rules, NOW) == expected
+    assert retired(daily(7), 2, rules, NOW) == expected
 
 
 def test_a_point_of_exactly_the_kept_age_may_end() -> None:
-    points = [("p1", NOW - timedelta(days=2)), ("p2", NOW - timedelta(days=1)), ("p3", NOW)]
+    points = points_of(
+        ("p1", NOW - timedelta(days=2)), ("p2", NOW - timedelta(days=1)), ("p3", NOW)
+    )
     rules = TargetRules(keep_days_min=2)
-    assert points_to_retire(points, 1, rules, NOW) == ["p1"]
-    assert points_to_retire(points, 1, rules, NOW - timedelta(seconds=1)) == []
+    assert retired(points, 1, rules, NOW) == ["p1"]
+    assert retired(points, 1, rules, NOW - timedelta(seconds=1)) == []
 
 
 def test_a_young_point_protects_the_older_looking_ones_behind_it() -> None:
-    points = [
+    points = points_of(
         ("p1", NOW + timedelta(days=400)),  # the clock was wrong
         ("p2", NOW - timedelta(days=20)),
         ("p3", NOW),
-    ]
-    assert points_to_retire(points, 1, TargetRules(keep_days_min=1), NOW) == []
+    )
+    assert retired(points, 1, TargetRules(keep_days_min=1), NOW) == []
 
 
 def report(*disks: tuple[str, int, int]) -> MachineReport:

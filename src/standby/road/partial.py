@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from standby import killpoints
 from standby.clock import SYSTEM_CLOCK, Clock
@@ -216,11 +215,6 @@ class PartialDisk:
         self.log.append_close()
         self.log.sync()
         self._commits.all_closed()
-
-    def touched_pages(self) -> npt.NDArray[np.int64]:
-        """Sorted numbers of the pages with acknowledged extents: candidates of a resumed
-        transfer whatever a tracker or the source's allocation say (RULES 8)."""
-        return self.log.pages()
 
     def root(self) -> bytes:
         """The digest root of everything acknowledged, on top of the parent's state."""

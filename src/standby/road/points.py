@@ -5,6 +5,7 @@ Pure functions; `replica` reads the files, `committing` writes them.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -102,6 +103,17 @@ def points_kept_by(
         return point.id in newest or is_young
 
     return tuple(point for point in points if is_kept(point))
+
+
+def points_to_retire(
+    points: Sequence[RestorePoint], keep: int, rules: TargetRules, now: datetime
+) -> tuple[RestorePoint, ...]:
+    """The points (oldest first) to merge away so that `keep` of them remain, never against the
+    target's own rules. Only the oldest can end (RULES 15), so the first one that those keep ends
+    the list; the newest is always kept."""
+    kept = {point.id for point in points_kept_by(rules, points, now)}
+    over = points[: max(0, len(points) - max(keep, 1))]
+    return tuple(itertools.takewhile(lambda point: point.id not in kept, over))
 
 
 # --- which disk is which ---------------------------------------------------------------------

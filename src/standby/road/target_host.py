@@ -41,7 +41,7 @@ from standby.road.naming import READY
 from standby.road.open_replicas import OpenReplicas
 from standby.road.places import LOCAL_PLACES, Places
 from standby.road.point_facts import PointFacts, sealed_point
-from standby.road.points import points_kept_by
+from standby.road.points import points_to_retire
 from standby.road.replica import ReplicaFolder
 from standby.road.seeding import (
     FoundReplica,
@@ -364,14 +364,12 @@ class TargetVerbs:
         warnings: list[str] = []
         while True:
             points = folder.points()
-            if len(points) <= max(keep, 1):
-                break
-            protected = {item.id for item in points_kept_by(rules, points, self._clock.now())}
-            if points[0].id in protected:
-                warnings.append(
-                    f"{len(points)} points are kept where the job asks for {keep}: the target's "
-                    "own rules keep them"
-                )
+            if not points_to_retire(points, keep, rules, self._clock.now()):
+                if len(points) > max(keep, 1):
+                    warnings.append(
+                        f"{len(points)} points are kept where the job asks for {keep}: the "
+                        "target's own rules keep them"
+                    )
                 break
             try:
                 merge_oldest(folder, replica.lease)

@@ -31,7 +31,6 @@ class Task:
     name: str
     session: str
     owner: Owner
-    begun_at: float
     ended_at: float | None = None
     result: Any = None
     error: BaseException | None = None
@@ -60,7 +59,7 @@ class Tasks:
             known = self._tasks.get((verb, name))
             if known is None:
                 self._make_room(owner)
-                task = Task(verb, name, session, owner, self._clock.monotonic())
+                task = Task(verb, name, session, owner)
                 task.answers.append(answer)
                 self._tasks[(verb, name)] = task
                 return task

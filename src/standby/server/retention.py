@@ -1,13 +1,12 @@
-"""Which restore points end, and when a changed share is a reason to wait: pure functions."""
+"""When a changed share is a reason to hold retention: pure functions. Which points end is the
+target's to say (`road.points.points_to_retire`)."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 
 from standby.model.report import MachineReport
-from standby.model.target_rules import TargetRules
 
 HISTORY = 10
 """Sessions whose median a changed share is compared with (RULES 17)."""
@@ -20,26 +19,6 @@ UNUSUAL_FACTOR = 5.0
 SHARE_MIN = 0.001
 """A smaller median counts as this: a VM that was idle for days and then writes a log is no
 alarm; 0.5 % of its disks is the least that can be one."""
-
-
-def points_to_retire(
-    points: Sequence[tuple[str, datetime]], keep_count: int, rules: TargetRules, now: datetime
-) -> list[str]:
-    """Ids of the points to merge away, oldest first, so that `keep_count` remain.
-
-    `points` are (id, time of the checkpoint), newest last. The target's rules win: fewer are
-    retired where it keeps more points, and none that is younger than it keeps days. A point with
-    a time in the future counts as young. Only the oldest can end (RULES 15), so the first one to
-    be kept ends the list; the newest is always kept.
-    """
-    excess = len(points) - max(keep_count, rules.keep_points_min, 1)
-    youngest = now - timedelta(days=rules.keep_days_min)
-    retired = []
-    for point_id, taken_at in points[: max(excess, 0)]:
-        if rules.keep_days_min and taken_at > youngest:
-            break
-        retired.append(point_id)
-    return retired
 
 
 def changed_share(report: MachineReport) -> float | None:
