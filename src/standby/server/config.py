@@ -98,9 +98,9 @@ class ServerConfig:
     of the key and certificate it shows to movers, `authority` that of the installation's authority,
     `listen` the address of the API; a dropped connection to a mover is tried again every
     `reconnect_every_s` for `reconnect_for_s`. A mover that is silent for `hung_after_s` (None: a
-    minute) is taken to hang, and its disks go on through others. `certificate` and `key` are the API's TLS files,
-    without which it answers this machine only; `metrics_open` has /metrics ask for no token.
-    `enrol` is where `standby server` takes enrolments of movers, '' for nowhere."""
+    minute) is taken to hang, and its disks go on through others. `certificate` and `key` are the
+    API's TLS files, without which it answers this machine only; `metrics_open` has /metrics ask for
+    no token. `enrol` is where `standby server` takes enrolments of movers, '' for nowhere."""
 
     identity: Path
     authority: Path

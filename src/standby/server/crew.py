@@ -155,6 +155,10 @@ class Crew(Protocol):
         """Looks whether an end of the task, which `source` sends, hangs; None where nobody could
         stand in."""
 
+    def hurry(self) -> float | None:
+        """The point is committed, what is left can be made good later: from now on a mover that is
+        away is waited for that many seconds only; None where none ever is."""
+
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
         """Make or update the replica VM of the replica at `path`, attached to its ready layers."""
 
@@ -231,6 +235,10 @@ class LocalCrew:
         raise MoverDied(proxy, "it ended with its server")
 
     def watch(self, task: str, source: Handle) -> TaskWatch | None:
+        """See Crew."""
+        return None
+
+    def hurry(self) -> float | None:
         """See Crew."""
         return None
 

@@ -93,9 +93,12 @@ class Crews:
         slots: TaskSlots | None = None,
         avoid: Collection[str] = (),
         joins: tuple[str, str] | None = None,
+        *,
+        patience_s: float | None = None,
     ) -> Iterator[Crew]:
         """The crew of one VM. `avoid` are target proxies to choose only where there is no other;
-        `joins` is the (name, target proxy) of a crew whose tasks are gone on with."""
+        `joins` is the (name, target proxy) of a crew whose tasks are gone on with; `patience_s` is
+        how long service movers that are away are waited for (`ServiceMover.is_there`)."""
         config = self._config
         if job.source in config.hosts and uses_services(config, job):
             self.fleet.try_again()
@@ -108,6 +111,7 @@ class Crews:
                 machine,
                 avoid=avoid,
                 joins=joins,
+                patience_s=patience_s,
                 clock=self._clock,
             )
             writing = self.fleet.writer(crew.target_proxy)

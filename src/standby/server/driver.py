@@ -48,6 +48,7 @@ from standby.server.context import ProgressCallback, SessionContext, TaskSlots
 from standby.server.crew import Crew, RepositoryView, replica_name
 from standby.server.journey import Journey, JourneyBook, age_s
 from standby.server.plan import DiskPlan, Mode
+from standby.server.remote_host import impatient
 from standby.server.retention import changed_share, is_changed_share_unusual
 from standby.server.store import CHANGED_SHARE
 from standby.server.transfer import Transfer
@@ -183,10 +184,13 @@ class MachineDriver:
             with self._step("commit"):
                 self._commit(checkpoint, plans, point, roots, trackers)
                 self.report.point = point
+            # Nobody is waited for any more as a transfer waits: the next session makes good.
+            source = impatient(context.source, self.crew.hurry())
             with self._step("repository"):
                 self._commit_repository(repository, point, roots)
                 older = self.crew.target.call("older_trackers", path=self._path)
-                context.source.forget_tracker(self.machine, older)
+                with self._left_to_the_next():
+                    source.forget_tracker(self.machine, older)
                 killpoints.reach("older tracker ids given up")
             self.report.outcome = "done"
             with self._step("ready layer"):
@@ -499,15 +503,25 @@ class MachineDriver:
         self, repository: RepositoryView, point: str, roots: dict[str, str]
     ) -> None:
         """The point exists already: trouble here costs time next session, nothing else."""
+        digests = {disk: bytes.fromhex(root) for disk, root in roots.items()}
         try:
-            repository.commit(
-                self.key, point, {disk: bytes.fromhex(root) for disk, root in roots.items()}
-            )
+            repository.commit(self.key, point, digests)
         except (RepositoryError, DiskError) as exc:
             self.report.warnings.append(f"{exc}; the next session compares with the target")
-            with contextlib.suppress(RepositoryError, DiskError):
+            with contextlib.suppress(RepositoryError, DiskError, LinkError, MoverDied):
                 repository.discard(self.key)
+        except (LinkError, MoverDied) as exc:
+            self.report.warnings.append(f"repository: {exc}; the next session compares with it")
         killpoints.reach("repository commit")
+
+    @contextlib.contextmanager
+    def _left_to_the_next(self) -> Iterator[None]:
+        """What a mover that is away keeps from being done is a warning: the next session does
+        it."""
+        try:
+            yield
+        except (LinkError, MoverDied) as exc:
+            self.report.warnings.append(f"left to the next session: {exc}")
 
     # --- retention ---------------------------------------------------------------------------
 
@@ -536,7 +550,7 @@ class MachineDriver:
             kept = self.crew.target.call("retire_points", path=self._path, keep=keep)
             points = kept["points"]
             self.report.warnings.extend(kept["warnings"])
-            with contextlib.suppress(RepositoryError, DiskError):
+            with contextlib.suppress(RepositoryError, DiskError, LinkError, MoverDied):
                 repository.drop_points(self.key, set(points))
         self._remember(ReplicaState.READY, points)
 

@@ -17,7 +17,7 @@ import msgspec
 
 from standby.clock import new_token
 from standby.disk.vhdx import default_block_size
-from standby.errors import StandbyError
+from standby.errors import LinkError, MoverDied, StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import CheckpointDisk, Machine
 from standby.model.replica import Action, ReplicaIdentity, legal_actions
@@ -57,11 +57,17 @@ class Planner:
     def _machine(self, machine: Machine, scan: bool) -> MachinePlan:
         with self._lend(machine) as crew, contextlib.ExitStack() as stack:
             repository: RepositoryView | None = None
-            with contextlib.suppress(StandbyError):  # none yet, or damaged: as good as none
+            away: tuple[str, ...] = ()
+            try:
                 repository = crew.open_repository(create=False)
                 stack.callback(repository.close)
+            except (LinkError, MoverDied) as exc:
+                away = (f"repository: {exc}",)
+            except StandbyError:  # none yet, or damaged: as good as none
+                pass
             try:
-                return self._planned(machine, crew, repository, scan)
+                made = self._planned(machine, crew, repository, scan)
+                return replace(made, warnings=(*made.warnings, *away))
             except StandbyError as exc:
                 crew.is_broken = True
                 return MachinePlan(machine.name, machine.id, "", "conflict", str(exc))

@@ -12,6 +12,7 @@ import msgspec
 from standby.errors import LinkError, MoverDied
 from standby.model.extent import Extent
 from standby.model.machine import Checkpoint, Inventory, Machine, PowerState
+from standby.ports import Host
 from standby.server.crew import Handle
 from standby.server.fleet import Fleet, Station
 
@@ -28,15 +29,27 @@ class RemoteHost:
     """Implements `ports.Host` and `ports.Inventoried`; a mover that is away raises MoverDied or
     LinkError."""
 
-    def __init__(self, name: str, fleet: Fleet, station: Station) -> None:
+    def __init__(
+        self, name: str, fleet: Fleet, station: Station, patience_s: float | None = None
+    ) -> None:
+        """`patience_s`: how long its mover is waited for when it is away
+        (`ServiceMover.is_there`)."""
         self.name = name
         self._fleet = fleet
         self._station = station
+        self._patience_s = patience_s
+
+    def impatient(self, patience_s: float) -> RemoteHost:
+        """The same host, whose mover is waited for so long only."""
+        return RemoteHost(self.name, self._fleet, self._station, patience_s)
 
     def _call(self, verb: str, **arguments: Any) -> Any:
         name = f"{self._station.mover} of host {self.name}"
         try:
-            mover: Handle = self._fleet.mover(self._station.mover)
+            service = self._fleet.mover(self._station.mover)
+            if self._patience_s is not None and not service.is_there(self._patience_s):
+                raise MoverDied(service.name, service.problem or "it cannot be reached")
+            mover: Handle = service
             root = self._fleet.place(self._station)
             return mover.call(f"host_{verb}", root=root, host=self.name, **arguments)
         except MoverDied as exc:
@@ -110,6 +123,13 @@ class RemoteHost:
     def forget_tracker(self, machine: Machine, tracker_ids: Sequence[str]) -> None:
         """See ports.Host."""
         self._call("forget_tracker", machine=_plain(machine), tracker_ids=list(tracker_ids))
+
+
+def impatient(host: Host, patience_s: float | None) -> Host:
+    """The host, whose mover, where it has one, is waited for so long only."""
+    if patience_s is None or not isinstance(host, RemoteHost):
+        return host
+    return host.impatient(patience_s)
 
 
 def _plain(value: Machine | Checkpoint) -> Any:

@@ -49,7 +49,7 @@ from standby.server.overdue import alarm_of_known, alarm_of_session
 from standby.server.plan import JobPlan, MachinePlan
 from standby.server.planner import Planner
 from standby.server.progress import ProgressBoard
-from standby.server.remote_host import RemoteHost
+from standby.server.remote_host import RemoteHost, impatient
 from standby.server.replicas import Replicas
 from standby.server.replicating import replicate
 from standby.server.stopping import StopWatcher, stop_sessions
@@ -387,14 +387,17 @@ class BackupServer:
         """What a session would do, per VM and disk. `scan` reads the disks and makes bytes to send
         exact; nothing is changed either way."""
         wanted = self.config.job(job)
+        source = impatient(self.host(wanted.source), 0)  # who asks for a plan does not wait
         planner = Planner(
             wanted,
             self.config.installation,
-            self.host(wanted.source),
+            source,
             self.store,
-            lambda machine: self.crews.lent(wanted, f"plan-{new_token(4)}", machine.name),
+            lambda machine: self.crews.lent(
+                wanted, f"plan-{new_token(4)}", machine.name, patience_s=0
+            ),
         )
-        found = taken_by(wanted, inventory_of(self.host(wanted.source)))
+        found = taken_by(wanted, inventory_of(source))
         made = planner.plan(found.machines, scan=scan)
         unusable = (
             MachinePlan(item.folder, item.id, "", "conflict", item.problem)

@@ -132,10 +132,12 @@ class ServiceCrew:
         *,
         avoid: Collection[str] = (),
         joins: tuple[str, str] | None = None,
+        patience_s: float | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Choose the writer; NoProxy where none of the target's proxies answers. `joins` is the
-        (name, target proxy) of a crew whose tasks this one goes on with."""
+        (name, target proxy) of a crew whose tasks this one goes on with; `patience_s` how long any
+        mover that is away is waited for (`ServiceMover.is_there`)."""
         self.is_broken = False
         self.reconnect = fleet.reconnect
         self._config = config
@@ -153,8 +155,9 @@ class ServiceCrew:
             self.target_proxy = joins[1]
         self._sources = fleet.stations(job, "source")
         self._targets = targets
+        self._patience_s = patience_s
         # Where there are others, one that is away is not waited for longer than one attempt.
-        self._patience = {
+        self._patience_of = {
             station.mover: fleet.reconnect.every_s
             for side in (targets, self._sources)
             for station in side.values()
@@ -166,11 +169,14 @@ class ServiceCrew:
         self._asked = ""
         self._blind: set[str] = set()
 
+    def _patience(self, mover: str) -> float | None:
+        known = (self._patience_s, self._patience_of.get(mover))
+        return min((found for found in known if found is not None), default=None)
+
     def _place(self, station: Station) -> str:
-        """Where the station is; MoverDied for one that is away where there are others."""
+        """Where the station is; MoverDied for one that is away and not waited for."""
         mover = self._fleet.mover(station.mover)
-        patience = self._patience.get(station.mover)
-        if patience is not None and not mover.wait_connected(patience):
+        if not mover.is_there(self._patience(station.mover)):
             raise MoverDied(station.mover, mover.problem or "it cannot be reached")
         return self._fleet.place(station)
 
@@ -178,8 +184,7 @@ class ServiceCrew:
         """The mover as this session uses it."""
         handle = self._handles.get(mover)
         if handle is None:
-            patience = self._patience.get(mover)
-            handle = CrewHandle(self._fleet.mover(mover), self.name, patience)
+            handle = CrewHandle(self._fleet.mover(mover), self.name, self._patience(mover))
             self._handles[mover] = handle
             if self._is_cut:
                 handle.cut()
@@ -222,7 +227,7 @@ class ServiceCrew:
     def open_repository(self, create: bool = True) -> RepositoryView:
         """See Crew."""
         keeper = self._keeper()
-        return RemoteRepository(self._handle(keeper.mover), self._fleet.place(keeper), create)
+        return RemoteRepository(self._handle(keeper.mover), self._place(keeper), create)
 
     def heal_repository(self, key: str, error: RepositoryError) -> str:
         """See Crew."""
@@ -230,7 +235,7 @@ class ServiceCrew:
         return str(
             self._handle(keeper.mover).call(
                 "repository_heal",
-                repository=self._fleet.place(keeper),
+                repository=self._place(keeper),
                 replica=key,
                 problem=error.problem,
             )
@@ -292,6 +297,13 @@ class ServiceCrew:
             station = self._sources[proxy]
             yield DiskLink(self._handle(station.mover), "", "", None, None, proxy)
 
+    def hurry(self) -> float:
+        """See Crew."""
+        self._patience_s = 2 * self.reconnect.every_s
+        for name, handle in list(self._handles.items()):
+            handle.patience_s = self._patience(name)
+        return self._patience_s
+
     def watch(self, task: str, source: Handle) -> TaskWatch | None:
         """See Crew."""
 
@@ -329,7 +341,7 @@ class ServiceCrew:
         host = self._config.hosts[self._job.target]
         if not ready or not host.mover:
             return
-        root = self._fleet.place(Station(host.mover, str(host.path)))
+        root = self._place(Station(host.mover, str(host.path)))
         self._handle(host.mover).call(
             "keep_replica_machine",
             path=f"{root}{'' if root.endswith(':') else '/'}{replica_name(path)}",

@@ -210,6 +210,14 @@ class ServiceMover:
             self._keep()
             return self._changed.wait_for(lambda: self._link is not None, timeout_s)
 
+    def is_there(self, patience_s: float | None) -> bool:
+        """Whether it is worth asking: the link stands at the latest after `patience_s`; 0: as long
+        as a first attempt takes; None: as long as it is tried to reach it, which is not waited for
+        here."""
+        if patience_s is None:
+            return True
+        return self.wait_connected(patience_s) if patience_s else self.answers()
+
     def _entered(self, pending: _Pending) -> tuple[Link, int]:
         with self._changed:
             self._keep()
@@ -400,10 +408,9 @@ class CrewHandle:
     """A service mover as one VM's session uses it: `cut` ends the calls of this `crew` only."""
 
     def __init__(self, mover: ServiceMover, crew: str, patience_s: float | None = None) -> None:
-        """`patience_s`: how long a mover that is away is waited for, where there are others; by
-        default as long as it is tried to reach it."""
+        """`patience_s`: how long a mover that is away is waited for (`ServiceMover.is_there`)."""
         self.name = mover.name
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self.mover = mover
         self._crew = crew
         self._lock = threading.Lock()
@@ -420,7 +427,7 @@ class CrewHandle:
                 raise MoverDied(self.name, "the session was cut off")
             self._waiting.add(ours)
         try:
-            if self._patience_s is not None and not self.mover.wait_connected(self._patience_s):
+            if not self.mover.is_there(self.patience_s):
                 raise MoverDied(self.name, self.mover.problem or "it cannot be reached")
             theirs = self.mover.start(verb, crew=self._crew, **arguments)
         except BaseException:
