@@ -554,8 +554,12 @@ def test_who_connects_before_a_listener_is_whole_waits_for_it() -> None:
     acceptor.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_bug_while_a_visitor_is_served_ends_its_connection() -> None:
+def test_a_bug_while_a_visitor_is_served_ends_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_told = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda told: is_told.set())
+
     def serve(visit: Visit) -> None:
         raise ZeroDivisionError
 
@@ -563,4 +567,5 @@ def test_a_bug_while_a_visitor_is_served_ends_its_connection() -> None:
     acceptor.begin()
     with socket.create_connection(parsed_address(acceptor.address), 10) as connection:
         assert connection.recv(1) == b""  # not only after its patience
+    assert is_told.wait(10)
     acceptor.close()
