@@ -6,10 +6,11 @@ Two sites of network namespaces with 100 Mbit/s and 40 ms each way between them,
 TLS (`tests/net/sites.py`), one disk of incompressible data, a first restore point. The share of the
 line is what the target's interface received, headers included, over what 100 Mbit/s carry in the
 time of the transfer; that of the whole session has everything around it. The other contender is a
-bare TCP socket with as many bytes: what the line itself can carry, which is less than its rate
-where the kernel has no netem and a process of user space is the line. The goal is a share of that.
-The 1.8 s until the first batches are under way (some ten round trips, a slow start) and the last
-ones are verified are the same for any size. Needs root.
+bare TCP socket with as many bytes, from its first byte to its last: what the line and the system's
+TCP carry. Under BBR that is less than the rate by 3 %, for it all but stops for 0.3 s every 10 s to
+measure the line; and by the slow start. What a transfer has beside it, some 0.9 s until the first
+batches are under way (the task's connection and messages are nine times the delay) and until the
+last are verified, is the same for any size. Needs root.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from net.network import Line, has_netem, obstacle
 from net.nursery import Nursery
 from net.sites import Sites
-from standby.units import MiB
+from standby.units import GiB, MiB
 from timing import Claim, Contender, Report, Timed, arguments, in_turns, run_bench
 
 RATE_BPS = 12_500_000
@@ -112,7 +113,7 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
     problem = obstacle()
     if problem:
         raise SystemExit(f"this bench needs {problem}")
-    total = 48 * MiB if options.small else 512 * MiB
+    total = 48 * MiB if options.small else GiB
     line = Line(DELAY_S, RATE_BPS)
     with Nursery() as nursery:
         with Sites(folder / "sites", nursery, wan=line, offload=False, tuned={}) as sites:
@@ -128,18 +129,22 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
                 raise SystemExit("there is no restore point")
     report.times(result, total, "bare socket")
     shares = slow.shares
+    transfer = _claim("share of 100 Mbit/s used by a full transfer", shares["transfer"])
+    transfer.goal = GOAL
     report.claims = [
+        transfer,
+        _claim("the same over the whole session", shares["session"]),
+        _claim("share of 100 Mbit/s used by a bare socket", shares["bare"]),
         Claim(
             "share of what the line carries used by a full transfer",
             result.ratio("bare socket", "standby TLS"),
-            GOAL,
             is_at_most=False,
             spread=result.ratio_range("bare socket", "standby TLS"),
         ),
-        _claim("share of 100 Mbit/s used by a full transfer", shares["transfer"]),
-        _claim("the same over the whole session", shares["session"]),
-        _claim("share of 100 Mbit/s used by a bare socket", shares["bare"]),
     ]
+    report.facts["congestion control"] = Path(
+        "/proc/sys/net/ipv4/tcp_congestion_control"
+    ).read_text()[:-1]
     report.facts["line"] = "netem" if has_netem() else "a process between two TAP devices"
 
 
@@ -150,4 +155,4 @@ def _claim(text: str, shares: list[float]) -> Claim:
 
 
 if __name__ == "__main__":
-    sys.exit(run_bench("slow link", arguments(__doc__, turns=3), bench))
+    sys.exit(run_bench("slow link", arguments(__doc__, turns=2), bench))

@@ -95,6 +95,18 @@ def test_a_mover_that_is_away_is_waited_for(site: SeveralSite) -> None:
     made.crews.close()
 
 
+def test_every_source_proxy_is_reached_before_a_task_asks_who_answers(site: SeveralSite) -> None:
+    # Over a long line that is some round trips, in which nothing would travel.
+    made = Installation(site, Reconnect(every_s=0.01, for_s=60))
+    made.is_away = False
+    config = load_config(site.config)
+    with made.crews.lent(config.jobs["job"], "s1", "vm1"):
+        for name in ("px1", "px2"):
+            mover = made.fleet._movers[name]
+            wait_until(lambda mover=mover: mover._link is not None, f"{name} is reached")
+    made.crews.close()
+
+
 def test_a_session_gives_back_what_its_tasks_held(site: SeveralSite) -> None:
     site.add_machine()
     site.fill()

@@ -154,6 +154,8 @@ class ServiceCrew:
         if joins and joins[1] in targets:
             self.target_proxy = joins[1]
         self._sources = fleet.stations(job, "source")
+        for station in self._sources.values():  # `disk_link` asks who answers: known by then
+            fleet.mover(station.mover).wait_connected(0)
         self._targets = targets
         self._patience_s = patience_s
         # Where there are others, one that is away is not waited for longer than one attempt.
