@@ -54,7 +54,7 @@ from standby.server.infrastructure_check import Check
 from standby.server.local import JobTable, Queued, Request
 from standby.server.plan import JobPlan
 from standby.server.references import read_reference
-from standby.server.serve import JobTimes
+from standby.server.serve import JobTimes, ServerStatus
 from standby.server.store.tables import Alarm
 
 T = TypeVar("T")
@@ -318,6 +318,10 @@ class RemoteServer:
     def acknowledge(self, job: str) -> int:
         """Acknowledge the open alarms of the job; how many there were."""
         return len(self.post(dict, "/alarms/acknowledge", job=job)["alarms"])
+
+    def server_status(self) -> ServerStatus:
+        """Which server is active, and what it is at."""
+        return self.get(ServerStatus, "/server")
 
     def infrastructure(self) -> Infrastructure:
         """What there is, as the server has it."""

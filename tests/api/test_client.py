@@ -32,6 +32,8 @@ SAME = [
     ("job", "acknowledge", "nightly", "--json"),
     ("job", "pause", "job", "--json"),
     ("job", "stop", "job"),
+    ("server", "status"),
+    ("server", "status", "--json"),
     ("replica", "list"),
     ("replica", "show", "vm1"),
     ("replica", "show", "vm2_replica", "--json"),
@@ -72,6 +74,17 @@ def test_every_command_says_the_same_by_the_api(
         assert there.code == here.code, (arguments, there.err)
         assert plain(there.out) == plain(here.out), arguments
         assert plain(there.err) == plain(here.err), arguments
+
+
+def test_the_status_of_an_active_server_is_the_same_by_the_api(
+    run: Run, remote: Run, replicated: ServedSite
+) -> None:
+    with replicated.looped() as loop:
+        here = run("server", "status", "--config", replicated.site.config)
+        assert here.out.startswith(f"active: {loop.id}\n")
+        assert remote("server", "status").out == here.out
+        there = remote("server", "status", "--json").json
+        assert there["active"]["server"] == loop.id
 
 
 def test_start_waits_for_the_session_and_shows_its_report(

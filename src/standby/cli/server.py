@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from standby.cli.output import json_option, print_json, print_table
-from standby.cli.serving import config_option, opened_server
+from standby.cli.serving import config_option, opened_backup, opened_server, server_option
 
 
 class WithRun(click.Group):
@@ -127,6 +127,7 @@ def _tell_system(text: str) -> None:
 
 @server.command()
 @config_option
+@server_option
 @json_option
 def status(config: Path, as_json: bool) -> int:
     """Which server is active, what it is at, and what comes next. Exit code 3: none is active.
@@ -135,11 +136,10 @@ def status(config: Path, as_json: bool) -> int:
     Example: standby server status --json
     """
     from standby.cli.times import when
-    from standby.server.serve import server_status
 
-    with opened_server(config) as backup:
-        found = server_status(backup)
-        now, zone = backup.clock.now(), backup.config.time_zone
+    with opened_backup(config) as backup:
+        found = backup.server_status()
+        table = backup.job_table()
     if as_json:
         print_json(found)
         return 0 if found.active is not None else 3
@@ -152,7 +152,7 @@ def status(config: Path, as_json: bool) -> int:
         rows = [(item.id, item.job, str(item.state), item.detail) for item in found.sessions]
         print_table("", ("session", "job", "state", "~detail"), rows)
     rows_of_jobs = [
-        (item.job, item.schedule, when(item.next_run, now, zone)) for item in found.jobs
+        (item.job, item.schedule, when(item.next_run, table.now, table.zone)) for item in found.jobs
     ]
     print_table("", ("job", "~schedule", "next run"), rows_of_jobs)
     if found.webhooks:

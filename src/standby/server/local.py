@@ -16,7 +16,7 @@ from standby.server.context import ProgressCallback
 from standby.server.infrastructure import Infrastructure, infrastructure_of
 from standby.server.infrastructure_check import Check, Progress, checked
 from standby.server.plan import JobPlan
-from standby.server.serve import JobTimes, asked, job_times
+from standby.server.serve import JobTimes, ServerStatus, asked, job_times, server_status
 from standby.server.server import BackupServer
 from standby.server.store.tables import Alarm
 
@@ -138,6 +138,10 @@ class LocalServer:
     def acknowledge(self, job: str) -> int:
         """See BackupServer."""
         return self._server.acknowledge(job)
+
+    def server_status(self) -> ServerStatus:
+        """Which server is active, and what it is at."""
+        return server_status(self._server)
 
     def infrastructure(self) -> Infrastructure:
         """What there is."""

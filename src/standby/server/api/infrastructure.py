@@ -17,12 +17,19 @@ from standby.server.api.metrics import CONTENT_TYPE, Metrics
 from standby.server.api.operations import Progress
 from standby.server.infrastructure import Infrastructure, infrastructure_of
 from standby.server.infrastructure_check import Check, checked
+from standby.server.serve import ServerStatus, server_status
 
 router = APIRouter()
 open_router = APIRouter()
 """What needs no token."""
 
 OperationId = Annotated[models.Name, Path(examples=["op-0123456789abcdef"])]
+
+
+@router.get("/server", response_model=ServerStatus)
+def show_server(context: Context, caller: Viewer) -> Response:
+    """Which server is active, the sessions without an end, what runs next, webhook deliveries."""
+    return Told(server_status(context.server))
 
 
 @router.get("/infrastructure", response_model=Infrastructure)
