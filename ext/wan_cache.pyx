@@ -9,7 +9,6 @@ cdef extern from "wan_cache.h" nogil:
     const uint32_t LAST "WAN_LAST"
     const uint32_t STEP "WAN_STEP"
     const int OUTPUTS "WAN_OUTPUTS"
-    const int RING "WAN_RING"
     const int SAMPLED_MASK "WAN_SAMPLED_MASK"
     const uint32_t SAMPLES_MARK "WAN_ONLY_SAMPLES"
     const uint64_t C_NONE "WAN_NONE"
@@ -22,7 +21,7 @@ cdef extern from "wan_cache.h" nogil:
         shard_t *shards
         uint32_t shard_count
     size_t c_lookup "wan_lookup"(
-        const table_t *, const uint8_t *, size_t, uint64_t *, size_t) noexcept
+        const table_t *, const uint8_t *, size_t, uint64_t *, int) noexcept
     int c_insert "wan_insert"(
         const table_t *, const uint8_t *, const uint64_t *, size_t, size_t *, int, uint8_t *,
         int64_t *) noexcept
@@ -35,7 +34,6 @@ cdef extern from "wan_cache.h" nogil:
 NONE, BUSY, LOCATION_LAST = C_NONE, C_BUSY, C_LOCATION_LAST
 BUCKET_BYTES, SHARD_BYTES, SLOTS = BUCKET, BUCKET * LAST, 7
 BUCKETS_FIRST, BUCKETS_LAST, BUCKETS_STEP = FIRST, LAST, STEP
-AHEAD, AHEAD_MAX = RING // 2, RING // 2
 SAMPLED_BITS, ONLY_SAMPLES = SAMPLED_MASK, SAMPLES_MARK
 
 
@@ -71,18 +69,17 @@ def check(uint32_t[:, ::1] shards not None):
 
 
 def lookup(uint8_t[::1] room not None, uint32_t[:, ::1] shards not None,
-           const uint8_t[:, ::1] names not None, uint64_t[::1] out not None, size_t ahead):
+           const uint8_t[:, ::1] names not None, uint64_t[::1] out not None, bint prefetches):
     cdef table_t table
     cdef size_t count = names.shape[0], busy, places = out.shape[0]
     fill(&table, room, shards)
     require(names.shape[1] == 16 and places == count, "names must be (n, 16), out (n,)")
-    require(ahead <= <size_t>RING // 2, "ahead is too far")
     require(apart(&names[0, 0], 16 * count, &out[0], 8 * count)
             and apart(&room[0], room.shape[0], &out[0], 8 * count)
             and apart(&shards[0, 0], 16 * <size_t>shards.shape[0], &out[0], 8 * count),
             "buffers overlap")
     with nogil:
-        busy = c_lookup(&table, &names[0, 0], count, &out[0], ahead)
+        busy = c_lookup(&table, &names[0, 0], count, &out[0], prefetches)
     return busy
 
 

@@ -32,6 +32,13 @@
 
 #include "words.h"
 
+#if defined(__SSE2__) || defined(_M_X64)
+#define WAN_SSE2 1
+#include <emmintrin.h>
+#else
+#define WAN_SSE2 0
+#endif
+
 enum {
     WAN_NAME = 16,
     WAN_SLOTS = 7,
@@ -42,8 +49,7 @@ enum {
     WAN_TAG_BITS = 21,
     WAN_PLACE_BITS = 29, /* WAN_TAG_BITS + log2(WAN_FIRST) */
     WAN_SAMPLED_MASK = 15, /* a name is a sample when these bits of its first byte are 0 */
-    WAN_RING = 64,
-    WAN_SECOND_AHEAD = 16,
+    WAN_GROUP = 32,
     WAN_NODES = 256, /* buckets looked at for a way to make room */
     WAN_TRIES = 64,
     WAN_OUTPUTS = 3 /* what `wan_insert` counts: put in, replaced, dropped */
@@ -72,12 +78,14 @@ typedef struct {
 /* --- what compilers call differently --------------------------------------------------------- */
 
 #if defined(__GNUC__) || defined(__clang__)
+#define WAN_SELDOM(x) __builtin_expect(x, 0)
 #define WAN_LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
 #define WAN_STORE(p, x) __atomic_store_n(p, x, __ATOMIC_RELEASE)
 #define WAN_FENCE_READS() __atomic_thread_fence(__ATOMIC_ACQUIRE)
 #define WAN_FENCE_WRITES() __atomic_thread_fence(__ATOMIC_RELEASE)
 #elif defined(_MSC_VER)
 #include <intrin.h>
+#define WAN_SELDOM(x) (x)
 #if defined(_M_X64) || defined(_M_IX86)
 #define WAN_FENCE_READS() _ReadWriteBarrier() /* x86 keeps loads, and stores, in order */
 #define WAN_FENCE_WRITES() _ReadWriteBarrier()
@@ -222,15 +230,15 @@ static inline void wan_add(uint8_t *bucket, wan_entry entry)
     wan_set_count(bucket, count + 1);
 }
 
+/* The names of one bucket are neighbours in the high bits of a tag, and samples in the lowest. */
 static inline uint32_t wan_filter_bit(uint32_t tag)
 {
-    return tag >> (WAN_TAG_BITS - 4);
+    return (tag >> 4) & 15;
 }
 
 static inline int wan_may_be_away(const uint8_t *bucket, uint32_t tag)
 {
-    const uint32_t bit = wan_filter_bit(tag);
-    return (bucket[14 + (bit >> 3)] >> (bit & 7)) & 1;
+    return (int)(words_load_le(bucket + 8) >> (48 + wan_filter_bit(tag))) & 1;
 }
 
 static inline void wan_mark_away(uint8_t *bucket, uint32_t tag)
@@ -239,24 +247,61 @@ static inline void wan_mark_away(uint8_t *bucket, uint32_t tag)
     bucket[14 + (bit >> 3)] = (uint8_t)(bucket[14 + (bit >> 3)] | 1u << (bit & 7));
 }
 
+/* Bit 2 i of the result: the tag of slot i is the low 16 bits of `tag`. */
+static inline uint32_t wan_equal_tags(const uint8_t *bucket, uint32_t tag)
+{
+#if WAN_SSE2
+    const __m128i tags = _mm_loadu_si128((const __m128i *)(const void *)bucket);
+    const __m128i equal = _mm_cmpeq_epi16(tags, _mm_set1_epi16((short)(tag & 0xFFFF)));
+    return (uint32_t)_mm_movemask_epi8(equal) & 0x1555;
+#else
+    /* four tags at a time: bit 15 of each 16 that are equal, gathered by a multiplication */
+    const uint64_t every = 0x0001000100010001ull, low = 0x7FFF7FFF7FFF7FFFull;
+    const uint64_t wanted = (tag & 0xFFFF) * every, gather = 0x0001000400100040ull;
+    const uint64_t a = words_load_le(bucket) ^ wanted, b = words_load_le(bucket + 8) ^ wanted;
+    const uint64_t a_hits = (~(((a & low) + low) | a | low) >> 15) * gather >> 48;
+    const uint64_t b_hits = (~(((b & low) + low) | b | low) >> 15) * gather >> 48;
+    return (uint32_t)((a_hits & 0x55) | (b_hits & 0x15) << 8);
+#endif
+}
+
+static inline uint32_t wan_lowest_bit(uint32_t bits)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    return (uint32_t)__builtin_ctz(bits);
+#else
+    uint32_t at = 0;
+    while (!((bits >> at) & 1))
+        at++;
+    return at;
+#endif
+}
+
 /* Slot of the entry with this tag, or -1. */
 static inline int wan_find(const uint8_t *bucket, uint32_t tag, uint32_t is_away)
 {
-    /* four tags at a time: bit 15 of each 16 that are equal */
-    const uint64_t every = 0x0001000100010001ull, low = 0x7FFF7FFF7FFF7FFFull;
-    const uint64_t wanted = (tag & 0xFFFF) * every;
-    const uint64_t a = words_load_le(bucket) ^ wanted, b = words_load_le(bucket + 8) ^ wanted;
-    uint64_t hits = ~(((a & low) + low) | a | low) >> 15 | ~(((b & low) + low) | b | low) >> 14;
-    const uint32_t more = ((tag >> 16) << 1) | is_away;
-    const uint32_t count = wan_count(bucket);
-    /* bit 16 i: slot i; bit 16 i + 1: slot 4 + i */
-    for (uint32_t slot = 0; hits; slot++, hits >>= 16) {
-        if ((hits & 1) && slot < count && wan_more(bucket, slot) == more)
+    const uint32_t more = ((tag >> 16) << 1) | is_away, count = wan_count(bucket);
+    for (uint32_t hits = wan_equal_tags(bucket, tag); hits; hits &= hits - 1) {
+        const uint32_t slot = wan_lowest_bit(hits) / 2;
+        if (slot < count && wan_more(bucket, slot) == more)
             return (int)slot;
-        if ((hits & 2) && slot + 4 < count && wan_more(bucket, slot + 4) == more)
-            return (int)slot + 4;
     }
     return -1;
+}
+
+/* The location + 1 behind a tag, or 0: as `wan_find`, without a branch that data decide, but for
+ * a tag of another name that is equal in 16 bits. A slot not in use is all zeros. */
+static inline uint64_t wan_look(const uint8_t *bucket, uint32_t tag, uint32_t is_away)
+{
+    const uint32_t hits = wan_equal_tags(bucket, tag);
+    const uint64_t mask = 0 - (uint64_t)(hits != 0);
+    const uint32_t slot = wan_lowest_bit(hits | 1u << 12) / 2;
+    const uint32_t more = ((tag >> 16) << 1) | is_away;
+    if (WAN_SELDOM((wan_more(bucket, slot) ^ more) & mask)) {
+        const int found = wan_find(bucket, tag, is_away);
+        return found < 0 ? 0 : wan_location(bucket, (uint32_t)found);
+    }
+    return wan_location(bucket, slot) & mask;
 }
 
 static inline uint8_t *wan_shard_room(const wan_table *table, uint32_t shard)
@@ -272,109 +317,164 @@ static inline uint8_t *wan_bucket(uint8_t *room, uint32_t index)
 /* --- looking up ------------------------------------------------------------------------------ */
 
 typedef struct {
-    size_t index; /* of the name */
-    const wan_shard *shard;
-    uint8_t *room;
-    uint8_t *bucket;
-    uint32_t version, buckets, place, first;
+    const uint8_t *bucket;
+    uint32_t shard, version, buckets, place;
 } wan_question;
 
-static inline void wan_ask(const wan_table *table, const uint8_t *names, size_t index,
-                           wan_question *question)
+static inline wan_question wan_ask(const wan_table *table, const uint8_t *name)
 {
-    const wan_key key = wan_key_of(names + index * WAN_NAME, table->shard_count);
-    question->index = index;
-    question->shard = table->shards + key.shard;
-    question->room = wan_shard_room(table, key.shard);
-    question->version = WAN_LOAD(&question->shard->version);
-    question->buckets = question->shard->buckets;
-    question->place = key.place;
-    question->first = wan_first(key.place, question->buckets);
-    question->bucket = wan_bucket(question->room, question->first);
+    const wan_key key = wan_key_of(name, table->shard_count);
+    const wan_shard *shard = table->shards + key.shard;
+    wan_question question;
+    question.shard = key.shard;
+    question.place = key.place;
+    question.version = WAN_LOAD(&shard->version);
+    question.buckets = shard->buckets;
+    question.bucket = wan_bucket(wan_shard_room(table, key.shard),
+                                 wan_first(key.place, question.buckets));
+    return question;
 }
 
-/* Whether nothing changed in the shard since the question was asked. */
-static inline int wan_is_whole(const wan_question *question)
+static inline const uint8_t *wan_second_bucket(const wan_table *table,
+                                               const wan_question *question)
 {
-    WAN_FENCE_READS();
-    return !(question->version & 1) && WAN_LOAD(&question->shard->version) == question->version;
+    const uint32_t first = wan_first(question->place, question->buckets);
+    return wan_bucket(wan_shard_room(table, question->shard),
+                      wan_second(first, wan_tag(question->place), question->buckets));
+}
+
+/* Not 0 when the shard changed, or was changing, since the question was asked; a fence that keeps
+ * the loads of the answer in front comes first. */
+static inline uint32_t wan_changed(const wan_table *table, const wan_question *question)
+{
+    const uint32_t now = WAN_LOAD(&table->shards[question->shard].version);
+    return (now ^ question->version) | (now & 1);
 }
 
 /* The location, WAN_NONE, or WAN_BUSY when a writer was in the way at every try. */
-static STANDBY_NOINLINE uint64_t wan_ask_again(const wan_table *table, const uint8_t *names,
-                                               size_t index)
+static STANDBY_NOINLINE uint64_t wan_ask_again(const wan_table *table, const uint8_t *name)
 {
     for (int i = 0; i < WAN_TRIES; i++) {
-        wan_question question;
-        uint64_t answer = WAN_NONE;
-        uint32_t tag;
-        int slot;
-        wan_ask(table, names, index, &question);
-        if (question.version & 1)
-            continue;
-        tag = wan_tag(question.place);
-        slot = wan_find(question.bucket, tag, 0);
-        if (slot < 0 && wan_may_be_away(question.bucket, tag)) {
-            const uint32_t second = wan_second(question.first, tag, question.buckets);
-            question.bucket = wan_bucket(question.room, second);
-            slot = wan_find(question.bucket, tag, 1);
-        }
-        if (slot >= 0)
-            answer = wan_location(question.bucket, (uint32_t)slot) - 1;
-        if (wan_is_whole(&question))
-            return answer;
+        const wan_question question = wan_ask(table, name);
+        const uint32_t tag = wan_tag(question.place);
+        uint64_t answer = wan_look(question.bucket, tag, 0);
+        if (!answer && wan_may_be_away(question.bucket, tag))
+            answer = wan_look(wan_second_bucket(table, &question), tag, 1);
+        WAN_FENCE_READS();
+        if (!wan_changed(table, &question))
+            return answer - 1; /* 0 becomes WAN_NONE */
     }
     return WAN_BUSY;
 }
 
-static inline uint64_t wan_answer(const wan_table *table, const uint8_t *names,
-                                  const wan_question *question, int slot, size_t *busy)
+typedef struct {
+    wan_question questions[WAN_GROUP];
+    uint8_t away[WAN_GROUP]; /* those that go on to their second candidate */
+    size_t first, count, away_count;
+} wan_group;
+
+static inline void wan_ask_group(const wan_table *table, const uint8_t *names, size_t first,
+                                 size_t count, int prefetches, wan_group *group)
 {
-    uint64_t answer = WAN_NONE;
-    if (slot >= 0)
-        answer = wan_location(question->bucket, (uint32_t)slot) - 1;
-    if (!wan_is_whole(question)) {
-        answer = wan_ask_again(table, names, question->index);
-        *busy += answer == WAN_BUSY;
+    const wan_table here = *table; /* what the compiler knows that nothing below changes */
+    const size_t asked = count - first < WAN_GROUP ? count - first : WAN_GROUP;
+    group->first = first;
+    group->count = asked;
+    for (size_t i = 0; i < asked; i++) {
+        const wan_question question = wan_ask(&here, names + (first + i) * WAN_NAME);
+        group->questions[i] = question;
+        if (prefetches)
+            STANDBY_PREFETCH(question.bucket);
     }
-    return answer;
 }
 
-/* Answers for `count` names; returns how many of them are WAN_BUSY. `ahead` (at most WAN_RING / 2)
- * names are between the prefetch of a bucket and the look into it; a second candidate waits for
- * WAN_SECOND_AHEAD others. 0 prefetches nothing, which is what benches compare with. */
-static size_t wan_lookup(const wan_table *table, const uint8_t *names, size_t count,
-                         uint64_t *out, size_t ahead)
+/* Those of the group at `which` (all where that is NULL) whose shard changed are asked again, each
+ * on its own; returns how many of them stay busy. */
+static STANDBY_NOINLINE size_t wan_repeat(const wan_table *table, const uint8_t *names,
+                                          wan_group *group, const uint8_t *which, size_t count,
+                                          uint64_t *out)
 {
-    wan_question ring[WAN_RING], away[WAN_RING];
-    size_t asked = 0, put_off = 0, taken = 0, busy = 0;
-    const size_t behind = ahead ? WAN_SECOND_AHEAD : 0;
+    size_t busy = 0, left = 0;
+    uint8_t changed[WAN_GROUP] = {0};
     for (size_t i = 0; i < count; i++) {
-        wan_question *question = &ring[i % WAN_RING];
-        uint32_t tag;
-        int slot;
-        for (; asked < count && asked <= i + ahead; asked++) {
-            wan_ask(table, names, asked, &ring[asked % WAN_RING]);
-            if (ahead)
-                STANDBY_PREFETCH(ring[asked % WAN_RING].bucket);
-        }
-        tag = wan_tag(question->place);
-        slot = wan_find(question->bucket, tag, 0);
-        if (slot < 0 && wan_may_be_away(question->bucket, tag)) {
-            wan_question *later = &away[put_off++ % WAN_RING];
-            *later = *question;
-            later->bucket = wan_bucket(question->room,
-                                       wan_second(question->first, tag, question->buckets));
-            if (ahead)
-                STANDBY_PREFETCH(later->bucket);
-        } else {
-            out[i] = wan_answer(table, names, question, slot, &busy);
-        }
-        for (; taken < put_off && (taken + behind < put_off || i + 1 == count); taken++) {
-            const wan_question *later = &away[taken % WAN_RING];
-            const int found = wan_find(later->bucket, wan_tag(later->place), 1);
-            out[later->index] = wan_answer(table, names, later, found, &busy);
-        }
+        const size_t at = which ? which[i] : i;
+        if (!wan_changed(table, &group->questions[at]))
+            continue;
+        changed[at] = 1;
+        out[group->first + at] = wan_ask_again(table, names + (group->first + at) * WAN_NAME);
+        busy += out[group->first + at] == WAN_BUSY;
+    }
+    for (size_t i = 0; !which && i < group->away_count; i++)
+        if (!changed[group->away[i]])
+            group->away[left++] = group->away[i];
+    if (!which)
+        group->away_count = left;
+    return busy;
+}
+
+static inline size_t wan_answer_group(const wan_table *table, const uint8_t *names,
+                                      int prefetches, wan_group *group, uint64_t *out)
+{
+    const wan_table here = *table;
+    const size_t asked = group->count;
+    uint64_t *answers = out + group->first;
+    uint32_t changed = 0;
+    size_t away = 0;
+    for (size_t i = 0; i < asked; i++) {
+        const wan_question question = group->questions[i];
+        const uint32_t tag = wan_tag(question.place);
+        const uint64_t answer = wan_look(question.bucket, tag, 0);
+        answers[i] = answer - 1; /* 0 becomes WAN_NONE */
+        group->away[away] = (uint8_t)i;
+        away += (size_t)(answer == 0) & (size_t)wan_may_be_away(question.bucket, tag);
+    }
+    WAN_FENCE_READS();
+    for (size_t i = 0; i < asked; i++)
+        changed |= wan_changed(&here, &group->questions[i]);
+    group->away_count = away;
+    for (size_t i = 0; i < away; i++) {
+        wan_question *question = &group->questions[group->away[i]];
+        question->bucket = wan_second_bucket(&here, question);
+        if (prefetches)
+            STANDBY_PREFETCH(question->bucket);
+    }
+    return changed ? wan_repeat(table, names, group, NULL, asked, out) : 0;
+}
+
+static inline size_t wan_answer_away(const wan_table *table, const uint8_t *names,
+                                     wan_group *group, uint64_t *out)
+{
+    uint32_t changed = 0;
+    for (size_t i = 0; i < group->away_count; i++) {
+        const wan_question *question = &group->questions[group->away[i]];
+        const uint64_t answer = wan_look(question->bucket, wan_tag(question->place), 1);
+        out[group->first + group->away[i]] = answer - 1;
+    }
+    WAN_FENCE_READS();
+    for (size_t i = 0; i < group->away_count; i++)
+        changed |= wan_changed(table, &group->questions[group->away[i]]);
+    return changed ? wan_repeat(table, names, group, group->away, group->away_count, out) : 0;
+}
+
+/* Answers for `count` names; returns how many of them are WAN_BUSY. While a group is answered the
+ * buckets of the next one, and the second candidates of the one before, are on their way from
+ * memory. Without `prefetches` nothing is called for: what benches compare with. */
+static size_t wan_lookup(const wan_table *table, const uint8_t *names, size_t count,
+                         uint64_t *out, int prefetches)
+{
+    wan_group ring[3];
+    size_t busy = 0;
+    const size_t groups = (count + WAN_GROUP - 1) / WAN_GROUP;
+    if (groups)
+        wan_ask_group(table, names, 0, count, prefetches, &ring[0]);
+    for (size_t i = 0; i <= groups; i++) {
+        if (i + 1 < groups)
+            wan_ask_group(table, names, (i + 1) * WAN_GROUP, count, prefetches,
+                          &ring[(i + 1) % 3]);
+        if (i > 0)
+            busy += wan_answer_away(table, names, &ring[(i - 1) % 3], out);
+        if (i < groups)
+            busy += wan_answer_group(table, names, prefetches, &ring[i % 3], out);
     }
     return busy;
 }
@@ -577,7 +677,7 @@ static int wan_insert(const wan_table *table, const uint8_t *names, const uint64
         uint8_t *room = wan_shard_room(table, key.shard), *bucket;
         int slot, is_done = 0;
         *next = i;
-        for (; asked < count && asked <= i + WAN_RING / 2; asked++)
+        for (; asked < count && asked <= i + WAN_GROUP; asked++)
             wan_prefetch(table, names + asked * WAN_NAME);
         slot = wan_locate(table, key, &bucket);
         if (slot >= 0) {
@@ -649,7 +749,7 @@ static size_t wan_remove(const wan_table *table, const uint8_t *names, const uin
         wan_shard *shard = &table->shards[key.shard];
         uint8_t *bucket;
         int slot;
-        for (; asked < count && asked <= i + WAN_RING / 2; asked++)
+        for (; asked < count && asked <= i + WAN_GROUP; asked++)
             wan_prefetch(table, names + asked * WAN_NAME);
         slot = wan_locate(table, key, &bucket);
         if (slot < 0 || wan_location(bucket, (uint32_t)slot) != locations[i] + 1)

@@ -17,13 +17,11 @@ SLOTS: int
 BUCKETS_FIRST: int
 BUCKETS_LAST: int
 BUCKETS_STEP: int
-AHEAD: int
-AHEAD_MAX: int
 SAMPLED_BITS: int
 ONLY_SAMPLES: int
 
 def check(shards: Shards) -> None: ...
-def lookup(room: Room, shards: Shards, names: Names, out: Locations, ahead: int) -> int: ...
+def lookup(room: Room, shards: Shards, names: Names, out: Locations, prefetches: bool) -> int: ...
 def insert(
     room: Room,
     shards: Shards,

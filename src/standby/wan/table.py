@@ -8,6 +8,7 @@ most. Everything in it is a hint: losing an entry costs bytes on the wire, never
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import sys
 import threading
@@ -75,8 +76,10 @@ class LookupTable:
         if budget_bytes < BUDGET_MIN:
             raise ValueError(f"a budget has at least {BUDGET_MIN} bytes, not {budget_bytes}")
         self._count = budget_bytes // BUDGET_MIN
-        self._map = _reserved(self._count * BUDGET_MIN)
-        self._room: Room = np.frombuffer(self._map, np.uint8)
+        self._map, start = _reserved(self._count * BUDGET_MIN)
+        self._room: Room = np.frombuffer(self._map, np.uint8, self._count * BUDGET_MIN, start)
+        self._start = start
+        self._is_huge = np.zeros(self._count // 2, bool)
         self._shards = np.zeros((self._count, _WORDS), np.uint32)
         self._shards[:, _BUCKETS] = wan_cache.BUCKETS_FIRST
         self._scratch = np.empty(wan_cache.SHARD_BYTES, np.uint8)
@@ -110,6 +113,7 @@ class LookupTable:
                     self._counts,
                 )
                 if done == len(names):
+                    self._use_huge_pages()
                     return done - (int(self._counts[2]) - before)
                 self._is_sampled = True
 
@@ -123,7 +127,7 @@ class LookupTable:
         return found
 
     def _look(self, names: Names, found: Locations) -> int:
-        return wan_cache.lookup(self._room, self._shards, names, found, wan_cache.AHEAD)
+        return wan_cache.lookup(self._room, self._shards, names, found, True)
 
     def remove(self, names: Names, locations: Locations) -> int:
         """Forget the names that are at just these locations; returns how many were."""
@@ -159,6 +163,8 @@ class LookupTable:
             self._shards[:, _VERSION] += 1
             if sys.platform == "linux":
                 self._map.madvise(mmap.MADV_DONTNEED)
+                self._map.madvise(mmap.MADV_NOHUGEPAGE)
+                self._is_huge[:] = False
             else:
                 for index in range(self._count):
                     self.shard(index)[:] = 0
@@ -194,6 +200,19 @@ class LookupTable:
             dropped=int(self._counts[2]),
         )
 
+    def _use_huge_pages(self) -> None:
+        """Put full-grown shards, two by two, into one huge page each: a look-up then finds its
+        bucket's address without reading page tables (`bench/wan_index.py` has what that is worth).
+        Earlier it would cost the memory that the shards have yet to grow into."""
+        if sys.platform == "linux":
+            grown = self._shards[: 2 * len(self._is_huge), _BUCKETS].reshape(-1, 2).min(axis=1)
+            for pair in np.flatnonzero((grown >= _HUGE_FROM) & ~self._is_huge):
+                self._is_huge[pair] = True
+                with contextlib.suppress(OSError):  # a kernel without, or before Linux 6.1
+                    place = self._start + int(pair) * _HUGE_PAGE
+                    self._map.madvise(mmap.MADV_HUGEPAGE, place, _HUGE_PAGE)
+                    self._map.madvise(_MADV_COLLAPSE, place, _HUGE_PAGE)
+
     # --- for table_file ----------------------------------------------------------------------
 
     @property
@@ -222,6 +241,7 @@ class LookupTable:
         wan_cache.check(shards)
         self._shards[:] = shards
         self._is_sampled = is_sampled
+        self._use_huge_pages()
 
     def recount(self) -> None:
         """Count the entries after the shards were filled in place."""
@@ -232,17 +252,24 @@ _SHARDS_AT_ONCE = 8
 """Shards that one hold of the lock sweeps: about 5 ms."""
 
 
-def _reserved(size: int) -> mmap.mmap:
-    """Zeroed memory that is real only where it is touched. Without huge pages, which would make
-    every shard take 2 MiB at its first entry."""
+_HUGE_PAGE = 2 * BUDGET_MIN
+_HUGE_FROM = wan_cache.BUCKETS_LAST * 7 // 8
+_MADV_COLLAPSE = 25
+"""linux/mman.h; at once, where MADV_HUGEPAGE alone waits for a thread of the kernel."""
+
+
+def _reserved(size: int) -> tuple[mmap.mmap, int]:
+    """Zeroed memory that is real only where it is touched, and where in it `size` bytes begin on
+    the border of a huge page. Without huge pages at first, which would make every two shards take
+    one at their first entry."""
     if sys.platform == "win32":
-        return mmap.mmap(-1, size)
+        return mmap.mmap(-1, size), 0
     else:
-        room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        room = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         advice = getattr(mmap, "MADV_NOHUGEPAGE", None)
         if advice is not None:
             room.madvise(advice)
-        return room
+        return room, -np.frombuffer(room, np.uint8).ctypes.data % _HUGE_PAGE
 
 
 def _rows(names: Any) -> Names:
