@@ -42,9 +42,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 
 MAY_IMPORT_ALSO: dict[str, frozenset[str]] = {
     "host/folder": frozenset({"disk"}),
-    "wan": frozenset({"disk"}),
+    "wan": frozenset({"disk", "_kernels"}),
 }
-"""Additions by place: the folder host makes disks, the global cache reads what replicas hold."""
+"""Additions by place: the folder host makes disks, the global cache reads what replicas hold, and
+its table and names own kernels."""
 
 DOORS: dict[str, frozenset[str]] = {
     "numpy": frozenset({"*"}),

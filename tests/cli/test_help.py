@@ -49,6 +49,10 @@ DOCUMENTED = {
     "disk convert",
     "disk merge",
     "disk serve",
+    "wan status",
+    "wan verify",
+    "wan clear",
+    "wan populate",
     "ca init",
     "ca token",
     "ca list",
@@ -65,6 +69,9 @@ CHANGING = {
     "replica permanent-failover",
     "disk convert",
     "disk merge",
+    "wan verify",
+    "wan clear",
+    "wan populate",
     "ca revoke",
 }
 ASKING = {
@@ -72,6 +79,7 @@ ASKING = {
     "replica undo-failover",
     "replica permanent-failover",
     "disk merge",
+    "wan clear",
     "ca revoke",
 }
 
@@ -96,7 +104,7 @@ def test_the_commands_are_the_documented_ones() -> None:
     assert set(COMMANDS) == DOCUMENTED
 
 
-@pytest.mark.parametrize("name", ["", "job", "replica", "disk", "ca", *COMMANDS])
+@pytest.mark.parametrize("name", ["", "job", "replica", "disk", "wan", "ca", *COMMANDS])
 def test_help_has_an_example(run, name: str) -> None:
     text = run(*name.split(), "--help").out
     assert "Example" in text

@@ -35,6 +35,7 @@ from standby.cli import (
     setup,
     support,
     tokens,
+    wan,
 )
 from standby.cli.output import print_error, show_error
 from standby.errors import StandbyError
@@ -110,6 +111,7 @@ for command in (
     tokens.token,
     mover.mover,
     disk.disk,
+    wan.wan,
     support.support,
 ):
     cli.add_command(command)

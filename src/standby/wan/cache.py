@@ -28,11 +28,11 @@ from standby.wan.locations import NamePieces, NewTable
 from standby.wan.namespace import Namespace, Pin
 from standby.wan.populating import PopulateReport, Told, populate
 from standby.wan.segments import Found, Shelf, is_content
+from standby.wan.surveying import LOCK_NAME, tell
 from standby.wan.writing import Intake, Limits, Warn
 
 __all__ = ["GlobalCache", "Limits", "Namespace", "Pin", "fingerprint"]
 
-LOCK_NAME = ".lock"
 KEY_BYTES = 32
 _CONTEXT = b"standby global cache: namespace"
 
@@ -95,8 +95,10 @@ class GlobalCache:
                 clock=clock,
                 warn=warn,
                 counters=self.counters,
+                told=self._tell,
             )
             self._resume(loaded.open_ones)
+            self._tell()
         except BaseException:
             self.shelf.close()
             self._file_lock.release()
@@ -130,12 +132,14 @@ class GlobalCache:
         misses."""
         return self.intake.drop_all(None if key is None else fingerprint(key))
 
-    def verify(self, keys: Iterable[bytes] = (), progress: Progress | None = None) -> CheckReport:
-        """Read everything, name what is bad, drop it. Names are compared where the tenant's key is
-        among `keys` or in use already. Others may use the cache meanwhile."""
+    def verify(
+        self, keys: Iterable[bytes] = (), progress: Progress | None = None, *, drop: bool = True
+    ) -> CheckReport:
+        """Read everything, name what is bad, and `drop` it. Names are compared where the tenant's
+        key is among `keys` or in use already. Others may use the cache meanwhile."""
         for key in keys:
             self.namespace(key)
-        return check_cache(self, self._key_of, progress)
+        return check_cache(self, self._key_of, progress, drop=drop)
 
     def _key_of(self, mark: bytes) -> bytes | None:
         known = self._namespaces.get(mark)
@@ -167,6 +171,10 @@ class GlobalCache:
     def flush(self) -> None:
         """Return when everything taken in so far is on stable storage, as far as that works."""
         self.intake.flush()
+        self._tell()
+
+    def _tell(self) -> None:
+        tell(self.folder, self.status())
 
     def status(self) -> CacheStatus:
         """What the cache takes, holds and has done since it was opened."""
@@ -178,6 +186,7 @@ class GlobalCache:
             mode="sampled" if self.table.is_sampled else "full",
             memory_bytes=self.table.memory_bytes + self.shelf.facts_bytes,
             memory_max_bytes=self.limits.index_bytes + self.limits.facts_bytes,
+            index_bytes=self.limits.index_bytes,
             stopped_by=self.intake.stopped_by,
             problems=self.problems,
             counts=self.counters.all(),
@@ -191,6 +200,7 @@ class GlobalCache:
             self._is_closed = True
         try:
             self.intake.close()
+            self._tell()
             self.index_saved = save(self.folder, self.shelf, self.table) == ""
         finally:
             self.disks.close()

@@ -44,8 +44,10 @@ class Finding:
 
 @dataclass(slots=True)
 class CheckReport:
-    """What a check read and found. All that is bad was dropped."""
+    """What a check read and found."""
 
+    drops: bool = True
+    """What is bad was dropped."""
     segments: int = 0
     records: int = 0
     pieces: int = 0
@@ -60,14 +62,16 @@ class CheckReport:
         return not self.findings
 
 
-def check_cache(core: Core, key_of: KeyOf, progress: Progress | None = None) -> CheckReport:
-    """Read all that the cache holds, compare checksums, and names where the key is known; drop
+def check_cache(
+    core: Core, key_of: KeyOf, progress: Progress | None = None, *, drop: bool = True
+) -> CheckReport:
+    """Read all that the cache holds, compare checksums, and names where the key is known; `drop`
     what is bad. Others may use the cache meanwhile.
 
     A damaged segment's sound records are copied to the open one before it goes, so that a restart
     does not meet the damage again.
     """
-    report = CheckReport()
+    report = CheckReport(drops=drop)
     segments = list(core.shelf)
     total = sum(segment.size for segment in segments)
     for segment in segments:
@@ -105,7 +109,7 @@ def _check_content(core: Core, segment: Segment, key: bytes | None, report: Chec
             bad.append(index)
             offset = int(directory["offset"][index])
             report.findings.append(Finding(segment.path.name, offset, count, problem))
-    if bad:
+    if bad and report.drops:
         core.counters.add(damaged=int(directory["count"][bad].sum()))
         _rewrite(core, segment, directory, names, set(bad))
 
@@ -140,7 +144,8 @@ def _drop_whole(core: Core, segment: Segment, problem: str, report: CheckReport)
     if segment.is_gone:
         return
     report.findings.append(Finding(segment.path.name, 0, segment.pieces, problem))
-    core.intake.drop(segment)
+    if report.drops:
+        core.intake.drop(segment)
 
 
 def _rewrite(
@@ -193,12 +198,12 @@ def _check_entries(core: Core, segment: Segment, key: bytes | None, report: Chec
             wrong += _wrong_entries(core, disk, names[first : first + count], row, key)
         except DiskChanged as exc:
             _drop_whole(core, segment, f"{disk.path}: {exc}", report)
-            core.counters.add(invalidated=1)
+            core.counters.add(invalidated=int(report.drops))
             return
     if wrong:
         problem = f"{disk.path} holds other content than was indexed"
         _drop_whole(core, segment, problem, report)
-        core.counters.add(damaged=wrong)
+        core.counters.add(damaged=wrong if report.drops else 0)
 
 
 def _wrong_entries(

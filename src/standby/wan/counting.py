@@ -77,6 +77,8 @@ class CacheStatus:
     mode: str
     memory_bytes: int
     memory_max_bytes: int
+    index_bytes: int
+    """Of that, what the lookup table may take."""
     stopped_by: str
     """Why nothing is taken in at the moment, '' while it is."""
     problems: tuple[str, ...]

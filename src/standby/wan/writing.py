@@ -77,7 +77,9 @@ class Intake:
         clock: Clock,
         warn: Warn,
         counters: Counters,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
+        """`told` is called whenever a segment was begun."""
         self._folder = folder
         self._shelf = shelf
         self._table = table
@@ -86,6 +88,7 @@ class Intake:
         self._clock = clock
         self._warn = warn
         self._counters = counters
+        self._told = told
         self._lock = threading.RLock()
         self._open: dict[bytes, OpenSegment] = {}
         numbers = [number for number, _ in segment_paths(folder)]
@@ -168,6 +171,7 @@ class Intake:
         created = self._create(namespace, CONTENT)
         self._open[namespace] = created
         self._evict()
+        self._told()
         return created
 
     def _create(self, namespace: bytes, kind: int, disk: DiskFile | None = None) -> OpenSegment:
