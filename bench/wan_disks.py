@@ -19,7 +19,7 @@ images with an MBR and one ext4 each:
                    objects with an insertion and 50 bytes changed, one tree copied
     manifest.json  packages and versions, bytes stored, bytes in changed 4 KiB pieces per day
 
-`BEFORE` says which disk each day began with. Sizes: 2 GiB virtual and 0.6 to 0.9 GB data each;
+`BEFORE` says which disk each day began with. Sizes: 2 GiB virtual, 1.1 to 1.5 GB data each;
 `--small` 256 MiB and 110 to 180 MB, without kernels. Package versions are those of the machine's
 apt lists, the oldest of each first; all else comes from the seed. Nothing of Debian is stored here:
 archives are downloaded once into the cache. Needs e2fsprogs, dpkg and apt's lists

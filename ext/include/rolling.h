@@ -13,20 +13,21 @@
  *   chosen, fingerprint
  *                 the two words of SipHash-2-4 with 128 bits of output over the 64 bytes before p.
  *
- * The vector form needs no gathers: with a[i] = g(data[i]), the passes a[i] = a[i + k] + (a[i] << k)
- * for k = 1, 2, 4, 8 leave in a[i] the hash of the 16 bytes from i on. */
+ * The vector form needs no gathers: of hashes of the last k bytes it makes those of the last 2 k,
+ * hash2k(p) = hash_k(p) + (hash_k(p - k) << k), for k = 1, 2, 4, 8, beginning with g itself. */
 #ifndef STANDBY_ROLLING_H
 #define STANDBY_ROLLING_H
 
 #include "words.h"
 
 enum {
-    ROLLING_REACH = 16,  /* bytes that the hash depends on */
-    ROLLING_WINDOW = 64, /* bytes that the keyed hash covers */
-    ROLLING_STRIP = 4096, /* positions a pass: 8 KiB of lanes, well within L1 */
-    ROLLING_PENDING = 64, /* candidates that wait to be hashed side by side */
+    ROLLING_REACH = 16,      /* bytes that the hash depends on */
+    ROLLING_WINDOW = 64,     /* bytes that the keyed hash covers */
+    ROLLING_STRIP = 4096,    /* positions looked at in one go */
+    ROLLING_PREFETCH = 4096, /* bytes ahead; the hardware's own stops at borders of 4 KiB */
+    ROLLING_PENDING = 64,    /* candidates that wait to be hashed side by side */
     ROLLING_BATCH = ROLLING_PENDING + ROLLING_STRIP / 2,
-    ROLLING_LANES = 8 /* windows hashed side by side */
+    ROLLING_LANES = 8        /* windows hashed side by side */
 };
 
 typedef struct {
@@ -48,6 +49,12 @@ static inline void rolling_tabulate(rolling_rules *rules)
     for (uint32_t byte = 0; byte < 256; byte++)
         rules->table[byte] = rolling_mixed(rules, byte);
 }
+
+#if defined(__GNUC__)
+#define ROLLING_RARE(x) __builtin_expect((x), 0)
+#else
+#define ROLLING_RARE(x) (x)
+#endif
 
 /* Index of the lowest set bit of a word that is not 0. */
 static inline unsigned rolling_lowest(uint64_t word)
@@ -118,24 +125,29 @@ static void rolling_confirm_scalar(const rolling_rules *rules, const uint8_t *da
     }
 }
 
-/* Indices i, ascending, at which the 16 bytes from data[i] on are a hit; i < count <= STRIP, and
- * data has count + 15 bytes. Returns how many. */
-static size_t rolling_hits_scalar(const rolling_rules *rules, const uint8_t *data, size_t count,
-                                  uint16_t *found)
+/* Indices i, ascending, at which the 16 bytes from data[i] on are a hit; i < count <= STRIP. Data
+ * has `room` bytes, at least count + 15. Returns how many there are. */
+static size_t rolling_hits_scalar(const rolling_rules *rules, const uint8_t *data, size_t room,
+                                  size_t count, uint16_t *found)
 {
+    (void)room;
+    const uint16_t *table = rules->table;
     size_t hits = 0;
     uint32_t hash = 0;
     for (size_t i = 0; i < ROLLING_REACH - 1; i++)
-        hash = (hash << 1) + rules->table[data[i]];
+        hash = (hash << 1) + table[data[i]];
+    const uint8_t *newest = data + ROLLING_REACH - 1;
+    const uint32_t mask = rules->mask;
+    STANDBY_UNROLL_16
     for (size_t i = 0; i < count; i++) {
-        hash = (hash << 1) + rules->table[data[i + ROLLING_REACH - 1]];
-        if ((hash & rules->mask) == 0)
+        hash = (hash << 1) + table[newest[i]];
+        if (ROLLING_RARE((hash & mask) == 0))
             found[hits++] = (uint16_t)i;
     }
     return hits;
 }
 
-/* --- x86-64 with GCC or clang (with 128-bit vectors the passes are slower than the loop) ------ */
+/* --- x86-64 with GCC or clang (with 128-bit vectors it is slower than the loop) -------------- */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(_MSC_VER)
 #define ROLLING_X86 1
@@ -144,21 +156,18 @@ static size_t rolling_hits_scalar(const rolling_rules *rules, const uint8_t *dat
 #define rolling_hits_sse2 rolling_hits_scalar
 #define rolling_confirm_sse2 rolling_confirm_scalar
 
-/* One bit per 16-bit lane of two vectors, set where lane & mask is 0. */
 __attribute__((target("avx2"))) static inline uint64_t rolling_zeros_avx2(__m256i a, __m256i b,
                                                                           __m256i mask)
 {
     const __m256i zero = _mm256_setzero_si256();
     const __m256i both = _mm256_packs_epi16(_mm256_cmpeq_epi16(_mm256_and_si256(a, mask), zero),
                                             _mm256_cmpeq_epi16(_mm256_and_si256(b, mask), zero));
-    return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(both, 0xD8));
+    return (uint32_t)_mm256_movemask_epi8(both);
 }
 
 #define FN(name) rolling_##name##_avx2
 #define TARGET __attribute__((target("avx2")))
 #define V __m256i
-#define V_LANES 16
-#define V_WIDENED(p) _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(p)))
 #define V_LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
 #define V_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), v)
 #define V_ALL(x) _mm256_set1_epi16((short)(x))
@@ -168,6 +177,14 @@ __attribute__((target("avx2"))) static inline uint64_t rolling_zeros_avx2(__m256
 #define V_SHR _mm256_srli_epi16
 #define V_SHL _mm256_slli_epi16
 #define V_ZEROS rolling_zeros_avx2
+#define V_STRETCHES 2
+#define V_STRETCHED(p, length) \
+    _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(p))), \
+                            _mm_loadu_si128((const __m128i *)((p) + (length))), 1)
+#define V_LOW(v) _mm256_unpacklo_epi8(v, _mm256_setzero_si256())
+#define V_HIGH(v) _mm256_unpackhi_epi8(v, _mm256_setzero_si256())
+#define V_BEHIND(new, old, n) _mm256_alignr_epi8(new, old, 16 - 2 * (n))
+#define V_OF_STRETCH(zeros, n) ((uint32_t)((zeros) >> (16 * (n))) & 0xFFFFu)
 #define W_LANES 4
 #define W_ALL(x) _mm256_set1_epi64x((long long)(x))
 #define W_ADD _mm256_add_epi64
@@ -180,11 +197,19 @@ rolling_zeros_avx512(__m512i a, __m512i b, __m512i mask)
     return _mm512_testn_epi16_mask(a, mask) | (uint64_t)_mm512_testn_epi16_mask(b, mask) << 32;
 }
 
+__attribute__((target("avx512f,avx512bw"))) static inline __m512i
+rolling_stretched_avx512(const uint8_t *p, size_t length)
+{
+    const __m512i zero = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
+    const __m512i one = _mm512_inserti32x4(zero, _mm_loadu_si128((const __m128i *)(p + length)), 1);
+    const __m512i two =
+        _mm512_inserti32x4(one, _mm_loadu_si128((const __m128i *)(p + 2 * length)), 2);
+    return _mm512_inserti32x4(two, _mm_loadu_si128((const __m128i *)(p + 3 * length)), 3);
+}
+
 #define FN(name) rolling_##name##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw")))
 #define V __m512i
-#define V_LANES 32
-#define V_WIDENED(p) _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(p)))
 #define V_LOAD(p) _mm512_loadu_si512((const void *)(p))
 #define V_STORE(p, v) _mm512_storeu_si512((void *)(p), v)
 #define V_ALL(x) _mm512_set1_epi16((short)(x))
@@ -194,6 +219,14 @@ rolling_zeros_avx512(__m512i a, __m512i b, __m512i mask)
 #define V_SHR _mm512_srli_epi16
 #define V_SHL _mm512_slli_epi16
 #define V_ZEROS rolling_zeros_avx512
+#define V_STRETCHES 4
+#define V_STRETCHED rolling_stretched_avx512
+#define V_LOW(v) _mm512_unpacklo_epi8(v, _mm512_setzero_si512())
+#define V_HIGH(v) _mm512_unpackhi_epi8(v, _mm512_setzero_si512())
+#define V_BEHIND(new, old, n) _mm512_alignr_epi8(new, old, 16 - 2 * (n))
+#define V_OF_STRETCH(zeros, n)                   \
+    (((uint32_t)((zeros) >> (8 * (n))) & 0xFFu) | \
+     ((uint32_t)((zeros) >> (32 + 8 * (n))) & 0xFFu) << 8)
 #define W_LANES 8
 #define W_ALL(x) _mm512_set1_epi64((long long)(x))
 #define W_ADD _mm512_add_epi64
@@ -207,7 +240,7 @@ rolling_zeros_avx512(__m512i a, __m512i b, __m512i mask)
 
 typedef struct {
     const char *name;
-    size_t (*hits)(const rolling_rules *, const uint8_t *, size_t, uint16_t *);
+    size_t (*hits)(const rolling_rules *, const uint8_t *, size_t, size_t, uint16_t *);
     void (*confirm)(const rolling_rules *, const uint8_t *, const size_t *, size_t, uint64_t *,
                     uint64_t *);
 } rolling_variant;
@@ -274,7 +307,8 @@ static size_t rolling_step(rolling_walk *walk)
         const size_t first = walk->next, left = walk->length - first + 1;
         const size_t here = left < ROLLING_STRIP ? left : ROLLING_STRIP;
         const size_t hits =
-            walk->variant->hits(walk->rules, walk->data + first - ROLLING_REACH, here, found);
+            walk->variant->hits(walk->rules, walk->data + first - ROLLING_REACH,
+                                left + ROLLING_REACH - 1, here, found);
         for (size_t i = 0; i < hits; i++) {
             const size_t at = first + found[i];
             if ((int64_t)at - walk->last_hit > spacing && at >= ROLLING_WINDOW)
