@@ -117,6 +117,21 @@ def test_the_ticket_brings_both_ends_together(target, clock, ticket):
     assert served.result(10) == "served"
 
 
+def test_names_may_be_in_any_script(target, clock, ticket):
+    ticket = msgspec.structs.replace(ticket, task="büro-№1 scsi:0:0", replica="Büro 東京")
+    errand = replace(ERRAND, task=ticket.task, replica=ticket.replica)
+    served = target.accept(ticket, errand)
+    presented(target, source(target, clock), ticket, errand)
+    assert served.result(10) == "served"
+
+
+def test_a_task_that_could_not_connect_leaves_nothing_behind(target, clock, ticket):
+    ends = source(target, clock, name="other")
+    with pytest.raises(TicketRefused):
+        presented(target, ends, ticket)
+    assert not ends._links
+
+
 def test_a_connection_may_be_ahead_of_the_servers_word(target, clock, ticket):
     ends = source(target, clock)
     link = connected(target.listener.address, "src", "source", "dst")

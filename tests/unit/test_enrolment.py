@@ -136,6 +136,35 @@ def test_somebody_in_between_with_the_right_certificate_is_found_out(
     other.server.close()
 
 
+def test_a_second_authority_behind_the_right_one_is_not_believed(
+    service: Service, tmp_path: Path
+) -> None:
+    """A PEM text may hold several certificates; the fingerprint is of the first one alone."""
+    other = Service(tmp_path / "other")
+    other.site.authority.certificate = (
+        service.site.authority.certificate + other.site.authority.certificate
+    )
+    with pytest.raises(CertificateRefused, match="not from this installation's authority"):
+        enrol(other.address, service.token(), tmp_path / "px1")
+    other.site.authority.certificate = service.site.authority.certificate + "ü".encode()
+    with pytest.raises(CertificateRefused, match="not from this installation's authority"):
+        enrol(other.address, service.token(), tmp_path / "px1")
+    assert not (tmp_path / "px1" / "certificate.pem").exists()
+    other.server.close()
+
+
+def test_an_identity_trusts_one_authority_alone(service: Service, tmp_path: Path) -> None:
+    other = Installation(tmp_path / "other")
+    ours = service.site.authority
+    made = IdentityFolder(tmp_path / "px1")
+    made.install(
+        ours.issue(made.request(), "px1", ["source"]),
+        ours.certificate + other.authority.certificate,
+        ours.revocations(),
+    )
+    assert (tmp_path / "px1" / "authority.pem").read_bytes() == ours.certificate
+
+
 def test_a_member_that_is_no_server_cannot_enrol_others(service: Service, tmp_path: Path) -> None:
     member = service.site.identity("px9", "source")
     with EnrolmentServer("127.0.0.1:0", service.site.authority, member) as false:
@@ -179,6 +208,7 @@ def test_attempts_are_forgotten_after_a_minute_and_their_memory_is_bounded() -> 
 def test_the_service_answers_nothing_else(service: Service, tmp_path: Path) -> None:
     with pytest.raises(LinkError):
         tls.connect(service.address, service.identity, "server", "server")
+    service.server.close()  # its thread says what it refused after it has answered
     assert isinstance(service.refused[-1], ProtocolError)
 
 

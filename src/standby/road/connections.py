@@ -238,12 +238,15 @@ class ServiceConnections:
             link.shutdown()
             raise
         finally:
-            with self._changed:
-                links = self._links[errand.task]
-                links.discard(link)
-                if not links:
-                    del self._links[errand.task]
+            self._forget(errand.task, link)
             link.close()
+
+    def _forget(self, task: str, link: Link) -> None:
+        with self._changed:
+            links = self._links.get(task, set())
+            links.discard(link)
+            if not links:
+                self._links.pop(task, None)
 
     def _taken(self, spec: Spec, errand: Errand) -> Link:
         if not isinstance(spec, dict):
@@ -301,8 +304,7 @@ class ServiceConnections:
             if not isinstance(message, Attached):
                 raise ProtocolError(name, f"expected Attached, got {type(message).__name__}")
         except BaseException:
-            with self._changed:
-                self._links.get(errand.task, set()).discard(link)
+            self._forget(errand.task, link)
             link.close()
             raise
         finally:
@@ -384,7 +386,8 @@ class ServiceConnections:
             waiting = self._waiting.get(ticket.secret)
             if waiting is None or waiting.link is not None:
                 raise TicketRefused(peer.name, attach.task, "nobody waits for it here")
-            if not hmac.compare_digest(ticket_text(waiting.ticket), ticket_text(ticket)):
+            expected = ticket_text(waiting.ticket).encode()
+            if not hmac.compare_digest(expected, ticket_text(ticket).encode()):
                 raise TicketRefused(peer.name, attach.task, "it differs from the server's")
             link.send(Attached())
             waiting.link = link

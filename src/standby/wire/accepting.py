@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from standby.clock import SYSTEM_CLOCK
 from standby.errors import ConfigurationError, LinkError
 from standby.wire.link import tune
 
@@ -125,10 +126,13 @@ class Acceptor:
             return len(self._links)
 
     def _accept(self) -> None:
+        next_round = SYSTEM_CLOCK.monotonic() + LOOK_ROUND_S
         while not self._is_closed:
-            ready, _, _ = select.select([self._socket, self._woken], [], [], LOOK_ROUND_S)
-            if not ready:
+            left_s = max(0.0, next_round - SYSTEM_CLOCK.monotonic())
+            ready, _, _ = select.select([self._socket, self._woken], [], [], left_s)
+            if SYSTEM_CLOCK.monotonic() >= next_round:  # however many knock meanwhile
                 self._on_round()
+                next_round = SYSTEM_CLOCK.monotonic() + LOOK_ROUND_S
             if self._socket not in ready:
                 continue
             try:

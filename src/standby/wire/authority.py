@@ -117,6 +117,12 @@ def is_issued_by(certificate_pem: bytes, authority_pem: bytes, where: str) -> bo
     return True
 
 
+def certificate_alone(pem: bytes, where: str) -> bytes:
+    """The first certificate of a text that may hold several, PEM: OpenSSL would trust them all,
+    and a fingerprint is of one."""
+    return _loaded_certificate(pem, where).public_bytes(serialization.Encoding.PEM)
+
+
 def fingerprint(authority_pem: bytes, where: str) -> bytes:
     """SHA-256 of the certificate, as `openssl x509 -fingerprint -sha256` has it."""
     return _loaded_certificate(authority_pem, where).fingerprint(hashes.SHA256())

@@ -93,14 +93,15 @@ def enrol(
         answer = _asked(link, Enrol(secret, request))
     if not isinstance(answer, Enrolled):
         raise ProtocolError(address, f"answered an enrolment with {type(answer).__name__}")
-    if answer.authority != authority:
+    if authorities.certificate_alone(answer.authority, address) != authority:
         raise EnrolmentRefused(f"{address} is not of the authority in the token")
-    identity.install(answer.certificate, answer.authority, answer.revoked)
+    identity.install(answer.certificate, authority, answer.revoked)
     return identity
 
 
 def _authority_at(address: str, fingerprint: bytes, timeout_s: float) -> bytes:
-    """The authority's certificate that the service shows, if it is the token's."""
+    """The authority's certificate that the service shows, if it is the token's: that one alone,
+    whatever else it sent along."""
     context = tls_context(is_server=False)
     context.verify_mode = ssl.CERT_NONE  # nothing is told on this connection
     until = Until(timeout_s)
@@ -116,7 +117,7 @@ def _authority_at(address: str, fingerprint: bytes, timeout_s: float) -> bytes:
             f"({fingerprint.hex()[:16]}…)",
             "Check the address; if it is right, somebody is in between",
         )
-    return answer.authority
+    return authorities.certificate_alone(answer.authority, address)
 
 
 def _asked(link: Link, question: Message) -> Message:

@@ -83,6 +83,7 @@ class IdentityFolder:
         not belong to this key or to one another."""
         where = str(self.folder / CERTIFICATE)
         with self._lock:
+            authority_pem = authority.certificate_alone(authority_pem, where)
             self._check_pair(certificate, authority_pem)
             if revoked:
                 authority.checked_list(revoked, authority_pem, where)
@@ -265,9 +266,12 @@ class IdentityFolder:
         made.verify_mode = ssl.CERT_REQUIRED
         made.verify_flags |= ssl.VERIFY_X509_STRICT
         try:
-            made.load_verify_locations(cadata=self._read(AUTHORITY).decode("ascii"))
+            trusted = authority.certificate_alone(
+                self._read(AUTHORITY), str(self.folder / AUTHORITY)
+            )
+            made.load_verify_locations(cadata=trusted.decode("ascii"))
             made.load_cert_chain(self.folder / CERTIFICATE, self.folder / KEY)
-        except (ssl.SSLError, OSError, UnicodeDecodeError) as exc:
+        except (ssl.SSLError, OSError) as exc:
             raise CertificateError(str(self.folder), f"key or certificate unusable: {exc}") from exc
         return made
 
