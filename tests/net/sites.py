@@ -388,7 +388,7 @@ class Sites(Site):
             self.check_idle(mover)
         for path in (self.folder / "target").glob("*/replica.json"):
             assert not is_processing(self.replica(path.parent.name)), path
-        with Store(self.folder / "standby-state.sqlite") as store:
+        with Store(load_config(self.config).state_place()) as store:
             assert store.journey_intents() == {}
             assert [report.id for report in store.unfinished_sessions()] == []
         running = [child.pid for child in self.children if child.poll() is None]
@@ -397,7 +397,7 @@ class Sites(Site):
     def check_idle(self, mover: str) -> None:
         """The mover has nothing to do and nothing open."""
         with self.link(mover) as link:
-            told = ask(link, "tasks")
+            told = ask(link, "join", generation=0)["tasks"]  # a guest, whoever leads
             running = [task for task in told if task["is_running"]]
             assert running == [], f"{mover} is at {running}"
         until = time.monotonic() + 10

@@ -43,7 +43,7 @@ def ended_by_signals() -> Callable[[], None]:
 
     def wait() -> None:
         # Both ends live as long as this function does: nothing else refers to the waker.
-        with waker:
+        with waker, ended:
             ended.recv(1)
 
     return wait
