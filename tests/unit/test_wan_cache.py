@@ -9,6 +9,7 @@ import pytest
 
 from standby.errors import ConfigurationError, DiskBusy
 from standby.units import MiB
+from standby.wan import namespace
 from standby.wan.cache import GlobalCache, fingerprint
 from standby.wan.locations import NONE
 from standby.wan.references import ASKED
@@ -238,3 +239,21 @@ def test_a_sampled_table_finds_what_stands_beside_a_hit(tmp_path: Path) -> None:
         assert (found[:5] == NONE).all()
         assert (found[-5:] == NONE).all()
         assert np.count_nonzero(found != NONE) > 150
+
+
+def test_pieces_asked_for_in_any_order_read_each_record_once(
+    cache: GlobalCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = cache.namespace(KEY)
+    pieces = noise(128, 1)
+    names = part.add(pieces)
+    shuffled = np.random.default_rng(1).permutation(128)
+    reads = []
+    plain = namespace.read_record
+    monkeypatch.setattr(
+        namespace, "read_record", lambda *given: reads.append(given[2]) or plain(*given)
+    )
+    data, ok = held(part, names[shuffled])
+    assert ok.all()
+    assert np.array_equal(data, pieces[shuffled])
+    assert len(reads) == 4

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from standby.errors import DiskIO
+from standby.files import File
 from standby.wan.loading import TABLE_NAME
 from standby.wan.locations import NONE
 from standby.wan.segment_file import TRAILER
@@ -273,3 +275,46 @@ def test_verify_finds_content_that_another_name_was_given_to(copy) -> None:
             "content that is not what its name says"
         ]
         assert check_never_wrong(part, ALL) == len(ALL)
+
+
+# --- what passes -------------------------------------------------------------------------------
+
+
+def test_a_file_that_cannot_be_opened_now_costs_misses_and_no_content(
+    copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy()
+    with opened(folder) as cache:
+        part = cache.namespace(KEY)
+        names = names_of(ALL, KEY)
+        places = part.lookup(names)
+        plain = File.__init__
+
+        def refuse(self: File, path: Path, **options: bool) -> None:
+            if path.suffix == ".segment":
+                raise DiskIO(str(path), "open", 0, 0, "Too many open files")
+            plain(self, path, **options)
+
+        with monkeypatch.context() as context:
+            context.setattr(File, "__init__", refuse)
+            cache.shelf.close()
+            data, ok = part.read(places, names)
+            assert not ok.any()
+            assert not data.any()
+        assert cache.status().counts["damaged"] == 0
+        assert check_never_wrong(part, ALL) == len(ALL)
+
+
+def test_a_segment_that_goes_while_it_is_read_is_a_miss(copy) -> None:
+    with opened(copy()) as cache:
+        part = cache.namespace(KEY)
+        names = names_of(ALL, KEY)
+        places = part.lookup(names)
+        segment = next(iter(cache.shelf))
+        with cache.shelf.using(segment) as file:
+            cache.intake.drop(segment)
+            assert segment.path.exists()
+            assert len(file.read(0, 8)) == 8
+        assert not segment.path.exists()
+        assert int(part.read(places, names)[1].sum()) == len(ALL) - PIECES
+        assert cache.status().counts["damaged"] == 0

@@ -6,6 +6,7 @@ is synced after every `SYNC_BYTES`, on `flush`, and before a segment counts as s
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from standby import clock, killpoints
 from standby.errors import StandbyError
-from standby.files import File, sync_folder
+from standby.files import File, remove_plainly, sync_folder
 from standby.units import MiB
 from standby.wan.segment_file import (
     DIRECTORY,
@@ -87,7 +88,8 @@ class OpenSegment:
             sync_folder(folder)
         except BaseException:
             file.close()
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError, StandbyError):
+                remove_plainly(path)
             raise
         segment = Segment(path, header, len(data), len(data), 0, 0, False)
         empty = np.empty((0, NAME), dtype=np.uint8)

@@ -8,8 +8,10 @@ from what was read.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,8 @@ class _Opened:
         self.status = identity(path)
         self.disk: VhdxDisk = vhdx.open_vhdx(path)
         self.guid = self.disk.data_write_guid
-        self.lock = threading.Lock()
+        self.users = 0
+        self.is_dropped = False
 
 
 def identity(path: Path) -> tuple[int, int, int, int]:
@@ -62,13 +65,25 @@ class DiskReaders:
         file is not the one that was indexed."""
         data = np.zeros((len(places), PIECE), dtype=np.uint8)
         ok = np.zeros(len(places), dtype=np.bool_)
-        with self._lock:
-            opened = self._opened(file)
+        with self._using(file) as disk:
             start = 0
             for stop in _run_ends(places):
-                ok[start:stop] = _read_run(opened.disk, int(places[start]), data[start:stop])
+                ok[start:stop] = _read_run(disk, int(places[start]), data[start:stop])
                 start = stop
         return data, ok
+
+    @contextlib.contextmanager
+    def _using(self, file: DiskFile) -> Iterator[VhdxDisk]:
+        with self._lock:
+            opened = self._opened(file)
+            opened.users += 1
+        try:
+            yield opened.disk
+        finally:
+            with self._lock:
+                opened.users -= 1
+                if opened.is_dropped and not opened.users:
+                    opened.disk.close()
 
     def _opened(self, file: DiskFile) -> _Opened:
         path = Path(file.path)
@@ -104,7 +119,9 @@ class DiskReaders:
     def _close(self, path: str) -> None:
         held = self._open.pop(path, None)
         if held is not None:
-            held.disk.close()
+            held.is_dropped = True
+            if not held.users:
+                held.disk.close()
 
     def close(self) -> None:
         """Close all files."""

@@ -37,7 +37,7 @@ from standby.wan.segment_file import (
     SegmentDamaged,
     read_record,
 )
-from standby.wan.segments import Segment, Shelf, is_content
+from standby.wan.segments import Segment, SegmentAway, Shelf, is_content
 from standby.wan.writing import Intake
 
 
@@ -220,16 +220,19 @@ class Namespace:
         expected: Names,
         is_read: Mask,
     ) -> None:
-        """Fill the rows of one segment; `positions` are in order."""
+        """Fill the rows of one segment."""
         core = self._core
         try:
             directory, held = core.shelf.facts(segment)
+        except SegmentAway:
+            return
         except (SegmentDamaged, StandbyError):
             core.intake.drop(segment)
             core.counters.add(damaged=len(rows))
             return
-        inside = positions < len(held)
-        rows, positions = rows[inside], positions[inside]
+        order = np.argsort(positions, kind="stable")
+        order = order[positions[order] < len(held)]
+        rows, positions = rows[order], positions[order]
         expected[rows] = held[positions]
         records = np.searchsorted(directory["first"], positions, side="right") - 1
         if not is_content(segment):
@@ -240,10 +243,13 @@ class Namespace:
             index = int(records[group[0]])
             try:
                 pieces = self._record(segment, directory, index)
+            except SegmentAway:
+                continue
             except (SegmentDamaged, StandbyError):
                 self._drop_record(segment, directory, held, index, len(group))
                 continue
-            data[rows[group]] = pieces[positions[group] - int(directory["first"][index])]
+            first = int(directory["first"][index])
+            data[_span(rows[group])] = pieces[_span(positions[group] - first)]
             is_read[rows[group]] = True
         segment.hit(np.unique(records[is_read[rows]]))
 
@@ -260,8 +266,6 @@ class Namespace:
     def _drop_record(
         self, segment: Segment, directory: Directory, held: Names, index: int, count: int
     ) -> None:
-        if segment.is_gone:
-            return
         segment.bad.add(index)
         first, pieces = int(directory["first"][index]), int(directory["count"][index])
         names = held[first : first + pieces]
@@ -290,6 +294,13 @@ class Namespace:
             return
         data[rows] = pieces
         is_read[rows] = ok
+
+
+def _span(numbers: npt.NDArray[np.int64]) -> slice | npt.NDArray[np.int64]:
+    """The numbers as a slice where they follow one another: copied at once, not row by row."""
+    first, last = int(numbers[0]), int(numbers[-1])
+    is_run = last - first == len(numbers) - 1 and bool((np.diff(numbers) == 1).all())
+    return slice(first, last + 1) if is_run else numbers
 
 
 def as_pieces(data: Buffer) -> Pieces:

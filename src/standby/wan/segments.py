@@ -55,6 +55,10 @@ def segment_paths(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+class SegmentAway(SegmentDamaged):
+    """Nothing is known to be wrong with the segment, but it cannot be read now."""
+
+
 @dataclass(eq=False, slots=True)
 class Segment:
     """One segment file. `size` and `pieces` of an open one grow."""
@@ -215,7 +219,8 @@ class Shelf:
 
     def _remove(self, segment: Segment) -> None:
         self._close_file(segment)
-        remove_durably(segment.path)
+        with contextlib.suppress(StandbyError):  # then the next opening finds it again
+            remove_durably(segment.path)
 
     # --- pins ---
 
@@ -252,12 +257,13 @@ class Shelf:
     @contextlib.contextmanager
     def using(self, segment: Segment) -> Iterator[File]:
         """The segment's open file, which stays open and there until the block ends. Raises
-        SegmentDamaged when it is gone already, DiskIO when it cannot be opened."""
+        SegmentAway when it is gone already or cannot be opened now, SegmentDamaged when its file
+        is missing."""
         with self._lock:
             if segment.is_gone:
-                raise SegmentDamaged("the segment is gone")
+                raise SegmentAway("the segment is gone")
             if segment.file is None:
-                segment.file = File(segment.path)
+                segment.file = self._opened(segment)
             segment.users += 1
             self._open[segment.number] = segment
             self._open.move_to_end(segment.number)
@@ -270,6 +276,14 @@ class Shelf:
                 segment.users -= 1
                 if segment.is_gone and segment.users == 0:
                     self._remove(segment)
+
+    def _opened(self, segment: Segment) -> File:
+        try:
+            return File(segment.path)
+        except StandbyError as exc:
+            if segment.path.exists():
+                raise SegmentAway(str(exc)) from exc
+            raise SegmentDamaged("the file is missing") from exc
 
     def _close_some(self) -> None:
         for number in list(self._open):
