@@ -144,6 +144,12 @@ class CutStream:
         return found[: self._kernel.feed(view, found)].copy()
 
 
+def kernel_variant() -> str:
+    """The CPU variant in use; STANDBY_KERNEL forces one. sse2 is the scalar loop: 128-bit vectors
+    are slower."""
+    return rolling.variant()
+
+
 def _checked(key: bytes) -> bytes:
     if len(key) != KEY_SIZE:
         raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
