@@ -13,6 +13,8 @@ from standby.wan.references import ASKED, NOW, PIECE, Array
 
 Pieces = NDArray[np.uint8]
 
+_AT_ONCE = 16 << 20
+
 
 class MemoryTarget:
     """Disks in one space of addresses, each as it was and as it is being written.
@@ -27,10 +29,13 @@ class MemoryTarget:
         self._places: dict[bytes, int] = {}
         self.lies: Any = None
 
-    def add_disk(self, base: int, content: Pieces) -> None:
-        """A disk of whole pieces, whose first byte has the address `base`."""
-        self._disks.append((base, content, content.copy()))
-        self._know(base, np.arange(0, len(content), PIECE), content.reshape(-1, PIECE))
+    def add_disk(self, base: int, content: Pieces, now: Pieces | None = None) -> None:
+        """A disk of whole pieces, whose first byte has the address `base`. The session writes into
+        `now`, which has the same content; a copy without it."""
+        self._disks.append((base, content, content.copy() if now is None else now))
+        for start in range(0, len(content), _AT_ONCE):
+            part = content[start : start + _AT_ONCE]
+            self._know(base, start + np.arange(0, len(part), PIECE), part.reshape(-1, PIECE))
 
     def write(self, base: int, runs: list[Rebuilt]) -> None:
         """The session under way writes into a disk."""

@@ -45,6 +45,9 @@ from standby.wan.varints import Malformed
 
 Buffer = Any
 
+FIRST_LITERALS = 16 << 20
+"""Bytes of a session's literals that are compressed better than those behind them."""
+
 PEER = "target WAN accelerator"
 
 
@@ -96,6 +99,7 @@ class Encoder:
         self._asks = asks
         self._window_log = window_log
         self._stream: compressing.Stream | None = None
+        self._streamed = 0
         self._serial = 0
         self._unsettled: dict[int, Batch] = {}
         self._resent: set[int] = set()
@@ -140,16 +144,14 @@ class Encoder:
         keep_incompressible(batch)
         batch.kinds[batch.kinds == UNDECIDED] = Kind.STREAM
         plan = plan_of(batch)
-        starts = self._stream is None
-        if self._stream is None:
-            self._stream = compressing.Stream(self._window_log)
         view = memoryview(batch.flat)
         literals = b"".join([view[start:stop] for start, stop in literal_ranges(plan).tolist()])
+        starts = self._choose_stream(len(literals))
         frame = Frame(
             batch.serial,
             plan,
             unit_digests(batch.offsets, batch.data, self._digest_key),
-            stream=self._stream.add(literals) if literals else b"",
+            stream=self._stream.add(literals) if self._stream and literals else b"",
             raw=batch.data[batch.kinds == Kind.RAW].tobytes(),
             deltas=b"".join(batch.deltas[group].frame for group in sorted(batch.deltas)),
             starts_stream=starts,
@@ -185,6 +187,16 @@ class Encoder:
         self._resent.discard(batch.serial)
         self._index.learn(self._base, batch.offsets, batch.names, batch.data, batch.parts_of_runs())
         return b""
+
+    def _choose_stream(self, length: int) -> bool:
+        """Have a stream for the next literals; whether it is a new one."""
+        self._streamed += length
+        is_first = self._streamed <= FIRST_LITERALS
+        level = compressing.FIRST_LEVEL if is_first else compressing.LEVEL
+        if self._stream is not None and (self._stream.level == level or not length):
+            return False
+        self._stream = compressing.Stream(self._window_log, level)
+        return True
 
     def _take_answer(self, batch: Batch, answer: Buffer) -> None:
         try:

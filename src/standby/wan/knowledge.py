@@ -86,10 +86,12 @@ class _Disk:
     is_written: NDArray[np.bool_] = field(repr=False)
 
 
-def _check(names: Names) -> NDArray[np.uint32]:
-    """Never 0, which says that nothing is known."""
+def _checks(names: Names, addresses: Array) -> NDArray[np.uint32]:
+    """32 bits of each name and of where in its piece it begins, or it would be taken for the same
+    content elsewhere in that piece; never 0, which says that nothing is known."""
     words: NDArray[np.uint32] = np.ascontiguousarray(names).view("<u4")[:, 3].astype(np.uint32)
-    return words | np.uint32(1)
+    within = (addresses % PIECE).astype(np.uint32) * np.uint32(0x9E3779B1)
+    return (words ^ within) | np.uint32(1)
 
 
 class SourceIndex:
@@ -132,28 +134,17 @@ class SourceIndex:
 
     def find_pieces(self, names: Names) -> Array:
         """Addresses (n,) int64 of pieces with these names, -1 for those not known."""
-        return self._confirmed(self._names.lookup(names), _check(names), "pieces")
+        return self._confirmed(self._names.lookup(names), names, "pieces")
 
     def find_parts(self, digests: Names) -> Array:
         """Addresses (n,) int64 of parts with these digests, -1 for those not known."""
-        return self._confirmed(self._parts.lookup(digests), _check(digests), "parts")
+        return self._confirmed(self._parts.lookup(digests), digests, "parts")
 
     def find_anchors(self, fingerprints: NDArray[np.uint64]) -> Array:
         """Addresses (n,) int64 where such anchors were seen, -1 for those not known; without a
         check and without NOW: a hint where to look."""
         found = self._anchors.lookup(anchor_names(fingerprints))
         return np.where(found == NONE, np.int64(-1), found.astype(np.int64))
-
-    def names_at(self, pieces: Array, names: Names) -> NDArray[np.bool_]:
-        """Whether these piece addresses, NOW or not, hold what has these names."""
-        found = np.zeros(len(pieces), bool)
-        checks = _check(names)
-        is_now = pieces >= NOW // PIECE
-        places = np.where(is_now, pieces - NOW // PIECE, pieces)
-        for disk, rows, index in self._by_disk(places * PIECE):
-            then = disk.pieces.before[index] == checks[rows]
-            found[rows] = np.where(is_now[rows], disk.pieces.now[index] == checks[rows], then)
-        return found
 
     def learn(
         self,
@@ -168,12 +159,12 @@ class SourceIndex:
         disk = self._disk(base)
         index = offsets // PIECE
         self._names.insert(names, (base + offsets).astype(np.uint64))
-        disk.pieces.now[index] = _check(names)
+        disk.pieces.now[index] = _checks(names, offsets)
         disk.is_written[index] = True
         starts, _, digests = parts or parts_of(data, run_borders(offsets), self._key)
         places = offsets[starts // PIECE] + starts % PIECE
         self._parts.insert(digests, (base + places).astype(np.uint64))
-        disk.parts.now[places // PIECE] = _check(digests)
+        disk.parts.now[places // PIECE] = _checks(digests, places)
         positions, fingerprints = anchors(data.reshape(-1), self._key, ANCHOR_PERIOD)
         inside = positions - WINDOW
         places = base + offsets[inside // PIECE] + inside % PIECE
@@ -213,8 +204,9 @@ class SourceIndex:
             found.append((disk, rows[inside], index[inside]))
         return found
 
-    def _confirmed(self, hints: NDArray[np.uint64], checks: NDArray[np.uint32], of: str) -> Array:
+    def _confirmed(self, hints: NDArray[np.uint64], names: Names, of: str) -> Array:
         hinted = np.where(hints == NONE, np.int64(-1), hints.astype(np.int64))
+        checks = _checks(names, hinted)
         confirmed = np.full(len(hints), -1, np.int64)
         for disk, rows, index in self._by_disk(hinted):
             there: _Checks = disk.pieces if of == "pieces" else disk.parts

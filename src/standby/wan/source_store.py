@@ -29,10 +29,12 @@ class SourceStore:
     def __init__(self, size_bytes: int) -> None:
         """Memory is taken as it fills."""
         slots = size_bytes // PIECE
+        self.size_bytes = slots * PIECE
         self._content: Pieces = np.zeros((slots, PIECE), np.uint8)
         self._owner: Array = np.full(slots, _FREE, np.int64)
         self._is_used: Mask = np.zeros(slots, bool)
         self._rows: dict[int, Array] = {}
+        self._written: list[Array] = []
         self._hand = 0
 
     @property
@@ -53,10 +55,15 @@ class SourceStore:
         return self._content[slots]
 
     def put(self, pieces: Array, content: Pieces) -> None:
-        """Keep these, in place of what was at the same addresses and of the oldest."""
+        """Keep these, in place of what was at the same addresses and of the oldest.
+
+        Everything that a session writes must come by here, with NOW: even where it does not stay,
+        `commit` must know that what was before is gone.
+        """
         room = len(self._owner)
         if not room or not len(pieces):
             return
+        self._written.append(pieces[pieces >= NOW_PIECES])
         pieces, content = pieces[-room:], content[-room:]
         slots = self._slots(pieces)
         there = slots >= 0
@@ -77,23 +84,29 @@ class SourceStore:
 
     def commit(self, base: int, size: int) -> None:
         """What the session wrote into the disk at these addresses is its newest restore point."""
-        first, stop = base // PIECE, -(-(base + size) // PIECE)
-        written = self._owned(first + NOW_PIECES, stop + NOW_PIECES)
-        slots = self._slots(written)
-        self.drop(written - NOW_PIECES)
-        self._set(written, np.full(len(written), _FREE, np.int64))
-        self._owner[slots] = written - NOW_PIECES
-        self._set(written - NOW_PIECES, slots)
+        for written in self._taken(base, size):
+            slots = self._slots(written)
+            there = slots >= 0
+            self.drop(written - NOW_PIECES)
+            written, slots = written[there], slots[there]
+            self._set(written, np.full(len(written), _FREE, np.int64))
+            self._owner[slots] = written - NOW_PIECES
+            self._set(written - NOW_PIECES, slots)
 
     def give_up(self, base: int, size: int) -> None:
         """What the session wrote into the disk at these addresses does not count."""
-        first, stop = base // PIECE, -(-(base + size) // PIECE)
-        self.drop(self._owned(first + NOW_PIECES, stop + NOW_PIECES))
+        for written in self._taken(base, size):
+            self.drop(written)
 
-    def _owned(self, first: int, stop: int) -> Array:
-        owners = self._owner[(self._owner >= first) & (self._owner < stop)]
-        found: Array = np.sort(owners)
-        return found
+    def _taken(self, base: int, size: int) -> list[Array]:
+        """What was put with NOW for one disk, forgotten here."""
+        first = base // PIECE + NOW_PIECES
+        stop = first + -(-size // PIECE)
+        inside = [(pieces >= first) & (pieces < stop) for pieces in self._written]
+        taken = [pieces[rows] for pieces, rows in zip(self._written, inside, strict=True)]
+        rest = [pieces[~rows] for pieces, rows in zip(self._written, inside, strict=True)]
+        self._written = [pieces for pieces in rest if len(pieces)]
+        return [np.unique(pieces) for pieces in taken]
 
     def _free_slots(self, count: int, kept: Array) -> Array:
         """Up to `count` slots, emptied; those in `kept` stay."""
