@@ -36,7 +36,6 @@ PR_SET_PDEATHSIG = 1
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
 NOT_IMPORTED = (
-    "standby.server.api",
     "standby.server.store.migrations",
     "standby.host.hyperv",
     "standby.__main__",
