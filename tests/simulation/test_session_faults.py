@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 import signal
-import sqlite3
 import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 
+from simulation.faults import failing, only, open_alarms
+from simulation.sessions import made
 from simulation.site import Site, at_kill_point
 from standby.disk import open_disk
 from standby.errors import (
     DiskFull,
-    DiskIO,
     HostError,
     JobBusy,
     ReplicaBusy,
     ReplicaConflict,
     TargetRefuses,
 )
-from standby.files import positioned
 from standby.model.replica import ReplicaState
-from standby.repository.database import FILE_NAME
 from standby.road import target_host
 from standby.server.movers import MoverPair
 from standby.server.replicas import Replicas
@@ -36,32 +30,6 @@ from standby.units import MiB
 @pytest.fixture
 def site(tmp_path):
     return made(tmp_path)
-
-
-def made(tmp_path, restore_points=7, more=""):
-    site = Site(tmp_path / "site", restore_points, more)
-    site.add_machine()
-    site.fill()
-    return site
-
-
-def failing(operation="write"):
-    """Fail as a disk would."""
-
-    def fail():
-        raise DiskIO("somewhere", operation, 0, 0, "as asked for")
-
-    return fail
-
-
-def only(report):
-    (machine,) = report.machines
-    return machine
-
-
-def open_alarms(site):
-    with site.server() as server:
-        return [(alarm.kind, alarm.machine) for alarm in server.store.alarms()]
 
 
 # --- the source ------------------------------------------------------------------------------
@@ -355,244 +323,6 @@ def test_the_targets_own_rules_win_over_the_jobs(tmp_path):
             server.replicas.permanent_failover("vm1_replica")
 
 
-# --- metadata lost, damaged, stale -----------------------------------------------------------
-
-
-def incremental_after_all(site):
-    """The next session brings the change alone, compared with the target's digests."""
-    site.change()
-    report = site.run()
-    machine = only(report)
-    assert machine.outcome == "done", machine.error
-    assert {disk.mode for disk in machine.disks} <= {"incremental", "resume"}
-    assert machine.disks[0].written <= 5 * 4096 + 300 * 1024
-    assert site.check_points() == len(site.points)
-    site.check_nothing_leaked()
-    site.change()
-    report = site.run()
-    assert report.outcome == "done"
-    assert "repository's digests" in only(report).disks[0].reason
-    return machine
-
-
-def test_a_lost_repository_is_rebuilt_from_the_targets_digests(site):
-    site.run()
-    shutil.rmtree(site.folder / "repository")
-    machine = incremental_after_all(site)
-    assert any("repository has no digests" in text for text in machine.warnings)
-
-
-def test_an_older_copy_of_the_repository_is_noticed(site):
-    site.run()
-    shutil.copytree(site.folder / "repository", site.folder / "copy")
-    site.change()
-    site.run()
-    shutil.rmtree(site.folder / "repository")
-    (site.folder / "copy").rename(site.folder / "repository")
-    machine = incremental_after_all(site)
-    assert any("repository has other digests" in text for text in machine.warnings)
-
-
-def damage_leaves(path):
-    """Other leaves in every page, as a bad disk would have them."""
-    database = sqlite3.connect(path)
-    database.execute("UPDATE leaves SET data = zeroblob(32768)")
-    database.commit()
-    database.close()
-
-
-def damage_header(path):
-    path.write_bytes(os.urandom(100) + path.read_bytes()[100:])
-
-
-def damage_middle(path):
-    data = bytearray(path.read_bytes())
-    for offset in range(4096, len(data), 4096):
-        data[offset : offset + 64] = bytes(range(64))
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("damage", [damage_leaves, damage_header, damage_middle])
-def test_a_damaged_repository_costs_a_comparison_and_an_alarm(site, damage):
-    site.run()
-    damage(site.folder / "repository" / FILE_NAME)
-    machine = incremental_after_all(site)
-    assert any("damaged" in text for text in machine.alarms)
-    assert ("repository", "vm1") in open_alarms(site)
-
-
-# --- a target that lost something ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("forgetful", [False, True], ids=["", "state database lost"])
-def test_a_missing_replica_is_not_made_anew_until_somebody_says_so(site, forgetful):
-    site.run()
-    site.run()
-    shutil.rmtree(site.replica().path)
-    if forgetful:
-        for path in site.folder.glob("standby-state.sqlite*"):
-            path.unlink()
-    plan = site.plan()
-    assert plan.machines[0].action == "skip"
-    report = site.run()
-    assert report.outcome == "failed"
-    assert "Nothing was changed" in only(report).error
-    assert str(site.folder / "target") in only(report).error
-    assert list((site.folder / "target").iterdir()) == []
-    site.points.clear()
-    report = site.run(accept_loss=True)
-    assert only(report).outcome == "done"
-    if not forgetful:
-        assert "lost the 2 restore points" in only(report).alarms[0]
-    assert site.check_points() == 1
-    assert site.run().outcome == "done"
-
-
-def test_a_target_put_back_to_an_older_state_is_noticed(site):
-    site.run()
-    shutil.copytree(site.replica().path, site.folder / "copy")
-    site.change()
-    site.run()
-    shutil.rmtree(site.replica().path)
-    (site.folder / "copy").rename(site.replica().path)
-    report = site.run()
-    assert report.outcome == "failed"
-    assert "was known" in only(report).error or "were known" in only(report).error
-    report = site.run(accept_loss=True)
-    assert only(report).outcome == "done"
-    assert only(report).disks[0].mode == "incremental"
-    assert site.check_points() == 2
-    assert site.run().outcome == "done"
-
-
-def test_a_point_touched_from_outside_is_refused_by_name(site):
-    site.run()
-    with open_disk(site.replica().path / "disk0" / "base.vhdx", writable=True) as disk:
-        disk.write(0, bytes(4096))
-    report = site.run()
-    assert report.outcome == "failed"
-    assert "base.vhdx" in only(report).error
-
-
-# --- storage that lies -----------------------------------------------------------------------
-
-MARK = b"what the guest wrote"
-
-
-def flip_in_partial(site):
-    """Change one byte of what was just written, behind everybody's back."""
-
-    def flip():
-        (path,) = (site.replica().path / "disk0").glob("*.partial.vhdx")
-        data = path.read_bytes()
-        with path.open("r+b") as file:
-            file.seek(data.index(MARK))
-            file.write(b"W")
-
-    return flip
-
-
-def write_mark(site):
-    with open_disk(site.disk(), writable=True) as disk:
-        disk.write(4 * MiB, (MARK + bytes(4096))[:4096])
-
-
-@pytest.mark.parametrize("verify_writes", ["cache", "device"])
-def test_a_byte_that_reads_back_wrong_is_resent_once(tmp_path, verify_writes):
-    site = made(tmp_path, more=f'verify_writes = "{verify_writes}"\n')
-    site.run()
-    write_mark(site)
-    with at_kill_point("extent log commit: disk flushed", flip_in_partial(site)):
-        report = site.run()
-    machine = only(report)
-    assert machine.outcome == "done", machine.error
-    assert machine.disks[0].resent_blocks == 1
-    assert "read back wrong" in machine.alarms[0]
-    assert report.outcome == "warnings"
-    assert ("read-back", "vm1") in open_alarms(site)
-    assert site.check_points() == 2
-
-
-def test_a_byte_that_reads_back_wrong_twice_makes_no_point(site):
-    site.run()
-    write_mark(site)
-    with at_kill_point("extent log commit: disk flushed", flip_in_partial(site), count=0):
-        report = site.run()
-    machine = only(report)
-    assert machine.outcome == "failed"
-    assert "read back wrong twice" in machine.error
-    assert site.check_points() == 1
-    assert only(site.run()).outcome == "done"
-    assert site.check_points() == 2
-
-
-# --- no room ---------------------------------------------------------------------------------
-
-
-def test_a_full_target_keeps_what_it_has_and_goes_on_when_there_is_room(site, monkeypatch):
-    site.run()
-    site.write(0, 4 * MiB)
-    site.write(0, MiB, 1)
-    room = 2 * MiB
-    original = positioned._pwrite
-
-    def bounded(fd, view, offset):
-        nonlocal room
-        if ".partial.vhdx" in str(Path(f"/proc/self/fd/{fd}").readlink()):
-            room -= len(view)
-            if room < 0:
-                raise OSError(errno.ENOSPC, "No space left on device")
-        return original(fd, view, offset)
-
-    monkeypatch.setattr(positioned, "_pwrite", bounded)
-    report = site.run()
-    assert only(report).outcome == "failed"
-    assert "no space left" in only(report).error
-    assert site.check_points() == 1
-    room = 1 << 40
-    assert only(site.run()).outcome == "done"
-    assert site.check_points() == 2
-    site.check_nothing_leaked()
-
-
-@pytest.fixture
-def small_target(tmp_path):
-    """A target on a file system of 24 MiB; skipped where this user may not mount one."""
-    site = made(tmp_path)
-    target = site.folder / "target"
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
-    yield site
-    subprocess.run(["umount", "-l", str(target)], check=True)
-
-
-def test_a_target_that_really_is_full(small_target):
-    site = small_target
-    assert site.run().outcome == "done"
-    filler = site.folder / "target" / "filler"
-    free = shutil.disk_usage(filler.parent).free
-    filler.write_bytes(bytes(free - MiB))
-    site.write(0, 4 * MiB)
-    report = site.run()
-    assert only(report).outcome == "failed"
-    assert "no space left" in only(report).error
-    filler.unlink()
-    assert only(site.run()).outcome == "done"
-    assert site.check_points() == 2
-    site.check_nothing_leaked()
-
-
-def test_a_first_full_that_cannot_fit_is_refused_before_anything_is_sent(small_target):
-    site = small_target
-    site.write(8 * MiB, 12 * MiB)
-    site.write(0, 8 * MiB, 1)
-    report = site.run()
-    assert "no space left" in only(report).error
-    assert not list(site.replica().path.glob("*/*.vhdx"))
-
-
 # --- bugs, interrupts, busy ------------------------------------------------------------------
 
 
@@ -716,85 +446,3 @@ def test_two_sessions_of_a_job_at_once_are_refused(site):
     with at_kill_point("checkpoint made", second):
         assert only(site.run()).outcome == "done"
     assert "--take-over" in str(refused[0])
-
-
-# --- verify and repair -----------------------------------------------------------------------
-
-
-def damage(path, marker):
-    data = path.read_bytes()
-    with path.open("r+b") as file:
-        file.seek(data.index(marker))
-        file.write(b"rot!")
-
-
-def test_a_damaged_piece_is_repaired_in_place_from_the_source(site):
-    write_mark(site)
-    site.run()
-    site.change()
-    site.run()
-    damage(site.replica().path / "disk0" / "base.vhdx", MARK)
-    with site.server() as server:
-        verdicts = server.replicas.verify("vm1_replica")
-        assert [verdict.is_ok for verdict in verdicts] == [False, False]
-        assert site.replica().record().state is ReplicaState.DAMAGED
-        assert only(server.start("job")).outcome == "skipped"
-        reports = server.replicas.repair("vm1_replica", verdicts)
-        assert sum(report.healed_bytes for report in reports) >= 4096
-        verdicts = server.replicas.verify("vm1_replica")
-        assert all(verdict.is_ok for verdict in verdicts)
-    assert site.replica().record().state is ReplicaState.READY
-    site.change()
-    assert only(site.run()).outcome == "done"
-    assert site.check_points() == 3
-
-
-def test_a_piece_that_nobody_has_any_more_is_named(site):
-    write_mark(site)
-    site.run()
-    site.write(4 * MiB, 4096)  # the source has moved on
-    site.run()
-    damage(site.replica().path / "disk0" / "base.vhdx", MARK)
-    with site.server() as server:
-        verdicts = server.replicas.verify("vm1_replica")
-        assert [verdict.is_ok for verdict in verdicts] == [False, True]
-        (report,) = server.replicas.repair("vm1_replica", verdicts)
-        assert report.healed_bytes == 0
-        (extent,) = report.missing["disk0"]
-        assert (extent.offset, extent.length) == (4 * MiB, 4096)
-        assert not all(verdict.is_ok for verdict in server.replicas.verify("vm1_replica"))
-    assert site.replica().record().state is ReplicaState.DAMAGED
-    with site.server() as server:  # the intact point is there for the worst day
-        result = server.replicas.failover("vm1_replica")
-        assert result.point.id == verdicts[1].point_id
-
-
-def test_a_piece_is_repaired_from_another_replica_of_the_vm(tmp_path):
-    more = """
-[hosts.third]
-kind = "folder"
-path = "third"
-[jobs.other]
-source = "source"
-target = "third"
-machines = ["*"]
-"""
-    site = made(tmp_path, more=more)
-    write_mark(site)
-    site.run()
-    with site.server() as server:
-        assert server.start("other").outcome == "done"
-        site.write(4 * MiB, 4096)  # the source has moved on
-        damage(site.replica().path / "disk0" / "base.vhdx", MARK)
-        name = str(site.replica().path)
-        verdicts = server.replicas.verify(name)
-        (report,) = server.replicas.repair(name, verdicts)
-        assert report.is_complete
-        assert all(verdict.is_ok for verdict in server.replicas.verify(name))
-
-
-def test_a_limit_that_a_folder_host_cannot_keep_is_told(tmp_path):
-    site = made(tmp_path, more='checkpoint_max_growth = "1 GiB"\n')
-    with site.server() as server:
-        (finding,) = [item for item in server.check() if "checkpoint_max_growth" in item.where]
-    assert "do not grow" in finding.problem

@@ -1,0 +1,133 @@
+"""A plan says what the session then does."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from simulation.sessions import (
+    check_as_planned,
+    disks_of,
+    made,
+    planned,
+)
+from standby.disk import open_disk, vhdx
+from standby.road import target_host
+from standby.units import MiB
+
+
+@pytest.fixture
+def site(tmp_path):
+    return made(tmp_path)
+
+
+# --- plans -----------------------------------------------------------------------------------
+
+
+def tree(site):
+    """Every file of source, target and repository: bytes and times. A checkpoint makes and
+    removes a folder, so the times of the source's folders are left out."""
+    found = {}
+    for name in ("source", "target", "repository"):
+        for path in sorted((site.folder / name).rglob("*")):
+            status = path.stat()
+            is_folder = path.is_dir()
+            changed = 0 if is_folder and name == "source" else status.st_mtime_ns
+            found[path] = (changed, status.st_ino, b"" if is_folder else path.read_bytes())
+    return found
+
+
+def prepared(site, how):
+    """Bring the site to a state in which the next session goes another way."""
+    site.run()
+    site.change()
+    if how == "first":
+        shutil.rmtree(site.folder / "target")
+        shutil.rmtree(site.folder / "repository")
+        for path in site.folder.glob("standby-state.sqlite*"):
+            path.unlink()
+        (site.folder / "target").mkdir()
+    elif how == "repository lost":
+        shutil.rmtree(site.folder / "repository")
+    elif how == "grown":
+        disk = vhdx.open_vhdx(site.disk(), writable=True)
+        disk.grow(40 * MiB)
+        disk.close()
+
+
+@pytest.mark.parametrize("how", ["first", "incremental", "repository lost", "grown"])
+def test_the_plan_is_what_the_session_then_does(site, how):
+    prepared(site, how)
+    plan = site.plan()
+    report = site.run()
+    check_as_planned(plan, report)
+
+
+@pytest.mark.parametrize("how", ["first", "incremental", "repository lost", "grown"])
+def test_a_scanned_plan_is_exact_and_changes_nothing(site, how):
+    prepared(site, how)
+    site.plan()  # makes the lock files that a first look makes
+    before = tree(site)
+    plan = site.plan(scan=True)
+    assert tree(site) == before
+    assert plan.is_exact
+    report = site.run()
+    check_as_planned(plan, report)
+    for place, disk in disks_of(report).items():
+        expected = planned(plan)[place]
+        assert expected.send.value == disk.changed - disk.zeroed == disk.written, place
+        assert expected.send.basis == "exact"
+
+
+def test_a_plan_says_when_the_target_has_too_little_space(site, monkeypatch):
+    plan = site.plan()
+    # Whole blocks of 1 MiB: 0 to 4, 9 to 12 and 23; 0 to 2.
+    assert planned(plan)["scsi:0:0"].space.value == 10 * MiB
+    assert planned(plan)["scsi:0:1"].space.value == 3 * MiB
+    assert (plan.warnings, plan.machines[0].warnings) == ((), ())
+    with monkeypatch.context() as patched:
+        patched.setattr(target_host, "free_bytes", lambda path: 12 * MiB)
+        plan = site.plan()
+        assert plan.free_bytes == 12 * MiB
+        (warning,) = plan.warnings
+        assert warning.startswith("up to 13.0 MiB are needed at the target, 12.0 MiB are free")
+        assert "the session would refuse" in plan.machines[0].warnings[0]
+        assert "no space left" in site.run().machines[0].error
+    site.run()
+    for _ in range(3):
+        site.write(0, 8192)
+        site.run()
+    monkeypatch.setattr(target_host, "free_bytes", lambda path: MiB // 2)
+    (warning,) = site.plan().warnings
+    assert warning.startswith("about 1.0 MiB are needed at the target, 512.0 KiB are free")
+    assert site.plan().machines[0].warnings == ()
+
+
+def test_a_plan_says_why_a_vm_is_left_alone(site):
+    site.run()
+    with site.server() as server:
+        server.replicas.failover("vm1_replica")
+    plan = site.plan()
+    assert plan.machines[0].action == "skip"
+    assert "failover" in plan.machines[0].reason
+
+
+def test_a_plan_estimates_from_the_last_sessions(site):
+    site.run()
+    for _ in range(3):
+        site.write(0, 8192)
+        site.run()
+    send = planned(site.plan())["scsi:0:0"].send
+    assert (send.value, send.basis) == (8192, "estimated")
+
+
+def test_a_plan_names_an_unreadable_vm_as_a_conflict(site):
+
+    held = open_disk(site.disk(), writable=True)
+    try:
+        plan = site.plan()
+    finally:
+        held.close()
+    assert plan.machines[0].action == "conflict"
+    assert "running" in plan.machines[0].reason
