@@ -9,7 +9,7 @@ import pytest
 
 from standby.errors import ConfigurationError, DiskBusy
 from standby.units import MiB
-from standby.wan import namespace
+from standby.wan import reading
 from standby.wan.cache import GlobalCache, fingerprint
 from standby.wan.locations import NONE
 from standby.wan.references import ASKED
@@ -249,9 +249,9 @@ def test_pieces_asked_for_in_any_order_read_each_record_once(
     names = part.add(pieces)
     shuffled = np.random.default_rng(1).permutation(128)
     reads = []
-    plain = namespace.read_record
+    plain = reading.parsed_record
     monkeypatch.setattr(
-        namespace, "read_record", lambda *given: reads.append(given[2]) or plain(*given)
+        reading, "parsed_record", lambda *given: reads.append(len(given[1])) or plain(*given)
     )
     data, ok = held(part, names[shuffled])
     assert ok.all()

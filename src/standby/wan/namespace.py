@@ -28,14 +28,14 @@ from standby.wan.locations import (
     positions_of,
 )
 from standby.wan.neighbours import Columns, confirmed, extended, groups, widened
-from standby.wan.payloads import RUN_PIECES, Buffer, Pieces, packed, unpacked
+from standby.wan.payloads import RUN_PIECES, Buffer, Pieces, packed
+from standby.wan.reading import decoded_records, spans
 from standby.wan.segment_file import (
     NAME,
     PIECE,
     Directory,
     Names,
     SegmentDamaged,
-    read_record,
 )
 from standby.wan.segments import Segment, SegmentAway, Shelf, is_content
 from standby.wan.writing import Intake
@@ -179,7 +179,7 @@ class Namespace:
         The name of each piece is computed from the bytes read. Content that does not fit its name
         is dropped from the cache, and counted.
         """
-        data = np.zeros((len(locations), PIECE), dtype=np.uint8)
+        data = np.empty((len(locations), PIECE), dtype=np.uint8)
         expected = np.zeros((len(locations), NAME), dtype=np.uint8)
         is_read = np.zeros(len(locations), dtype=np.bool_)
         usable = np.flatnonzero(self._core.shelf.usable(locations, self._owner))
@@ -238,30 +238,39 @@ class Namespace:
         if not is_content(segment):
             self._read_disk(segment, directory, records, rows, positions, data, is_read)
             return
-        starts = np.flatnonzero(np.diff(records, prepend=-1))
-        for group in np.split(np.arange(len(rows)), starts[1:]) if len(rows) else ():
-            index = int(records[group[0]])
-            try:
-                pieces = self._record(segment, directory, index)
-            except SegmentAway:
-                continue
-            except (SegmentDamaged, StandbyError):
-                self._drop_record(segment, directory, held, index, len(group))
-                continue
-            first = int(directory["first"][index])
-            data[_span(rows[group])] = pieces[_span(positions[group] - first)]
-            is_read[rows[group]] = True
+        self._read_content(segment, directory, held, records, rows, positions, data, is_read)
         segment.hit(np.unique(records[is_read[rows]]))
 
-    def _record(self, segment: Segment, directory: Directory, index: int) -> Pieces:
-        if index in segment.bad:
-            raise SegmentDamaged("known to be damaged")
-        offset = int(directory["offset"][index])
-        with self._core.shelf.using(segment) as file:
-            record = read_record(file, segment.header, offset, segment.size)
-        if record is None or record.number != index or record.count != directory["count"][index]:
-            raise SegmentDamaged("another record than the directory says")
-        return unpacked(record.payload, record.codec, record.count)
+    def _read_content(
+        self,
+        segment: Segment,
+        directory: Directory,
+        held: Names,
+        records: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        data: Pieces,
+        is_read: Mask,
+    ) -> None:
+        runs: dict[int, list[tuple[int, int, int]]] = {}
+        for row, position, index, count in spans(rows, positions, records):
+            runs.setdefault(index, []).append((row, position, count))
+        wanted = np.array(list(runs), dtype=np.int64)
+        firsts = directory["first"][wanted].astype(np.int64).tolist()
+        first_of = dict(zip(runs, firsts, strict=True))
+        try:
+            for index, pieces in decoded_records(self._core.shelf, segment, directory, wanted):
+                if pieces is None:
+                    count = sum(run[2] for run in runs[index])
+                    self._drop_record(segment, directory, held, index, count)
+                    continue
+                first = first_of[index]
+                for row, position, count in runs[index]:
+                    data[row : row + count] = pieces[position - first : position - first + count]
+                    is_read[row : row + count] = True
+        except SegmentDamaged:
+            self._core.intake.drop(segment)
+            self._core.counters.add(damaged=len(rows))
 
     def _drop_record(
         self, segment: Segment, directory: Directory, held: Names, index: int, count: int
@@ -294,13 +303,6 @@ class Namespace:
             return
         data[rows] = pieces
         is_read[rows] = ok
-
-
-def _span(numbers: npt.NDArray[np.int64]) -> slice | npt.NDArray[np.int64]:
-    """The numbers as a slice where they follow one another: copied at once, not row by row."""
-    first, last = int(numbers[0]), int(numbers[-1])
-    is_run = last - first == len(numbers) - 1 and bool((np.diff(numbers) == 1).all())
-    return slice(first, last + 1) if is_run else numbers
 
 
 def as_pieces(data: Buffer) -> Pieces:

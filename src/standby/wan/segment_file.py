@@ -204,23 +204,36 @@ def read_record(file: BlockFile, header: Header, offset: int, stop: int) -> Reco
     if offset + RECORD_HEAD > stop:
         raise SegmentDamaged("the file ends in a record's head")
     head = file.read(offset, RECORD_HEAD)
-    magic, type_, codec, zero, number, first, count, length, place, mark = _RECORD.unpack(
-        head[: _RECORD.size]
-    )
+    if head.startswith(RECORD_MAGIC) and head[4] == _FOOTER and head[32:40] == header.mark:
+        return None
+    length = _length_of(header, head)
+    if offset + length > stop:
+        raise SegmentDamaged("the file ends in a record")
+    return parsed_record(header, head + file.read(offset + RECORD_HEAD, length - RECORD_HEAD))
+
+
+def _length_of(header: Header, data: Buffer) -> int:
+    """The length of a record that begins with `data`, its head; raises SegmentDamaged."""
+    magic, type_, codec, zero, _, first, count, length, _, mark = _RECORD.unpack_from(data)
     if magic != RECORD_MAGIC or mark != header.mark or zero:
         raise SegmentDamaged("no record begins here")
-    if type_ == _FOOTER:
-        return None
-    names_length = NAME * count
     if not _is_possible(header.kind, type_, codec, first, count, length):
         raise SegmentDamaged("a record that cannot be")
-    if offset + RECORD_HEAD + names_length + length > stop:
-        raise SegmentDamaged("the file ends in a record")
-    body = memoryview(file.read(offset + RECORD_HEAD, names_length + length))
-    if checksum(head[: _RECORD.size], body) != head[_RECORD.size :]:
+    return RECORD_HEAD + NAME * int(count) + int(length)
+
+
+def parsed_record(header: Header, data: Buffer) -> Record:
+    """The record that just these bytes are, its checksum compared; raises SegmentDamaged. The
+    payload is a part of `data`."""
+    view = memoryview(data)
+    if len(view) < RECORD_HEAD or _length_of(header, view) != len(view):
+        raise SegmentDamaged("a record of another length")
+    if checksum(view[: _RECORD.size], view[RECORD_HEAD:]) != view[_RECORD.size : RECORD_HEAD]:
         raise SegmentDamaged("a record's checksum differs")
-    names = np.frombuffer(body[:names_length], dtype=np.uint8).reshape(count, NAME)
-    return Record(number, first, count, codec, place, names, body[names_length:])
+    _, _, codec, _, number, first, count, _, place, _ = _RECORD.unpack_from(view)
+    stop = RECORD_HEAD + NAME * count
+    names = np.frombuffer(view[RECORD_HEAD:stop], dtype=np.uint8).reshape(count, NAME)
+    return Record(number, first, count, codec, place, names, view[stop:])
 
 
 def _is_possible(kind: int, type_: int, codec: int, first: int, count: int, length: int) -> bool:
