@@ -20,6 +20,10 @@ BLOCK = 64
 """Pieces whose slots are kept as one row: 4 bytes per piece and some 100 per row."""
 
 NOW_PIECES = NOW // PIECE
+
+_LOOK = 4096
+"""Slots the clock's hand passes at a time."""
+
 _FREE = -1
 
 
@@ -111,25 +115,19 @@ class SourceStore:
     def _free_slots(self, count: int, kept: Array) -> Array:
         """Up to `count` slots, emptied; those in `kept` stay."""
         room = len(self._owner)
-        self._is_used[kept] = True
-        found: list[Array] = []
-        looked = missing = 0
-        missing = count
-        while missing and looked < 2 * room:
-            stop = min(self._hand + max(missing, 4096), room)
-            slots = np.arange(self._hand, stop)
-            self._hand = stop % room
-            looked += len(slots)
+        taken = np.empty(0, np.int64)
+        looked = 0
+        while len(taken) < count and looked < 2 * room:
+            slots = np.arange(self._hand, min(self._hand + _LOOK, room))
             candidates = slots[~self._is_used[slots]]
-            self._is_used[slots[: len(slots)]] = False
-            self._is_used[kept] = True
-            if len(candidates) > missing:
-                self._hand = int(candidates[missing - 1]) + 1
-                candidates = candidates[:missing]
-                self._hand %= room
-            found.append(candidates)
-            missing -= len(candidates)
-        taken = np.concatenate(found) if found else np.empty(0, np.int64)
+            candidates = np.setdiff1d(candidates, np.concatenate((taken, kept)))
+            if len(candidates) > count - len(taken):
+                candidates = candidates[: count - len(taken)]
+                slots = slots[: int(candidates[-1]) + 1 - self._hand]
+            self._is_used[slots] = False
+            self._hand = (self._hand + len(slots)) % room
+            looked += len(slots)
+            taken = np.concatenate((taken, candidates))
         owners = self._owner[taken]
         owned = owners[owners != _FREE]
         self._set(owned, np.full(len(owned), _FREE, np.int64))
