@@ -21,6 +21,17 @@ def test_an_error_is_a_sentence_on_stderr(run, site) -> None:
     assert ended.err == "error: no job named 'nope'; known: job\n"
 
 
+def test_a_disk_that_differs_as_a_whole_blames_no_block() -> None:
+    told = errors.error_from_wire(errors.error_to_wire(errors.VerifyFailed("web", "disk0")))
+    assert str(told) == (
+        "replica web: disk disk0: it is not what the source sent, by its digest root. Check the "
+        "target's storage; no restore point was made"
+    )
+    assert "the block at offset 0x1000 read back wrong twice" in str(
+        errors.VerifyFailed("web", "disk0", 4096)
+    )
+
+
 def test_an_error_is_a_document_where_json_was_asked_for(run, site) -> None:
     ended = run("job", "plan", "nope", "--config", site.config, "--json", expect=10)
     assert ended.json == {
@@ -93,7 +104,7 @@ def test_every_error_ends_with_its_family(
 ) -> None:
     from dataclasses import fields
 
-    values = {"int": 1, "float": 1.0, "str": "text", "tuple[str, ...]": ("a",)}
+    values = {"int": 1, "int | None": 1, "float": 1.0, "str": "text", "tuple[str, ...]": ("a",)}
     error = kind(**{field.name: values[str(field.type)] for field in fields(kind)})
 
     @click.command()

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from road.driving import Session, content, write
-from road.plain import Machine, Server
+from road.plain import WAIT_S, Machine, Server
 from standby import files
+from standby.errors import RepositoryError
 from standby.host.folder import new_machine
 from standby.repository import Repository
 from standby.road.replica import ReplicaFolder
@@ -85,3 +86,18 @@ def test_every_verb_keeps_to_its_role(place):
         with pytest.raises(Exception, match="knows no"):
             server.call(verb, **arguments)
     server.close()
+
+
+def test_a_source_hears_why_the_repository_cannot_serve_it(place):
+    """Not only that its connection ended: it would try that again for long."""
+    (place.folder / "rep" / "repository").mkdir()
+    database = place.folder / "rep" / "repository" / "repository.sqlite"
+    database.write_bytes(b"SQLite format 3\0" + b"x" * 4096)
+    session = Session(place.source, place.target, place.keeper)
+    session.prepare()
+    session.take_checkpoint()
+    session.begin()
+    *_, sending = session.transfer()
+    with pytest.raises(RepositoryError):
+        sending.result(WAIT_S)
+    session.close()

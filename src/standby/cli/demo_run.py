@@ -153,7 +153,7 @@ class Demo:
             for disk, digest in disks.items():
                 chain = server.replicas.point_chain(name, point, disk)
                 if content_digest(chain[0], chain[1:]) != digest:
-                    raise VerifyFailed(name, disk, 0)
+                    raise VerifyFailed(name, disk)
         count = len(self._expected)
         self._say(f"read back {count} points: every byte is what the source held then (SHA-256)")
 
@@ -172,9 +172,9 @@ class Demo:
         self._say(f"undid the failover: that write is gone, the VM would start from {points[-1]}")
         bad = [item for item in server.replicas.verify(name) if not item.is_ok]
         if bad:
-            raise VerifyFailed(name, bad[0].point_id, 0)
+            raise VerifyFailed(name, bad[0].point_id)
         self._say("verified the replica: all points match their digests")
 
     def _check(self, path: Path, name: str, point: str) -> None:
         if content_digest(path) != self._expected[point]["disk0"]:
-            raise VerifyFailed(name, "disk0", 0)
+            raise VerifyFailed(name, "disk0")

@@ -131,15 +131,19 @@ class NoSuchPoint(ReplicaError):
 
 @dataclass(eq=False)
 class VerifyFailed(ReplicaError):
-    """What was written does not read back as what was sent, twice."""
+    """What was written does not read back as what was sent: a block twice, or, without an offset,
+    the disk as a whole."""
 
     disk: str
-    offset: int
+    offset: int | None = None
 
     def message(self) -> str:
+        what = "it is not what the source sent, by its digest root"
+        if self.offset is not None:
+            what = f"the block at offset {self.offset:#x} read back wrong twice"
         return (
-            f"replica {self.replica}: disk {self.disk}: the block at offset {self.offset:#x} read "
-            "back wrong twice. Check the target's storage; no restore point was made"
+            f"replica {self.replica}: disk {self.disk}: {what}. Check the target's storage; no "
+            "restore point was made"
         )
 
 

@@ -80,7 +80,7 @@ def sealed_point(
 def _checked(replica: str, disk: DiskFacts, sealed: Mapping[str, SealedDisk]) -> SealedDisk:
     done = sealed[disk.disk_id]
     if done.root.hex() != disk.root:
-        raise VerifyFailed(replica, disk.disk_id, 0)
+        raise VerifyFailed(replica, disk.disk_id)
     return done
 
 

@@ -225,19 +225,17 @@ class RepositoryVerbs:
         """Answer for one disk over a data connection until the source has finished: its newest
         state to compare with, and (`stages`) a staging for its next one."""
         errand = Errand(task, TO_REPOSITORY, disk_id, replica)
-        with (
-            self._connections.take(connection, errand) as taken,
-            opened_repository(self._places.path(repository), create=stages) as opened,
-        ):
+        with self._connections.take(connection, errand) as taken:
             try:
-                stored = RepositoryLeaves(opened, replica, disk_id)
-                staging = None
-                if stages:
-                    opened.relax()
-                    staging = opened.stage(
-                        replica, disk_id, session, point_id, virtual_size, builds_on_repository
-                    )
-                return {"pages": _served(taken.link, stored, staging)}
+                with opened_repository(self._places.path(repository), create=stages) as opened:
+                    stored = RepositoryLeaves(opened, replica, disk_id)
+                    staging = None
+                    if stages:
+                        opened.relax()
+                        staging = opened.stage(
+                            replica, disk_id, session, point_id, virtual_size, builds_on_repository
+                        )
+                    return {"pages": _served(taken.link, stored, staging)}
             except BaseException as exc:
                 if not isinstance(exc, LinkError) or isinstance(exc, ProtocolError):
                     with contextlib.suppress(StandbyError):

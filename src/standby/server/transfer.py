@@ -253,7 +253,7 @@ class Transfer:
         report.proxy = link.proxy
         report.busy_s = {**sent["busy_s"], **received["busy_s"]}
         if sent["root"] != received["root"]:
-            raise VerifyFailed(replica_name(self._path), plan.disk_id, 0)
+            raise VerifyFailed(replica_name(self._path), plan.disk_id)
         return str(sent["root"])
 
     # --- waiting -----------------------------------------------------------------------------
