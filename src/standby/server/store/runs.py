@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import msgspec
@@ -16,7 +17,11 @@ from standby.model.session import (
     TaskRun,
     TaskState,
 )
-from standby.server.store.tables import ApiToken
+from standby.server.store.tables import ApiToken, task_runs
+
+_FIELDS = [field.name for field in dataclasses.fields(TaskRun)]
+assert [column.name for column in task_runs.c] == _FIELDS
+_STATE, _TRANSFERS = _FIELDS.index("state"), _FIELDS.index("transfers")
 
 
 def encoded(value: object) -> str:
@@ -35,11 +40,11 @@ def session_of(row: sa.Row[Any]) -> SessionRun:
 
 
 def task_of(row: sa.Row[Any]) -> TaskRun:
-    """A row of `task_runs`."""
-    values = dict(row._mapping)
-    values["state"] = TaskState(row.state)
-    values["transfers"] = msgspec.json.decode(row.transfers)
-    return TaskRun(**values)
+    """A row of `task_runs`, by position: by name it cost a third of a dispatch."""
+    values = list(row)
+    values[_STATE] = TaskState(values[_STATE])
+    values[_TRANSFERS] = msgspec.json.decode(values[_TRANSFERS])
+    return TaskRun(*values)
 
 
 def request_of(row: sa.Row[Any]) -> SessionRequest:

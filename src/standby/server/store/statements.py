@@ -35,12 +35,14 @@ class _Texts(sa.types.TypeDecorator[list[str]]):
         return encoded(value) if dialect.name == "sqlite" else value
 
 
-class one_of(FunctionElement[bool]):
+class one_of(FunctionElement[Any]):
     """The column is one of the texts of the parameter `name`. Unlike IN with as many parameters
-    as there are texts, it is one statement for all numbers of them, whose plan is kept."""
+    as there are texts, it is one statement for all numbers of them, whose plan is kept.
+
+    It is of no type: a Boolean of SQLite's would become `… = 1`, which no index answers."""
 
     inherit_cache = True
-    type = sa.Boolean()
+    type = sa.types.NullType()
 
     def __init__(self, column: sa.Column[Any], name: str) -> None:
         super().__init__(column, sa.bindparam(name, type_=_Texts()))
