@@ -21,7 +21,9 @@ cdef extern from "wan_cache.h" nogil:
         shard_t *shards
         uint32_t shard_count
     size_t c_lookup "wan_lookup"(
-        const table_t *, const uint8_t *, size_t, uint64_t *, int) noexcept
+        const table_t *, const uint8_t *, size_t, uint64_t *) noexcept
+    size_t c_lookup_plainly "wan_lookup_plainly"(
+        const table_t *, const uint8_t *, size_t, uint64_t *) noexcept
     int c_insert "wan_insert"(
         const table_t *, const uint8_t *, const uint64_t *, size_t, size_t *, int, uint8_t *,
         int64_t *) noexcept
@@ -79,7 +81,10 @@ def lookup(uint8_t[::1] room not None, uint32_t[:, ::1] shards not None,
             and apart(&shards[0, 0], 16 * <size_t>shards.shape[0], &out[0], 8 * count),
             "buffers overlap")
     with nogil:
-        busy = c_lookup(&table, &names[0, 0], count, &out[0], prefetches)
+        if prefetches:
+            busy = c_lookup(&table, &names[0, 0], count, &out[0])
+        else:
+            busy = c_lookup_plainly(&table, &names[0, 0], count, &out[0])
     return busy
 
 
