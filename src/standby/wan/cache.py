@@ -27,6 +27,7 @@ from standby.wan.loading import load, save
 from standby.wan.locations import NamePieces, NewTable
 from standby.wan.namespace import Namespace, Pin
 from standby.wan.populating import PopulateReport, Told, populate
+from standby.wan.saving import TableSaver
 from standby.wan.segments import Found, Shelf, is_content
 from standby.wan.surveying import LOCK_NAME, tell
 from standby.wan.writing import Intake, Limits, Warn
@@ -75,6 +76,7 @@ class GlobalCache:
         self.index_saved = False
         """Whether `close` saved the table."""
         self._warn = warn
+        self._saver = TableSaver(self._save)
         self._namespaces: dict[bytes, Namespace] = {}
         self._lock = threading.Lock()
         self._is_closed = False
@@ -95,7 +97,7 @@ class GlobalCache:
                 clock=clock,
                 warn=warn,
                 counters=self.counters,
-                told=self._tell,
+                told=self._begun,
             )
             self._resume(loaded.open_ones)
             self._tell()
@@ -173,6 +175,14 @@ class GlobalCache:
         self.intake.flush()
         self._tell()
 
+    def _begun(self) -> None:
+        """A segment was begun."""
+        self._tell()
+        self._saver.taken(self.counters["added"], self.table.entries)
+
+    def _save(self) -> str:
+        return save(self.folder, self.shelf, self.table)
+
     def _tell(self) -> None:
         tell(self.folder, self.status())
 
@@ -201,7 +211,8 @@ class GlobalCache:
         try:
             self.intake.close()
             self._tell()
-            self.index_saved = save(self.folder, self.shelf, self.table) == ""
+            self._saver.end()
+            self.index_saved = self._save() == ""
         finally:
             self.disks.close()
             self.shelf.close()

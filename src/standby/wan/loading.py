@@ -66,6 +66,8 @@ def load(folder: Path, shelf: Shelf, index_bytes: int, new_table: NewTable | Non
         segments.append(found.segment)
     shelf.add(*segments)
     _drop_stale(loaded, segments, index_bytes)
+    if isinstance(loaded.table, LookupTable) and not loaded.table.entries:
+        loaded.table.expect(sum(segment.pieces for segment in segments))
     for segment in segments:
         mark, covered = loaded.covered.get(segment.number, (b"", 0))
         start = covered if mark == segment.header.mark else 0
@@ -130,8 +132,8 @@ def _drop_stale(loaded: Loaded, segments: list[Segment], index_bytes: int) -> No
 
 
 def save(folder: Path, shelf: Shelf, table: Table) -> str:
-    """Save the table for the next opening; why it was not, '' when it was. Nobody may change the
-    cache meanwhile."""
+    """Save the table for the next opening; why it was not, '' when it was. The cache may be used
+    meanwhile: what comes in or goes then is seen to at the opening. One caller at a time."""
     if not isinstance(table, LookupTable):
         return "a table that cannot be saved"
     rows = [_COVERED.pack(s.number, s.pieces, s.header.mark) for s in shelf]
