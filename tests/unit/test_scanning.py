@@ -336,10 +336,14 @@ def scanned(disk: VirtualDisk, seed: int, slot_size: int, candidates=None, *, ke
 
 
 def random_candidates(seed: int, size: int) -> tuple[Extent, ...]:
+    """On pieces' borders or not, several in one piece, some of them over one another."""
     rng = np.random.default_rng(seed)
     edges = np.unique(rng.integers(0, size // PIECE, 2 * int(rng.integers(1, 60)))) * PIECE
     pairs = edges[: len(edges) // 2 * 2].reshape(-1, 2).tolist()
-    return tuple(Extent(start, stop - start) for start, stop in pairs)
+    found = [Extent(start, stop - start) for start, stop in pairs]
+    for start, stop in pairs[::2]:
+        found += [Extent(start + 512, 100), Extent(start + 1024, 512), Extent(stop - 100, 100)]
+    return tuple(sorted(found, key=lambda extent: extent.offset))
 
 
 @needs_kernel

@@ -56,8 +56,8 @@ class StoredLeaves(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SendTask:
-    """What to send: see the module's docstring for `baseline`. `candidates` None means the whole
-    disk, else only these ranges may differ from the baseline. Below `resume_mark` everything is at
+    """What to send: see `source_proxy` for `baseline`. `candidates` None means the whole disk, else
+    only these ranges may differ from the baseline. Below `resume_mark` everything is at
     the target and staged already."""
 
     task: str
@@ -154,19 +154,19 @@ class PageScanner:
         self.proxy.page_done(self.worker, None)
         self.proxy.scanner_done(self.read, self.busy_source, self.busy_proxy)
 
-    def _ranges(self, page: int) -> list[tuple[int, int, bool | None]]:
-        """(start, stop, is data) over one page; None for what may not have changed."""
+    def _ranges(self, page: int) -> list[tuple[int, int, bool]]:
+        """(start, stop, is data) over the parts of one page that may have changed."""
         start = page * PAGE
         stop = min(start + PAGE, self.disk.virtual_size)
-        ranges = piece_ranges(self.disk.extents(start, stop), start, stop, stop)
+        ranges = list(piece_ranges(self.disk.extents(start, stop), start, stop, stop))
         if self.task.candidates is None:
-            return list(ranges)
-        result: list[tuple[int, int, bool | None]] = []
-        for candidate in self.task.candidates:
-            low = max(start, candidate.offset // PIECE * PIECE)
-            high = min(stop, -(-candidate.stop // PIECE) * PIECE)
+            return ranges
+        result: list[tuple[int, int, bool]] = []
+        for low, high, _ in self.windows.of(np.array([page])).tolist():
             for first, end, is_data in ranges:
-                if max(first, low) < min(end, high):
+                if first >= high:
+                    break
+                if end > low:
                     result.append((max(first, low), min(end, high), is_data))
         return result
 
