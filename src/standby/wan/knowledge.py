@@ -10,6 +10,7 @@ Per 4 KiB of disk, beside the tables: 4 bytes for the piece, 4 for the part that
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,10 +81,16 @@ class _Checks:
 @dataclass(slots=True)
 class _Disk:
     base: int
-    size: int
     pieces: _Checks
     parts: _Checks
     is_written: NDArray[np.bool_] = field(repr=False)
+
+    def forget(self) -> None:
+        """Nothing is written in a session."""
+        pieces = len(self.is_written)
+        self.pieces.now = np.zeros(pieces, np.uint32)
+        self.parts.now = np.zeros(pieces, np.uint32)
+        self.is_written = np.zeros(pieces, bool)
 
 
 def _checks(names: Names, addresses: Array) -> NDArray[np.uint32]:
@@ -95,7 +102,8 @@ def _checks(names: Names, addresses: Array) -> NDArray[np.uint32]:
 
 
 class SourceIndex:
-    """Digests of what the target holds, by content. Not thread-safe."""
+    """Digests of what the target holds, by content. Thread-safe: one for all disks; a look-up
+    beside a change finds the hint or does not."""
 
     def __init__(self, key: bytes, new_table: NewTable, budget_bytes: int) -> None:
         """`budget_bytes` for all tables together."""
@@ -105,20 +113,20 @@ class SourceIndex:
         self._anchors = new_table(budget_bytes // 4)
         self._disks: list[_Disk] = []
         self._bases = np.empty(0, np.int64)
+        self._changing = threading.Lock()
 
     def add_disk(self, size: int) -> int:
         """The first address of a disk of `size` bytes."""
         pieces = -(-size // PIECE)
-        base = 0
-        if self._disks:
-            last = self._disks[-1]
-            base = last.base + len(last.is_written) * PIECE
-        if base + pieces * PIECE > NOW:
-            raise ValueError(f"no addresses left for a disk of {size} bytes")
-        disk = _Disk(base, size, _Checks.of(pieces), _Checks.of(pieces), np.zeros(pieces, bool))
-        self._disks.append(disk)
-        self._bases = np.append(self._bases, base)
-        return base
+        with self._changing:
+            last = self._disks[-1] if self._disks else None
+            base = last.base + len(last.is_written) * PIECE if last else 0
+            if base + pieces * PIECE > NOW:
+                raise ValueError(f"no addresses left for a disk of {size} bytes")
+            written = np.zeros(pieces, bool)
+            self._disks.append(_Disk(base, _Checks.of(pieces), _Checks.of(pieces), written))
+            self._bases = np.append(self._bases, base)
+            return base
 
     @property
     def memory_bytes(self) -> int:
@@ -156,38 +164,37 @@ class SourceIndex:
     ) -> None:
         """The target has written this batch into the disk at `base`; `parts` as from `parts_of`,
         where they are made already."""
-        disk = self._disk(base)
-        index = offsets // PIECE
-        self._names.insert(names, (base + offsets).astype(np.uint64))
-        disk.pieces.now[index] = _checks(names, offsets)
-        disk.is_written[index] = True
         starts, _, digests = parts or parts_of(data, run_borders(offsets), self._key)
-        places = offsets[starts // PIECE] + starts % PIECE
-        self._parts.insert(digests, (base + places).astype(np.uint64))
-        disk.parts.now[places // PIECE] = _checks(digests, places)
+        part_places = offsets[starts // PIECE] + starts % PIECE
         positions, fingerprints = anchors(data.reshape(-1), self._key, ANCHOR_PERIOD)
         inside = positions - WINDOW
-        places = base + offsets[inside // PIECE] + inside % PIECE
-        self._anchors.insert(anchor_names(fingerprints), places.astype(np.uint64))
+        anchor_places = offsets[inside // PIECE] + inside % PIECE
+        with self._changing:
+            disk = self._disk(base)
+            self._names.insert(names, (base + offsets).astype(np.uint64))
+            self._parts.insert(digests, (base + part_places).astype(np.uint64))
+            found = anchor_names(fingerprints)
+            self._anchors.insert(found, (base + anchor_places).astype(np.uint64))
+            disk.pieces.now[offsets // PIECE] = _checks(names, offsets)
+            disk.parts.now[part_places // PIECE] = _checks(digests, part_places)
+            disk.is_written[offsets // PIECE] = True
 
     def commit(self, base: int) -> None:
         """What the session wrote into the disk at `base` is its newest restore point."""
-        disk = self._disk(base)
-        written = np.flatnonzero(disk.is_written)
-        disk.pieces.before[written] = disk.pieces.now[written]
-        for back in range(PART_MAX // PIECE + 1):
-            disk.parts.before[np.maximum(written - back, 0)] = 0
-        fresh = np.flatnonzero(disk.parts.now)
-        disk.parts.before[fresh] = disk.parts.now[fresh]
-        self.give_up(base)
+        with self._changing:
+            disk = self._disk(base)
+            written = np.flatnonzero(disk.is_written)
+            disk.pieces.before[written] = disk.pieces.now[written]
+            for back in range(PART_MAX // PIECE + 1):
+                disk.parts.before[np.maximum(written - back, 0)] = 0
+            fresh = np.flatnonzero(disk.parts.now)
+            disk.parts.before[fresh] = disk.parts.now[fresh]
+            disk.forget()
 
     def give_up(self, base: int) -> None:
         """What the session wrote into the disk at `base` does not count."""
-        disk = self._disk(base)
-        pieces = len(disk.is_written)
-        disk.pieces.now = np.zeros(pieces, np.uint32)
-        disk.parts.now = np.zeros(pieces, np.uint32)
-        disk.is_written = np.zeros(pieces, bool)
+        with self._changing:
+            self._disk(base).forget()
 
     def _disk(self, base: int) -> _Disk:
         return next(disk for disk in self._disks if disk.base == base)
