@@ -10,6 +10,7 @@ cdef extern from "rolling.h" nogil:
         uint16_t first
         uint16_t add
         uint16_t second
+        uint16_t third
         uint16_t mask
         int64_t spacing
         uint64_t key[2]
@@ -73,10 +74,12 @@ cdef class Rules:
 
     def __init__(self, const uint16_t[::1] mixing not None, const uint8_t[::1] key not None,
                  int bits, int64_t spacing):
-        require(mixing.shape[0] == 3 and mixing[0] & mixing[2] & 1, "mixing must be 3, odd ends")
+        require(mixing.shape[0] == 4 and mixing[0] & mixing[2] & mixing[3] & 1,
+                "mixing must be 4, all but the second odd")
         require(key.shape[0] == 16, "key must have 16 bytes")
         require(1 <= bits <= 16 and 1 <= spacing < 1 << 32, "bits or spacing out of range")
-        self.rules.first, self.rules.add, self.rules.second = mixing[0], mixing[1], mixing[2]
+        self.rules.first, self.rules.add = mixing[0], mixing[1]
+        self.rules.second, self.rules.third = mixing[2], mixing[3]
         self.rules.mask = <uint16_t>(0x10000 - (1 << (16 - bits)))
         self.rules.spacing = spacing
         self.rules.key[0], self.rules.key[1] = load_le(&key[0]), load_le(&key[8])

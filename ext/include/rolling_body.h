@@ -22,8 +22,9 @@ TARGET static inline V FN(mixed)(V bytes, V first, V add, V second)
     return V_MUL(V_XOR(product, V_SHR(product, 7)), second);
 }
 
-/* The hashes that end with these bytes; `old` holds the lanes of the step before, per pass. */
-TARGET static inline V FN(doubled)(V hash, V old[4])
+/* The hashes that end with these bytes, of which `hash` is g; `old` holds the lanes of the step
+ * before, per pass, and of the one before that for the last. */
+TARGET static inline V FN(doubled)(V hash, V third, V old[6])
 {
     const V one = V_BEHIND(hash, old[0], 1);
     old[0] = hash;
@@ -36,13 +37,17 @@ TARGET static inline V FN(doubled)(V hash, V old[4])
     hash = V_ADD(hash, V_SHL(four, 4));
     const V eight = old[3];
     old[3] = hash;
-    return V_ADD(hash, V_SHL(eight, 8));
+    hash = V_ADD(hash, V_SHL(eight, 8));
+    const V sixteen = old[5];
+    old[5] = old[4];
+    old[4] = hash;
+    return V_ADD(hash, V_MUL(sixteen, third));
 }
 
 /* As rolling_hits_scalar. The positions are taken as V_STRETCHES stretches of equal length, side by
  * side in the 128-bit parts of a vector: so no lane comes from another part, which costs a slow
- * shuffle a pass (avx2 from 3.5 to 5.0 GB/s in cache, avx512 from 6.7 to 7.0), and the pass for 8
- * takes the vector before as it is. */
+ * shuffle a pass (avx2 from 3.5 to 5.0 GB/s in cache, avx512 from 6.7 to 7.0), and the passes for
+ * 8 and 16 take earlier vectors as they are. */
 TARGET static size_t FN(hits)(const rolling_rules *rules, const uint8_t *data, size_t room,
                               size_t count, uint16_t *found)
 {
@@ -51,11 +56,11 @@ TARGET static size_t FN(hits)(const rolling_rules *rules, const uint8_t *data, s
     uint16_t places[ROLLING_STRIP / V_STRETCHES / STEP + 2];
     uint64_t masks[ROLLING_STRIP / V_STRETCHES / STEP + 2];
     const V first = V_ALL(rules->first), add = V_ALL(rules->add), second = V_ALL(rules->second);
-    const V mask = V_ALL(rules->mask);
+    const V third = V_ALL(rules->third), mask = V_ALL(rules->mask), none = V_ALL(0);
     const size_t length = (count + V_STRETCHES - 1) / V_STRETCHES;
     const size_t end = (length + BEFORE + STEP - 1) / STEP * STEP;
     size_t groups = 0, hits = 0;
-    V old[4] = {V_ALL(0), V_ALL(0), V_ALL(0), V_ALL(0)};
+    V old[6] = {none, none, none, none, none, none};
     if (room < (V_STRETCHES - 1) * length + end) { /* the last strip of a buffer */
         memset(copied, 0, sizeof copied);
         memcpy(copied, data, count + BEFORE);
@@ -63,8 +68,8 @@ TARGET static size_t FN(hits)(const rolling_rules *rules, const uint8_t *data, s
     }
     for (size_t i = 0; i < end; i += STEP) {
         const V bytes = V_STRETCHED(data + i, length);
-        const V low = FN(doubled)(FN(mixed)(V_LOW(bytes), first, add, second), old);
-        const V high = FN(doubled)(FN(mixed)(V_HIGH(bytes), first, add, second), old);
+        const V low = FN(doubled)(FN(mixed)(V_LOW(bytes), first, add, second), third, old);
+        const V high = FN(doubled)(FN(mixed)(V_HIGH(bytes), first, add, second), third, old);
         STANDBY_PREFETCH((uintptr_t)data + ROLLING_PREFETCH + i * V_STRETCHES);
         places[groups] = (uint16_t)i;
         masks[groups] = V_ZEROS(low, high, mask);

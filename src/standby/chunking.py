@@ -5,8 +5,9 @@ Owns the kernel `rolling`. Everything here releases the GIL and reads any contig
 same key gives the same places on every machine and in every CPU variant; another key gives others.
 
     position p           lies in front of byte p; its window is data[p - 64 : p]
-    hash                 Gear (FastCDC, Xia et al. 2016) with 16 bits of state over the last 16
-                         bytes, computed in vectors by doubling the span, without table look-ups
+    hash                 Gear (FastCDC, Xia et al. 2016) with 16 bits of state over 16 bytes, plus
+                         a multiple of that over the 16 before; in vectors by doubling the span,
+                         without table look-ups
     candidate            a position whose hash has its top bits 0, and that has a distance from
                          the one before it: nothing within repeating data, constant windows least
     confirmation         SipHash-2-4, 128 bits, of the candidate's window under a key of its own:
@@ -109,7 +110,7 @@ class CutStream:
                 f"sizes must ascend from {WINDOW} on, with a target of at least {2 * WINDOW}: "
                 f"{min_size}, {target_size}, {max_size}"
             )
-        bits = min((target_size // 8).bit_length() - 1, _BITS_MAX)
+        bits = min((target_size // 16).bit_length() - 1, _BITS_MAX)
         rules, spacing = _rules(_checked(key), bits)
         self._min_size = min_size
         self._kernel = rolling.Stream(
@@ -181,24 +182,24 @@ def _limit(period: int, bits: int, spacing: int) -> int:
     return min(limit, 1 << 32)
 
 
-def derived(key: bytes) -> tuple[tuple[int, int, int], bytes]:
-    """Constants (first, add, second) of the hash, and the 16 bytes of SipHash's key.
+def derived(key: bytes) -> tuple[tuple[int, int, int, int], bytes]:
+    """Constants (first, add, second, third) of the hash, and the 16 bytes of SipHash's key.
 
     From BLAKE2b under `key`, counted up until a run of 0x00 and one of 0xFF are no hits: disks are
     full of them.
     """
     for count in range(1 << 16):
         salt = count.to_bytes(16, "little")
-        made = hashlib.blake2b(key=key, salt=salt, person=b"standby rolling", digest_size=22)
+        made = hashlib.blake2b(key=key, salt=salt, person=b"standby rolling", digest_size=24)
         stuff = made.digest()
-        first, add, second = (int.from_bytes(stuff[at : at + 2], "little") for at in (0, 2, 4))
-        first, second = first | 1, second | 1
-        if all(_of_run(byte, first, add, second) >> 12 for byte in (0x00, 0xFF)):
-            return (first, add, second), stuff[6:]
+        words = [int.from_bytes(stuff[at : at + 2], "little") for at in range(0, 8, 2)]
+        mixing = (words[0] | 1, words[1], words[2] | 1, words[3] | 1)
+        if all(_of_run(byte, *mixing) >> 12 for byte in (0x00, 0xFF)):
+            return mixing, stuff[8:]
     raise AssertionError("one key in 10^70,000 comes here")
 
 
-def _of_run(byte: int, first: int, add: int, second: int) -> int:
-    """The hash of 16 bytes of one value: minus g of it."""
+def _of_run(byte: int, first: int, add: int, second: int, third: int) -> int:
+    """The hash within a run of one value: g of it times -1, for each half."""
     product = (byte * first + add) & 0xFFFF
-    return -((product ^ (product >> 7)) * second) & 0xFFFF
+    return -((product ^ (product >> 7)) * second) * (1 + third) & 0xFFFF

@@ -9,7 +9,7 @@ import numpy as np
 from standby import chunking
 
 WINDOW = 64
-REACH = 16
+REACH = 32
 _WORD = (1 << 64) - 1
 
 
@@ -48,7 +48,7 @@ def siphash(key: bytes, data: bytes) -> tuple[int, int]:
 
 def table(key: bytes) -> list[int]:
     """g of every byte."""
-    (first, add, second), _ = chunking.derived(key)
+    (first, add, second, _), _ = chunking.derived(key)
     products = [(byte * first + add) & 0xFFFF for byte in range(256)]
     return [(product ^ product >> 7) * second & 0xFFFF for product in products]
 
@@ -56,13 +56,15 @@ def table(key: bytes) -> list[int]:
 def hits(data: bytes, key: bytes, bits: int) -> list[int]:
     """Positions whose hash has its top `bits` bits 0, by the loop over bytes."""
     g = table(key)
-    found = []
-    h = 0
-    for at, byte in enumerate(data, 1):
-        h = ((h << 1) + g[byte]) & 0xFFFF
-        if at >= REACH and h >> (16 - bits) == 0:
-            found.append(at)
-    return found
+    third = chunking.derived(key)[0][3]
+    gears = [0]
+    for byte in data:
+        gears.append(((gears[-1] << 1) + g[byte]) & 0xFFFF)
+    return [
+        at
+        for at in range(REACH, len(gears))
+        if ((gears[at] + gears[at - 16] * third) & 0xFFFF) >> (16 - bits) == 0
+    ]
 
 
 def candidates(data: bytes, key: bytes, bits: int) -> list[tuple[int, int, int]]:
@@ -95,7 +97,7 @@ def anchors(data: bytes, key: bytes, period: int) -> list[tuple[int, int]]:
 def cuts(data: bytes, key: bytes, sizes: tuple[int, int, int]) -> list[int]:
     """Where the pieces of `data` end."""
     min_size, target_size, max_size = sizes
-    bits = min((target_size // 8).bit_length() - 1, 12)
+    bits = min((target_size // 16).bit_length() - 1, 12)
     hard, easy = limit(4 * target_size, bits), limit(target_size // 4, bits)
     words = {at: word for at, word, _ in candidates(data, key, bits)}
     found = []
