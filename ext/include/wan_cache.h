@@ -48,6 +48,7 @@ enum {
     WAN_STEP = 64,    /* buckets in 4 KiB: memory is used in whole pages */
     WAN_TAG_BITS = 21,
     WAN_PLACE_BITS = 29, /* WAN_TAG_BITS + log2(WAN_FIRST) */
+    WAN_SHARD_BITS = 19, /* shards of 10 GiB differ in size by 2 % at most */
     WAN_SAMPLED_MASK = 15, /* a name is a sample when these bits of its first byte are 0 */
     WAN_GROUP = 32,
     WAN_NODES = 256, /* buckets looked at for a way to make room */
@@ -120,11 +121,14 @@ typedef struct {
     uint32_t shard, place;
 } wan_key;
 
+/* Of a name the bytes 0 to 3, 14 and 15 count: a question need not have the others. */
 static inline wan_key wan_key_of(const uint8_t *name, uint32_t shard_count)
 {
     wan_key key;
-    key.place = (uint32_t)words_load_le(name) & ((1u << WAN_PLACE_BITS) - 1);
-    key.shard = (uint32_t)(((words_load_le(name + 8) >> 32) * shard_count) >> 32);
+    const uint32_t low = (uint32_t)words_load_le(name);
+    const uint64_t high = words_load_le(name + 8) >> 48 << 3 | low >> WAN_PLACE_BITS;
+    key.place = low & ((1u << WAN_PLACE_BITS) - 1);
+    key.shard = (uint32_t)((high * shard_count) >> WAN_SHARD_BITS);
     return key;
 }
 

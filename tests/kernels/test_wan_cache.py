@@ -157,6 +157,15 @@ def test_what_finds_no_room_even_as_a_sample_is_dropped():
     assert (table.lookup(names[:1000]) == numbers(1000)).all()
 
 
+def test_six_bytes_of_a_name_are_enough_to_find_it():
+    table = LookupTable(37 * MiB)
+    names = names_of(50_000)
+    table.insert(names, numbers(50_000))
+    asked = np.zeros_like(names)
+    asked[:, [0, 1, 2, 3, 14, 15]] = names[:, [0, 1, 2, 3, 14, 15]]
+    assert (table.lookup(asked) == table.lookup(names)).all()
+
+
 def test_the_last_location_of_a_name_given_twice_counts_within_a_call_too():
     table = LookupTable(MiB)
     names = names_of(100)

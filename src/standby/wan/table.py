@@ -63,9 +63,10 @@ class LookupTable:
     a sample tells where to look for its neighbours. What finds no room even so is dropped. Emptied
     with `clear` it begins anew with every name.
 
-    Names must be evenly spread, as keyed digests are. Answers may be wrong: 15 to 21 bits of a name
-    decide within a bucket, so a name that was never put in has an answer with a probability of up
-    to 1 in 2,500, and a name may hide behind one that came later: callers verify content.
+    Names must be evenly spread, as keyed digests are; their bytes 0 to 3, 14 and 15 count. Answers
+    may be wrong: 15 to 21 bits of a name decide within a bucket, so a name that was never put in
+    has an answer with a probability of up to 1 in 2,500 (samples: 1 in 150), and a name may hide
+    behind one that came later: callers verify content.
 
     Thread-safe: look-ups take no lock and run beside one writer; writers take turns. A look-up that
     meets a shard in change asks again, and at last waits for the writer. Calls release the GIL.
