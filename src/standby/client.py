@@ -9,6 +9,7 @@ same values and the same errors. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import os
@@ -143,13 +144,18 @@ class RemoteServer:
         kind: Any,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Any:
-        """The result of an operation, waited for."""
-        while begun["state"] == "running":
-            begun = self.get(dict, f"/operations/{begun['id']}", wait_s=LOOK_S)
-            for step in begun["progress"] if progress is not None else ():
-                assert progress is not None
-                progress(step["label"], step["done"], step["total"])
-        if begun["state"] == "failed":
+        """The result of an operation, waited for. An interrupt has it end."""
+        try:
+            while begun["state"] == "running":
+                begun = self.get(dict, f"/operations/{begun['id']}", wait_s=LOOK_S)
+                for step in begun["progress"] if progress is not None else ():
+                    assert progress is not None
+                    progress(step["label"], step["done"], step["total"])
+        except KeyboardInterrupt:
+            with contextlib.suppress(StandbyError):  # what cannot stop ends by itself
+                self.post(dict, f"/operations/{begun['id']}/cancel")
+            raise
+        if begun["state"] != "done":
             raise self._error(500, begun["error"])
         return self._as(kind, begun["result"])
 

@@ -117,11 +117,11 @@ def movers(connections: int) -> MoverPair:
 
 
 @contextlib.contextmanager
-def serving(site: Site) -> Iterator[ServedSite]:
-    """The API over a site."""
+def serving(site: Site, whose: str = "") -> Iterator[ServedSite]:
+    """The API over a site; `whose` begins its tokens' names, which are good once."""
     with BackupServer(site.config, make_movers=movers) as server:
         tokens = {
-            role: new_api_token(server.store, server.clock, role, role, by="test")[1]
+            role: new_api_token(server.store, server.clock, whose + role, role, by="test")[1]
             for role in ROLES
         }
         with opened_api(server, listen="127.0.0.1:0") as api:

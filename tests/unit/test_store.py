@@ -245,7 +245,7 @@ def test_another_programs_database_is_refused_and_left_alone(state_place: Path |
 def test_a_newer_schema_is_refused_with_both_versions(state_place: Path | str) -> None:
     with Store(state_place) as store, store._database.writing() as connection:
         connection.exec_driver_sql("UPDATE schema_version SET version = 7")
-    with pytest.raises(StateDatabaseError, match="has schema 7, this release knows 2"):
+    with pytest.raises(StateDatabaseError, match="has schema 7, this release knows 3"):
         Store(state_place)
 
 

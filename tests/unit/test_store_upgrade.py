@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 
 from standby.errors import StateDatabaseError
 from standby.model.replica import ReplicaIdentity
@@ -140,6 +141,22 @@ def test_what_the_first_release_recorded_is_there_after_the_upgrade(
         assert store.queue.open_sessions() == []
         assert store.lease("a").acquire()
     assert versions(engine) == (tables.SCHEMA_VERSION, migrations.newest())
+
+
+@pytest.mark.parametrize("revision", migrations.revisions())
+def test_no_revision_is_turned_back(
+    state_place: Path | str, engine: sa.Engine, revision: str
+) -> None:
+    with engine.begin() as connection:
+        migrations.upgrade(connection, 0, revision)
+    before = schema_of(engine)
+    with engine.connect() as connection:
+        config = migrations._config()
+        config.attributes["connection"] = connection
+        with pytest.raises(StateDatabaseError, match=rf"schema {int(revision)} cannot be turned"):
+            command.downgrade(config, "-1")
+        connection.rollback()
+    assert schema_of(engine) == before
 
 
 def test_a_sqlite_file_is_copied_before_its_upgrade(tmp_path: Path) -> None:

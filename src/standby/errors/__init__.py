@@ -72,7 +72,14 @@ from standby.errors.replicas import (
     VerifyFailed,
 )
 from standby.errors.repository import RepositoryBusy, RepositoryError
-from standby.errors.servers import ServerFenced, StateDatabaseError, StateDatabaseUnreachable
+from standby.errors.servers import (
+    IllegalOperation,
+    OperationCancelled,
+    OperationLost,
+    ServerFenced,
+    StateDatabaseError,
+    StateDatabaseUnreachable,
+)
 
 __all__ = [
     "CertificateError",
@@ -89,6 +96,7 @@ __all__ = [
     "EnrolmentRefused",
     "Fenced",
     "HostError",
+    "IllegalOperation",
     "IllegalRequest",
     "IllegalStep",
     "IllegalTransition",
@@ -102,6 +110,8 @@ __all__ = [
     "MoverFenced",
     "NoProxy",
     "NoSuchPoint",
+    "OperationCancelled",
+    "OperationLost",
     "ParentRefused",
     "PathRefused",
     "PeerBusy",

@@ -46,3 +46,43 @@ class ServerFenced(StandbyError):
             f"generation is {self.current}, held by {self.holder or 'nobody'}. It goes on as a "
             "standby server when it is started again"
         )
+
+
+@dataclass(eq=False)
+class OperationLost(StandbyError):
+    """How an operation of the API ended is not known any more."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    exit_code: ClassVar[int] = 16
+    kind: str
+    name: str
+    problem: str
+
+    def message(self) -> str:
+        return f"{self.kind} of {self.name}: {self.problem}. Ask for it again"
+
+
+@dataclass(eq=False)
+class OperationCancelled(StandbyError):
+    """An operation of the API was ended by who asked for that."""
+
+    exit_code: ClassVar[int] = 16
+    kind: str
+    name: str
+
+    def message(self) -> str:
+        return f"{self.kind} of {self.name} was cancelled; nothing was changed"
+
+
+@dataclass(eq=False)
+class IllegalOperation(StandbyError):
+    """An operation of the API cannot be cancelled, or not any more."""
+
+    exit_code: ClassVar[int] = 16
+    operation: str
+    kind: str
+
+    def message(self) -> str:
+        return (
+            f"operation {self.operation} ({self.kind}) cannot be cancelled now: it ends by itself"
+        )

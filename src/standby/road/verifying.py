@@ -17,7 +17,7 @@ import numpy as np
 
 from standby.digesting import PAGE, PIECE, DigestChain
 from standby.disk.vhdx import VhdxDisk
-from standby.errors import StandbyError
+from standby.errors import OperationCancelled, SessionStopped, StandbyError
 from standby.files import drop_cached
 from standby.model.extent import Extent, Kind
 from standby.model.point import PointDisk, RestorePoint
@@ -188,6 +188,8 @@ def _verified(
                 bad = _joined(bad, _inherited(below[2].damaged, masks))
             verdict.damaged = tuple(bad)
             verdict.root_ok = not bad
+        except (OperationCancelled, SessionStopped):
+            raise  # by `progress`: whoever asked does not want to know, and nothing is damaged
         except StandbyError as exc:
             verdict.root_ok = False
             verdict.problem = str(exc)

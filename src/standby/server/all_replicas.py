@@ -68,15 +68,21 @@ class RemoteShelf:
         task = f"{verb} {new_token(8)}"
         root = self._fleet.place(self._station)
         future = mover.start(f"replica_{verb}", task=task, root=root, **arguments)
-        while progress is not None:
-            done, _ = wait([future], PROGRESS_S, FIRST_COMPLETED)
-            if done:
-                break
-            with contextlib.suppress(StandbyError):
-                position = mover.call("progress").get(task)
+        try:
+            while progress is not None:
+                done, _ = wait([future], PROGRESS_S, FIRST_COMPLETED)
+                if done:
+                    break
+                position = None
+                with contextlib.suppress(StandbyError):
+                    position = mover.call("progress").get(task)
                 if position:
                     progress(int(position[0]), int(position[1]))
-        return future.result()
+            return future.result()
+        except BaseException:
+            if not future.done():  # who asked does not want it any more
+                mover.tell("cancel", task=task)
+            raise
 
 
 class AllReplicas:

@@ -21,6 +21,7 @@ STATUS: tuple[tuple[type[StandbyError], int], ...] = (
     (errors.NoSuchPoint, 404),
     (errors.IllegalTransition, 409),
     (errors.IllegalRequest, 409),
+    (errors.IllegalOperation, 409),
     (errors.IllegalStep, 409),
     (errors.MachineRunning, 409),
     (errors.MoverFenced, 503),

@@ -76,7 +76,7 @@ class ApiContext:
         self.server = server
         self.log = log or Log()
         self.server_id = ""
-        self.operations = Operations(server.clock, self.log)
+        self.operations = Operations(server.clock, self.log, server.store.operations)
         self.bell = Bell(server)
 
     def lease(self) -> str:

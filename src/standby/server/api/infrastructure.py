@@ -6,13 +6,14 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 import standby
 from standby.server.api import models
 from standby.server.api.answers import Told
 from standby.server.api.context import Bearer, Context, Operator, Viewer, called
-from standby.server.api.jobs import Wait
+from standby.server.api.jobs import LOOK_S, Wait
 from standby.server.api.metrics import CONTENT_TYPE, Metrics
 from standby.server.api.operations import Progress
 from standby.server.infrastructure import Infrastructure, infrastructure_of
@@ -57,8 +58,8 @@ def check_infrastructure(context: Context, caller: Operator) -> Response:
 def list_operations(
     context: Context, caller: Viewer, limit: Annotated[int, Query(ge=1, le=300)] = 50
 ) -> Response:
-    """Operations of this server since it began, newest first."""
-    return Told({"operations": [item.told() for item in context.operations.all()[:limit]]})
+    """Operations of all servers on the state database, newest first."""
+    return Told({"operations": context.operations.all(limit)})
 
 
 @router.get("/operations/{operation}", response_model=models.Operation)
@@ -66,10 +67,26 @@ async def show_operation(
     operation: OperationId, context: Context, caller: Viewer, wait_s: Wait = 0.0
 ) -> Response:
     """How far an operation is, and its result when it has ended."""
-    found = context.operations.get(operation)
-    if wait_s > 0:
-        await asyncio.wait([asyncio.wrap_future(found.future)], timeout=wait_s)
-    return Told(found.told())
+    found = context.operations.here(operation)
+    if found is not None:
+        if wait_s > 0:
+            await asyncio.wait([asyncio.wrap_future(found.future)], timeout=wait_s)
+        return Told(found.told())
+    clock = context.server.clock
+    deadline = clock.monotonic() + wait_s
+    while True:  # another server's, or one of before a restart
+        told = await run_in_threadpool(context.operations.told, operation)
+        left_s = deadline - clock.monotonic()
+        if told["state"] != "running" or left_s <= 0:
+            return Told(told)
+        await asyncio.sleep(min(LOOK_S, left_s))
+
+
+@router.post("/operations/{operation}/cancel", response_model=models.Operation, status_code=202)
+def cancel_operation(operation: OperationId, context: Context, caller: Operator) -> Response:
+    """Have an operation end as soon as it can; one that has ended stays as it is. What has begun to
+    change something ends by itself."""
+    return Told(context.operations.cancel(operation), 202)
 
 
 @router.get("/caller", response_model=models.Caller)

@@ -87,6 +87,7 @@ def scan(
     server.config.job(job)
 
     def work(progress: Progress) -> JobPlan:
+        progress.go_through()
         return only(server.plan(job, scan=True), asked.machines)
 
     return Told(context.operations.begin("plan", job, called(caller), work).told(), 202)
@@ -142,6 +143,7 @@ def stop(
     server.config.job(job)
 
     def work(progress: Progress) -> list[SessionReport]:
+        progress.go_through()
         return server.stop(job, timeout_s=asked.timeout_s)
 
     return Told(context.operations.begin("stop", job, called(caller), work).told(), 202)

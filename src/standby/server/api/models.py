@@ -270,14 +270,14 @@ class Step(BaseModel):
 
 
 class Operation(BaseModel):
-    """Something that takes long. It is known to the server that began it, until that ends.
+    """Something that takes long. One whose server ended meanwhile has failed, and says so.
     `result` is a JobPlan (plan), a Verdict (verify), a Repaired (repair), session reports (stop) or
     the findings of a check."""
 
     id: str
     kind: str
     name: str
-    state: Literal["running", "done", "failed"]
+    state: Literal["running", "done", "failed", "cancelled"]
     started_by: str
     started_at: str
     ended_at: str

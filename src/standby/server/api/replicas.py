@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Body, Path
 from starlette.responses import Response
 
@@ -129,7 +130,8 @@ def repair(
     replicas.show(replica)
     found: list[PointVerdict] | None = None
     if how.verify is not None:
-        found = context.operations.result(how.verify, "verify", replica)["points"]
+        points = context.operations.result(how.verify, "verify", replica)["points"]
+        found = msgspec.convert(points, list[PointVerdict])
 
     def work(progress: Progress) -> dict[str, Any]:
         verdicts = found
@@ -139,6 +141,7 @@ def repair(
                 point=how.point,
                 progress=lambda done, total: progress("verify", done, total),
             )
+        progress.go_through()
         is_ok = all(item.is_ok for item in verdicts)
         return {"repairs": [] if is_ok else replicas.repair(replica, verdicts)}
 

@@ -33,6 +33,7 @@ from standby.server.store.database import Database, insert, upsert
 from standby.server.store.dispatch import Dispatch, TaskMove
 from standby.server.store.lease import LEASE_S, LeaseHolder, LeaseKeeper, ServerLease
 from standby.server.store.locks import JobLock, job_lock
+from standby.server.store.operations import OperationBook
 from standby.server.store.queue import SessionQueue
 from standby.server.store.tables import Alarm, ApiToken, CheckpointIntent, KnownReplica
 from standby.server.store.tokens import Tokens
@@ -75,6 +76,7 @@ class Store:
         self._lease: ServerLease | None = None
         self.queue = SessionQueue(self._database, clock)
         self.tokens = Tokens(self._database, clock)
+        self.operations = OperationBook(self._database, clock)
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from standby.model.machine import Checkpoint
 from standby.model.replica import ReplicaIdentity
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The revision `migrations/versions` ends with."""
 
 metadata = sa.MetaData()
@@ -250,6 +250,24 @@ tokens = sa.Table(
     _time("last_used_at"),
     _time("revoked_at"),
 )
+
+operations = sa.Table(
+    "api_operations",
+    metadata,
+    sa.Column("id", _text(64), primary_key=True),
+    sa.Column("kind", _text(32), nullable=False),
+    sa.Column("name", _text(), nullable=False),
+    sa.Column("started_by", _text(128), nullable=False),
+    sa.Column("started_at", _text(40), nullable=False, index=True),
+    sa.Column("ended_at", _text(40), nullable=False),
+    sa.Column("state", _text(16), nullable=False),
+    sa.Column("steps", _text(), nullable=False),
+    sa.Column("outcome", _text(), nullable=False),
+    sa.Column("owner", _text(128), nullable=False),
+    sa.Column("seen_at", sa.Float, nullable=False),
+    sa.Column("is_asked_to_end", sa.Integer, nullable=False),
+)
+"""`seen_at` in seconds of the database's clock."""
 
 FIRST_ROWS: tuple[tuple[sa.Table, dict[str, str | int | float]], ...] = (
     (version, {"version": SCHEMA_VERSION}),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import sqlalchemy as sa
-from alembic import command
+from alembic import command, op
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-__all__ = ["newest", "revisions", "upgrade"]
+from standby.errors import StateDatabaseError
+from standby.server.store.opening import database_name
+
+__all__ = ["newest", "refuse_downgrade", "revisions", "upgrade"]
 
 
 def _config() -> Config:
@@ -42,3 +46,13 @@ def upgrade(connection: sa.Connection, version: int, to: str = "head") -> None:
     if version and "alembic_version" not in sa.inspect(connection).get_table_names():
         command.stamp(config, f"{version:04}")
     command.upgrade(config, to)
+
+
+def refuse_downgrade(revision: str) -> NoReturn:
+    """What every revision answers to alembic's `downgrade`, which would lose what is new."""
+    raise StateDatabaseError(
+        database_name(op.get_bind().engine.url),
+        f"schema {int(revision)} cannot be turned back into an older one",
+        "Give the older release the copy made before the upgrade (FILE.schema-N beside a SQLite "
+        "file), or a backup of the PostgreSQL database",
+    )

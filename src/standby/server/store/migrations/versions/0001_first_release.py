@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from standby.server.store.migrations import refuse_downgrade
+
 revision = "0001"
 down_revision = None
 
@@ -74,5 +76,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Not possible: there is nothing before it."""
-    raise NotImplementedError
+    """Refused: there is nothing before it."""
+    refuse_downgrade(revision)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from standby.server.store.migrations import refuse_downgrade
+
 revision = "0002"
 down_revision = "0001"
 
@@ -195,5 +197,5 @@ def _make_requests_and_tokens() -> None:
 
 
 def downgrade() -> None:
-    """Not possible without loss: a SQLite file was copied before the upgrade."""
-    raise NotImplementedError
+    """Refused: it would lose what is new."""
+    refuse_downgrade(revision)
