@@ -222,14 +222,16 @@ def _length_of(header: Header, data: Buffer) -> int:
     return RECORD_HEAD + NAME * int(count) + int(length)
 
 
-def parsed_record(header: Header, data: Buffer) -> Record:
-    """The record that just these bytes are, its checksum compared; raises SegmentDamaged. The
-    payload is a part of `data`."""
+def parsed_record(header: Header, data: Buffer, *, is_proven: bool = True) -> Record:
+    """The record that just these bytes are; raises SegmentDamaged. The payload is a part of `data`.
+    `is_proven`: its checksum is compared."""
     view = memoryview(data)
     if len(view) < RECORD_HEAD or _length_of(header, view) != len(view):
         raise SegmentDamaged("a record of another length")
-    if checksum(view[: _RECORD.size], view[RECORD_HEAD:]) != view[_RECORD.size : RECORD_HEAD]:
-        raise SegmentDamaged("a record's checksum differs")
+    if is_proven:
+        proof = checksum(view[: _RECORD.size], view[RECORD_HEAD:])
+        if proof != view[_RECORD.size : RECORD_HEAD]:
+            raise SegmentDamaged("a record's checksum differs")
     _, _, codec, _, number, first, count, _, place, _ = _RECORD.unpack_from(view)
     stop = RECORD_HEAD + NAME * count
     names = np.frombuffer(view[RECORD_HEAD:stop], dtype=np.uint8).reshape(count, NAME)
