@@ -16,7 +16,7 @@ enum {
     KEYED_BLOCK = 64,
     KEYED_KEY = 32,
     KEYED_NAME = 16,
-    KEYED_GROUP = 16, /* pieces at once: one set of roots fills 16 lanes, 64 KiB stay in L2 */
+    KEYED_GROUP = 64, /* pieces at once: sets of roots fill 16 lanes, 256 KiB stay in L2 */
     /* domain flags, table 3 of the paper */
     KEYED_CHUNK_START = 1,
     KEYED_CHUNK_END = 2,

@@ -77,13 +77,17 @@ TARGET static void FN(chunks)(const uint8_t *const *pieces, size_t count, const 
     const size_t chunks = count * KEYED_CHUNKS;
     for (size_t first = 0; first < chunks; first += V_LANES) {
         const size_t lanes = chunks - first < V_LANES ? chunks - first : V_LANES;
-        const uint8_t *from[V_LANES];
+        const uint8_t *from[V_LANES], *next[V_LANES];
         uint32_t counters[V_LANES];
         V h[8], m[16], counter;
         for (size_t lane = 0; lane < V_LANES; lane++) {
             const size_t chunk = first + (lane < lanes ? lane : lanes - 1);
             counters[lane] = (uint32_t)(chunk % KEYED_CHUNKS);
             from[lane] = pieces[chunk / KEYED_CHUNKS] + KEYED_CHUNK * (size_t)counters[lane];
+            next[lane] = from[lane];
+            if (chunk + V_LANES < chunks)
+                next[lane] = pieces[(chunk + V_LANES) / KEYED_CHUNKS] +
+                             KEYED_CHUNK * ((chunk + V_LANES) % KEYED_CHUNKS);
         }
         counter = V_WORDS(counters);
         for (int i = 0; i < 8; i++)
@@ -94,8 +98,10 @@ TARGET static void FN(chunks)(const uint8_t *const *pieces, size_t count, const 
             flags |= block == KEYED_CHUNK / KEYED_BLOCK - 1 ? KEYED_CHUNK_END : 0;
             V_TURN(m, from);
             FN(compress)(h, m, counter, V_ALL(KEYED_BLOCK), V_ALL(flags));
-            for (size_t lane = 0; lane < V_LANES; lane++)
+            for (size_t lane = 0; lane < V_LANES; lane++) {
+                STANDBY_PREFETCH(next[lane] + KEYED_BLOCK * block);
                 from[lane] += KEYED_BLOCK;
+            }
         }
         FN(spread)(h, values + 8 * first, lanes);
     }
