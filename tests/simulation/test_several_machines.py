@@ -8,6 +8,8 @@ import pytest
 
 from cli.processes import wait_until
 from simulation.several import SeveralSite
+from standby.errors import LinkError
+from standby.server.remote_host import RemoteHost
 from standby.server.service_crew import ServiceCrew
 from standby.units import MiB
 
@@ -104,6 +106,31 @@ def check_nothing_is_held(site, server):
     wait_until(lambda: not site.open_replicas(), "replicas were closed")
     used = server.crews.resources.usage()
     assert (used.running, used.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("verb", ["take_checkpoint", "release_checkpoint"])
+def test_a_checkpoint_whose_host_was_away_just_then_is_released_all_the_same(
+    site, monkeypatch, verb
+):
+    original, lost = getattr(RemoteHost, verb), []
+
+    def drops(host, *arguments):
+        """A checkpoint is taken and never told of; its release is tried twice by an attempt."""
+        is_taking = verb == "take_checkpoint"
+        if len(lost) < (1 if is_taking else 2):
+            lost.append(verb)
+            if is_taking:
+                original(host, *arguments)
+            raise LinkError("hv1", "the other side closed the connection")
+        return original(host, *arguments)
+
+    monkeypatch.setattr(RemoteHost, verb, drops)
+    report = site.run()
+    (machine,) = report.machines
+    assert machine.outcome == "done", machine.error
+    assert (machine.alarms, len(lost) > 0) == ([], True)
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
 
 
 def test_a_stopped_session_leaves_nothing_and_the_same_server_goes_on(big, monkeypatch):

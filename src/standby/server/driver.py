@@ -139,10 +139,8 @@ class MachineDriver:
             self.report.warnings.append("left to the server that has taken over")
             return
         if self._checkpoint is not None and not self._is_released:
-            try:
+            with contextlib.suppress(StandbyError):  # `release_left` tries again, and says so
                 self._release()
-            except StandbyError as exc:
-                self._alarm("checkpoint", f"checkpoint not released: {exc}")
         if self._path and self.is_broken:
             self.crew.cut()  # the target's end of it closes the replica too
         elif self._path:

@@ -10,10 +10,12 @@ from dataclasses import replace
 from standby.errors import SessionStopped, StandbyError
 from standby.model.machine import Machine
 from standby.model.report import MachineReport
+from standby.ports import IntentReleasing
 from standby.server.context import SessionContext
 from standby.server.crew import Crew
 from standby.server.driver import MachineDriver
 from standby.server.journey import Journey, JourneyBook
+from standby.server.remote_host import impatient
 from standby.server.transfer import Patience
 
 Lend = Callable[[Machine, tuple[str, ...], tuple[str, str] | None], AbstractContextManager[Crew]]
@@ -30,6 +32,7 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
     if driver is None:
         return MachineReport(machine.name, machine.id, outcome="failed", error=proxy)
     patience = Patience(context.clock, driver.crew.reconnect)
+    joined = journey.intent if journey is not None else ""
     went_on: list[str] = []
     while _is_worth_another_try(context, driver):
         text = f"went on after: {driver.report.error}"
@@ -38,6 +41,7 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
         went_on.append(text)
         if len(went_on) > 1 and not patience.wait():
             break
+        release_left(context, machine, driver.crew.reconnect.every_s, joined)
         # The writer that was lost may hang with the replica open: the next one fences it.
         again, proxy = _driven(replace(context, take_over=True), machine, lend, (proxy,))
         if again is None:
@@ -47,8 +51,39 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
     if went_on and proxy:
         went_on[-1] += f"; through target proxy {proxy}"
     report = _healed(context, machine, lend, driver)
+    problem = release_left(context, machine, driver.crew.reconnect.every_s, joined)
+    if problem:
+        report.alarms.append(problem)
+        context.store.raise_alarm("checkpoint", context.job.name, machine.name, problem)
     report.warnings = list(dict.fromkeys([*report.warnings, *went_on]))
     return report
+
+
+def release_left(
+    context: SessionContext, machine: Machine, patience_s: float, joined: str = ""
+) -> str:
+    """Release the VM's checkpoints that an attempt of this session left, and that of the intent
+    `joined`: one that it could not release for the host's mover was away, one that was made and
+    never told of. The mover is waited for `patience_s`. What is wrong when one is still there, ''
+    when none is."""
+    host, store = impatient(context.source, patience_s), context.store
+    try:
+        store.check()
+    except StandbyError:
+        return ""  # they are the next server's
+    for intent in store.open_intents(context.source.name):
+        is_ours = (intent.session, intent.machine_id) == (context.session, machine.id)
+        if not is_ours and intent.id != joined:
+            continue
+        try:
+            if intent.checkpoint is not None:
+                host.release_checkpoint(intent.checkpoint)
+            elif isinstance(host, IntentReleasing):
+                host.release_intent(intent.id)
+            store.checkpoint_released(intent.id)
+        except StandbyError as exc:
+            return f"checkpoint not released: {exc}"  # another one would wait as long
+    return ""
 
 
 def _count_lost(before: MachineReport, now: MachineReport) -> None:
