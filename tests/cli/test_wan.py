@@ -139,6 +139,15 @@ def test_a_key_from_the_environment(
     assert cached(folder, noise(20, 2), OTHER_KEY) == 20
 
 
+@pytest.mark.parametrize("option", ["--limit", "--memory"])
+def test_limits_too_small_are_refused_before_anything_is_made(
+    wan, folder: Path, disks: Path, key: str, option: str
+) -> None:
+    ended = wan("populate", folder, disks, "--key", key, option, "4K", expect=10)
+    assert "at least" in ended.err
+    assert not folder.exists()
+
+
 # --- status ------------------------------------------------------------------------------------
 
 

@@ -259,3 +259,24 @@ def test_pieces_asked_for_in_any_order_read_each_record_once(
     assert ok.all()
     assert np.array_equal(data, pieces[shuffled])
     assert len(reads) == 4
+
+
+def test_a_table_that_gets_full_goes_on_with_samples(tmp_path: Path) -> None:
+    """130,000 pieces over a table for some 110,000: all of them are found still, but for few."""
+    batches, size = 26, 5000
+    with open_cache(tmp_path, 256 * MiB, 8 * MiB, new_table=None) as cache:
+        part = cache.namespace(KEY)
+        known = [part.add(text(size, seed)) for seed in range(batches)]
+        status = cache.status()
+        assert status.mode == "sampled"
+        assert status.memory_bytes <= status.memory_max_bytes + 2 * MiB
+        assert status.pieces > 0.99 * batches * size
+        for seed in (0, 12, 25):
+            found = part.lookup(known[seed])
+            assert np.count_nonzero(found != NONE) > 0.99 * size
+            data, ok = part.read(found[:300], known[seed][:300])
+            assert np.array_equal(data[ok], text(size, seed)[:300][ok])
+            assert ok.mean() > 0.9
+    with open_cache(tmp_path, 256 * MiB, 8 * MiB, new_table=None) as cache:
+        assert cache.status().mode == "sampled"
+        assert np.count_nonzero(cache.namespace(KEY).lookup(known[3]) != NONE) > 0.99 * size

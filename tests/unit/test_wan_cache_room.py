@@ -11,7 +11,7 @@ import pytest
 from standby.errors import ConfigurationError, DiskIO
 from standby.files import File
 from standby.units import MiB
-from standby.wan.cache import Limits
+from standby.wan.cache import GlobalCache, Limits
 from standby.wan.locations import NONE
 from standby.wan.writing import RETRY_S
 from wan_caches import (
@@ -168,6 +168,9 @@ def test_a_lower_limit_counts_after_a_restart(tmp_path: Path) -> None:
 def test_a_limit_too_small_for_segments_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="at least"):
         open_cache(tmp_path, MiB)
+    with pytest.raises(ConfigurationError, match="at least"):
+        GlobalCache(tmp_path, Limits(LIMIT, MiB - 1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_size_of_segments_follows_the_limit() -> None:

@@ -67,6 +67,7 @@ class GlobalCache:
         record and gone on with. A file of which nothing can be used is removed, and told. With a
         `new_table` of the caller's nothing is saved at `close`.
         """
+        limits.segment_size()
         self.folder = folder
         self.limits = limits
         self.shelf = Shelf(limits.facts_bytes)

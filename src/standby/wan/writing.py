@@ -21,6 +21,7 @@ from standby.wan.eviction import copied_runs, hot_records, victim
 from standby.wan.locations import NUMBER_MAX, Table, located
 from standby.wan.segment_file import CONTENT, IN_DISK, DiskFile, SegmentDamaged
 from standby.wan.segments import Segment, Shelf, segment_paths
+from standby.wan.table import BUDGET_MIN
 
 Warn = Callable[[str], None]
 
@@ -47,7 +48,13 @@ class Limits:
     """Nothing is taken in while the file system has less room than that."""
 
     def segment_size(self) -> int:
-        """Size of one segment; raises ConfigurationError for a limit that is too small."""
+        """Size of one segment; raises ConfigurationError for limits that are too small."""
+        if self.index_bytes < BUDGET_MIN:
+            raise ConfigurationError(
+                "global cache",
+                f"{format_bytes(self.index_bytes)} of memory for the index",
+                f"It needs {format_bytes(BUDGET_MIN)} at least",
+            )
         if self.limit_bytes < LIMIT_MIN:
             raise ConfigurationError(
                 "global cache",
