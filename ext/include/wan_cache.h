@@ -79,7 +79,7 @@ typedef struct {
 /* --- what compilers call differently --------------------------------------------------------- */
 
 #if defined(__GNUC__) || defined(__clang__)
-#define WAN_SELDOM(x) __builtin_expect(x, 0)
+#define WAN_SELDOM(x) __builtin_expect((x) != 0, 0)
 #define WAN_LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
 #define WAN_STORE(p, x) __atomic_store_n(p, x, __ATOMIC_RELEASE)
 #define WAN_FENCE_READS() __atomic_thread_fence(__ATOMIC_ACQUIRE)
@@ -166,12 +166,16 @@ static inline uint32_t wan_first_of_second(uint32_t second, uint32_t tag, uint32
     return second >= distance ? second - distance : second + buckets - distance;
 }
 
-/* The one place with these low bits that has `first` as its first candidate. */
-static inline uint32_t wan_place(uint32_t first, uint32_t tag, uint32_t buckets)
+/* The first place that has `first` as its first candidate, */
+static inline uint32_t wan_first_place(uint32_t first, uint32_t buckets)
 {
-    const uint64_t whole = 1ull << WAN_PLACE_BITS;
-    const uint32_t from = (uint32_t)((first * whole + buckets - 1) / buckets);
-    return (from + wan_tag(tag - from)) & (uint32_t)(whole - 1);
+    return (uint32_t)((((uint64_t)first << WAN_PLACE_BITS) + buckets - 1) / buckets);
+}
+
+/* and the only one from there on, among those of one bucket, that has these low bits. */
+static inline uint32_t wan_place(uint32_t from, uint32_t tag)
+{
+    return (from + wan_tag(tag - from)) & ((1u << WAN_PLACE_BITS) - 1);
 }
 
 typedef struct {
@@ -615,12 +619,14 @@ static STANDBY_NOINLINE void wan_rebuild(const wan_table *table, uint32_t index,
     for (int is_first = 1; is_first >= 0; is_first--) {
         for (uint32_t here = 0; here < old; here++) {
             uint8_t *bucket = wan_bucket(scratch, here);
-            const uint32_t count = wan_count(bucket);
+            const uint32_t count = wan_count(bucket), from = wan_first_place(here, old);
             for (uint32_t slot = 0; slot < count && slot < WAN_SLOTS; slot++) {
                 wan_entry entry = wan_get(bucket, slot);
-                const uint32_t first =
-                    entry.is_away ? wan_first_of_second(here, entry.tag, old) : here;
-                const uint32_t place = wan_place(first, entry.tag, old);
+                const uint32_t place = wan_place(
+                    entry.is_away
+                        ? wan_first_place(wan_first_of_second(here, entry.tag, old), old)
+                        : from,
+                    entry.tag);
                 uint8_t *to = wan_bucket(room, wan_first(place, buckets));
                 if (entry.location == 0 || (only_samples && !wan_is_sample(place)))
                     continue;
@@ -645,6 +651,14 @@ static inline uint32_t wan_grown(uint32_t buckets)
 {
     const uint32_t more = (buckets / 8 + WAN_STEP - 1) / WAN_STEP * WAN_STEP;
     return buckets + more < WAN_LAST ? buckets + more : WAN_LAST;
+}
+
+/* Entries that a shard of `slots` slots takes: up to 31/32 at the last size, further the ways to
+ * make room become long. Before that 15/16 to 27/32, another share for every one of 16 neighbours:
+ * names fill all shards at the same pace, and they are not to grow all in one call. */
+static inline uint64_t wan_limit(uint32_t shard, uint64_t slots, int is_last)
+{
+    return is_last ? slots - slots / 32 : slots - slots / 16 - slots * (shard * 5 % 16) / 160;
 }
 
 /* Bits of the filters that stand for nothing cost every fourth miss a second look at most. */
@@ -708,8 +722,7 @@ static int wan_insert(const wan_table *table, const uint8_t *names, const uint64
         while (!is_done) {
             const uint64_t slots = (uint64_t)shard->buckets * WAN_SLOTS;
             const int is_last = shard->buckets == WAN_LAST;
-            /* grows at 15/16, the last size takes 31/32: further the ways become long */
-            if (shard->entries < slots - slots / (is_last ? 32 : 16)) {
+            if (shard->entries < wan_limit(key.shard, slots, is_last)) {
                 uint32_t stale = 0;
                 wan_begin(shard);
                 is_done = wan_put(room, shard->buckets, key.place, locations[i] + 1, &stale);

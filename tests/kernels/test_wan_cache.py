@@ -101,6 +101,19 @@ def test_growth_loses_no_name_and_keeps_memory_tight_at_every_size():
     assert not table.is_sampled
 
 
+def test_shards_do_not_grow_all_in_one_call():
+    table = LookupTable(32 * MiB)
+    names, at = names_of(800_000), numbers(800_000)
+    table.insert(names[:300_000], at[:300_000])
+    most = 0
+    for start in range(300_000, len(names), 2_000):
+        before = table._shards[:, 1].copy()
+        table.insert(names[start : start + 2_000], at[start : start + 2_000])
+        most = max(most, int((table._shards[:, 1] != before).sum()))
+    assert 1 <= most <= 8
+    assert (table._shards[:, 1] > 2_000).all()
+
+
 def test_ten_bytes_an_entry_when_full():
     table = LookupTable(2 * MiB)
     count = int(2 * SLOTS_OF_A_SHARD * 0.93)
