@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from standby import clock
 from standby.files import File
+from standby.wan.appending import Run
 from standby.wan.cache import fingerprint
 from standby.wan.segment_file import (
     CONTENT,
     IN_DISK,
+    RAW,
     DiskFile,
     Header,
     SegmentDamaged,
@@ -33,6 +35,7 @@ from standby.wan.segment_file import (
 from wan_caches import KEY, PIECE, check_never_wrong, open_cache, plain_names, text
 
 GOLDEN = Path(__file__).parent / "golden" / "segment-1.segment"
+GOLDEN_ENTRIES = Path(__file__).parent / "golden" / "segment-1-entries.segment"
 
 
 def pieces() -> np.ndarray:
@@ -125,6 +128,40 @@ def test_the_golden_file_is_that_of_today_but_for_zstd(
                 read_footer(file, headers, place)[1].tobytes()
                 == plain_names(pieces(), KEY).tobytes()
             )
+
+
+def entries_segment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A segment of entries into a disk file: two runs of pieces."""
+    import uuid
+
+    monkeypatch.setattr(clock, "new_uuid", lambda: uuid.UUID(bytes=bytes(range(16))))
+    disk = DiskFile("/replicas/web01/disk0/base.vhdx", "0" * 32, 1 << 40)
+    with open_cache(folder) as cache:
+        opened = cache.intake.open_disk_segment(fingerprint(KEY), disk)
+        assert opened is not None
+        names = plain_names(pieces(), KEY)
+        runs = [Run(names[:33], b"", RAW, 1 << 27), Run(names[33:], b"", RAW, 7)]
+        assert cache.intake.take_entries(opened, runs)
+        cache.intake.seal_entries(opened)
+    return folder / "000000001.segment"
+
+
+def test_a_segment_of_entries_of_version_1_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with File(GOLDEN_ENTRIES) as file:
+        header, start = read_header(file)
+        assert (header.kind, header.number, header.namespace) == (IN_DISK, 1, fingerprint(KEY))
+        disk = DiskFile("/replicas/web01/disk0/base.vhdx", "0" * 32, 1 << 40)
+        assert header.disk == disk
+        place = footer_place(file, header)
+        assert place is not None
+        directory, names = read_footer(file, header, place)
+        assert directory["place"].tolist() == [1 << 27, 7]
+        assert directory["count"].tolist() == [33, 2]
+        assert names.tobytes() == plain_names(pieces(), KEY).tobytes()
+        assert scanned(file, header, start)[0].tobytes() == directory.tobytes()
+    assert entries_segment(tmp_path, monkeypatch).read_bytes() == GOLDEN_ENTRIES.read_bytes()
 
 
 def test_a_header_that_points_into_a_disk_comes_back(tmp_path: Path) -> None:
