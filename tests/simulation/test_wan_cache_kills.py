@@ -85,7 +85,7 @@ def test_a_kill_at_any_change(
         check_after(folder, done)
 
 
-@pytest.mark.parametrize("name", ["cache: appended", "cache: footer written"])
+@pytest.mark.parametrize("name", ["cache: appended", "cache: footer written", "cache: removing"])
 def test_a_kill_between_writing_and_knowing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

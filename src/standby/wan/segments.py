@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from standby import killpoints
 from standby.errors import StandbyError
 from standby.files import File, remove_durably
 from standby.wan.locations import NUMBER_MAX, Locations, Mask, numbers_of
@@ -219,6 +220,7 @@ class Shelf:
 
     def _remove(self, segment: Segment) -> None:
         self._close_file(segment)
+        killpoints.reach("cache: removing")
         with contextlib.suppress(StandbyError):  # then the next opening finds it again
             remove_durably(segment.path)
 
