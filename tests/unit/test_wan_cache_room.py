@@ -11,8 +11,10 @@ import pytest
 from standby.errors import ConfigurationError, DiskIO
 from standby.files import File
 from standby.units import MiB
-from standby.wan.cache import GlobalCache, Limits
+from standby.wan.appending import Run
+from standby.wan.cache import GlobalCache, Limits, fingerprint
 from standby.wan.locations import NONE
+from standby.wan.segment_file import RAW, DiskFile
 from standby.wan.writing import RETRY_S
 from wan_caches import (
     KEY,
@@ -23,6 +25,7 @@ from wan_caches import (
     names_of,
     noise,
     open_cache,
+    text,
 )
 
 LIMIT = 16 * MiB
@@ -176,6 +179,40 @@ def test_a_limit_too_small_for_segments_is_refused(tmp_path: Path) -> None:
 def test_the_size_of_segments_follows_the_limit() -> None:
     sizes = [Limits(limit, MiB).segment_size() for limit in (4 * MiB, 1 << 30, 1 << 33, 1 << 40)]
     assert sizes == [MiB, 64 * MiB, 128 * MiB, 256 * MiB]
+
+
+def test_footers_count_to_the_size_of_a_segment(tmp_path: Path) -> None:
+    """Content that packs so well that names are a third of a segment."""
+    with open_cache(tmp_path, LIMIT, MiB) as cache:
+        for seed in range(12):
+            cache.namespace(KEY).add(text(2000, seed))
+        sealed = [segment for segment in cache.shelf if segment.is_sealed]
+        assert len(sealed) >= 2
+        for segment in sealed:
+            assert segment.path.stat().st_size <= MiB
+            assert segment.size == segment.path.stat().st_size
+
+
+def test_entries_into_disk_files_stay_within_the_limit_too(tmp_path: Path) -> None:
+    disk = DiskFile("/disk", "0" * 32, 1 << 40)
+    with open_cache(tmp_path, 4 * MiB, MiB) as cache:
+        place = 0
+        for _ in range(8):
+            opened = cache.intake.open_disk_segment(fingerprint(KEY), disk)
+            assert opened is not None
+            while True:
+                names = np.random.default_rng(place).integers(0, 256, (500, 16), dtype=np.uint8)
+                if not cache.intake.take_entries(opened, [Run(names, b"", RAW, place)]):
+                    break
+                place += 500
+                assert bytes_in(tmp_path) <= 4 * MiB
+            cache.intake.seal_entries(opened)
+            assert opened.segment.is_sealed
+            assert opened.segment.size <= MiB
+            assert bytes_in(tmp_path) <= 4 * MiB
+        assert place > 8 * 30_000
+        assert not cache.status().stopped_by
+        assert cache.table.entries == cache.status().disk_pieces < place
 
 
 # --- storage that is full, or fails ------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_a_table_that_was_told_how_many_holds_them_without_growing() -> None:
     table.expect(count)
     size = table.memory_bytes
     table.insert(names, np.arange(count, dtype=np.uint64))
-    assert table.memory_bytes < size * 1.02
+    assert table.memory_bytes < size * 1.1  # a shard that is fuller than others may grow a step
     assert table.entries > count * 0.999
     assert np.count_nonzero(table.lookup(names) == np.arange(count)) > count * 0.999
     assert (size - MiB) / count < 11.5  # 1 MiB is room to rebuild a shard

@@ -29,6 +29,7 @@ from standby.wan.segment_file import (
     Header,
     Names,
     Record,
+    footer_size,
     packed_footer,
     packed_header,
     packed_record,
@@ -112,10 +113,16 @@ class OpenSegment:
             segment = self.segment
             return self._directory[: segment.records], self._names[: segment.pieces]
 
-    def fits(self, count: int, length: int, size_max: int) -> bool:
-        """Whether `length` bytes of records with `count` pieces belong here still."""
+    def fitting(self, runs: Sequence[Run], size_max: int) -> int:
+        """How many of the runs, from the first on, belong here still: sealed with them, the segment
+        has at most `size_max` bytes."""
         segment = self.segment
-        return segment.pieces + count <= PIECES_MAX and segment.size + length <= size_max
+        size, pieces, records = segment.size, segment.pieces, segment.records
+        for number, run in enumerate(runs):
+            size, pieces, records = size + run.length, pieces + len(run.names), records + 1
+            if pieces > PIECES_MAX or size + footer_size(records, pieces) > size_max:
+                return number
+        return len(runs)
 
     def append(self, runs: Sequence[Run]) -> None:
         """Write one record per run. Raises DiskFull, DiskIO: then nothing of this call counts."""

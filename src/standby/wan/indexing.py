@@ -15,7 +15,7 @@ from standby.ports import Progress
 from standby.units import MiB
 from standby.wan.appending import OpenSegment, Run
 from standby.wan.namespace import Core, Namespace
-from standby.wan.segment_file import IN_DISK, PIECE, PIECES_MAX, RAW, DiskFile, Names
+from standby.wan.segment_file import IN_DISK, PIECE, RAW, DiskFile, Names
 from standby.wan.segments import Segment
 
 _STEP = 64 * MiB
@@ -95,13 +95,12 @@ class _Entries:
             return True
         runs = list(_runs(names, fresh, first))
         pieces = len(fresh)
-        if self._open is not None and self._open.segment.pieces + pieces > PIECES_MAX:
+        if self._open is None or not self._core.intake.take_entries(self._open, runs):
             self.close()
-        if self._open is None:
             mark = self._namespace.fingerprint
             self._open = self._core.intake.open_disk_segment(mark, self._file)
-        if self._open is None or not self._core.intake.take_entries(self._open, runs):
-            return False
+            if self._open is None or not self._core.intake.take_entries(self._open, runs):
+                return False
         self.count += pieces
         return True
 

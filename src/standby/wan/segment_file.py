@@ -251,6 +251,11 @@ def _is_possible(kind: int, type_: int, codec: int, first: int, count: int, leng
 # --- footer and trailer ------------------------------------------------------------------------
 
 
+def footer_size(records: int, pieces: int) -> int:
+    """Bytes of footer and trailer."""
+    return RECORD_HEAD + DIRECTORY.itemsize * records + NAME * pieces + TRAILER
+
+
 def packed_footer(header: Header, offset: int, directory: Directory, names: Names) -> list[Buffer]:
     """What a segment ends with when it is sealed at `offset`."""
     rows = directory.tobytes()

@@ -98,6 +98,7 @@ class Intake:
         self._told = told
         self._lock = threading.RLock()
         self._open: dict[bytes, OpenSegment] = {}
+        self._open_entries: list[OpenSegment] = []
         numbers = [number for number, _ in segment_paths(folder)]
         self._next_number = max(numbers, default=0) + 1
         """Above all files, those too that cannot be used."""
@@ -122,7 +123,10 @@ class Intake:
         """Go on with a segment that an earlier process left open."""
         former = self._open.get(open_segment.segment.header.namespace)
         if former is not None:
-            self._seal(former)
+            try:
+                self._seal(former)
+            except StandbyError:
+                former.close(sync=False)  # readable as it is, until the next opening
         self._open[open_segment.segment.header.namespace] = open_segment
 
     def take(self, namespace: bytes, runs: Sequence[Run]) -> int:
@@ -149,15 +153,9 @@ class Intake:
         index = 0
         while index < len(runs):
             opened = self._open_for(namespace, runs[index])
-            last, pieces, length = index, 0, 0
-            while last < len(runs):
-                pieces += len(runs[last].names)
-                length += runs[last].length
-                if last > index and not opened.fits(pieces, length, self._segment_bytes):
-                    break
-                last += 1
-            yield self._append(opened, runs[index:last])
-            index = last
+            count = max(1, opened.fitting(runs[index:], self._segment_bytes))
+            yield self._append(opened, runs[index : index + count])
+            index += count
 
     def _append(self, opened: OpenSegment, runs: Sequence[Run]) -> int:
         segment = opened.segment
@@ -170,7 +168,7 @@ class Intake:
 
     def _open_for(self, namespace: bytes, run: Run) -> OpenSegment:
         opened = self._open.get(namespace)
-        if opened is not None and opened.fits(len(run.names), run.length, self._segment_bytes):
+        if opened is not None and opened.fitting([run], self._segment_bytes):
             return opened
         if opened is not None:
             self._seal(opened)
@@ -197,13 +195,14 @@ class Intake:
 
     def seal_open(self, segment: Segment) -> bool:
         """Seal a segment that is open; False where that cannot be done now."""
-        opened = self._open.get(segment.header.namespace)
-        try:
-            if opened is not None and opened.segment is segment:
-                self._seal(opened)
-        except StandbyError as exc:
-            self._stop(exc)
-        return segment.is_sealed
+        with self._lock:
+            opened = self._open.get(segment.header.namespace)
+            try:
+                if opened is not None and opened.segment is segment:
+                    self._seal(opened)
+            except StandbyError as exc:
+                self._stop(exc)
+            return segment.is_sealed
 
     # --- entries into disk files ---
 
@@ -215,6 +214,7 @@ class Intake:
             try:
                 self._check_room()
                 created = self._create(namespace, IN_DISK, disk)
+                self._open_entries.append(created)
                 self._evict()
                 return created
             except StandbyError as exc:
@@ -224,8 +224,11 @@ class Intake:
             return None
 
     def take_entries(self, opened: OpenSegment, runs: Sequence[Run]) -> bool:
-        """Append to such a segment; False where that cannot be done."""
+        """Append to such a segment; False where that cannot be done: it is full, or nothing is
+        taken in now."""
         with self._lock:
+            if opened.fitting(runs, self._segment_bytes) < len(runs):
+                return False
             try:
                 self._append(opened, runs)
                 return True
@@ -236,6 +239,7 @@ class Intake:
     def seal_entries(self, opened: OpenSegment) -> None:
         """Nothing more comes into such a segment; an empty one goes."""
         with self._lock:
+            self._open_entries = [other for other in self._open_entries if other is not opened]
             if opened.segment.pieces == 0:
                 opened.close(sync=False)
                 self._shelf.take_off(opened.segment)
@@ -252,7 +256,7 @@ class Intake:
     def _reserved(self) -> int:
         """Bytes that are used, each open segment counted as full."""
         used = self._shelf.used_bytes
-        for opened in self._open.values():
+        for opened in (*self._open.values(), *self._open_entries):
             used += max(0, self._segment_bytes - opened.segment.size)
         return used
 
@@ -297,8 +301,10 @@ class Intake:
                 runs = copied_runs(self._shelf, segment, directory, records)
             except (SegmentDamaged, StandbyError):
                 runs = []
+        if opened is not None and runs:
+            runs = runs[: opened.fitting(runs, self._segment_bytes)]
         pieces, length = sum(len(run.names) for run in runs), sum(run.length for run in runs)
-        if opened is not None and runs and opened.fits(pieces, length, self._segment_bytes):
+        if opened is not None and runs:
             self._append(opened, runs)
             self._counters.add(copied_forward=pieces)
         self.drop(segment)
