@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from standby.errors import CertificateRefused, LinkError, MoverDied, MoverFenced
-from standby.server.service_mover import CrewHandle, Reconnect, ServiceMover
+from standby.server.crew_handle import CrewHandle
+from standby.server.service_mover import Reconnect, ServiceMover
 from standby.wire.link import Link
 from standby.wire.messages import Call, Reply
 

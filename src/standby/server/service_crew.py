@@ -22,10 +22,10 @@ from standby.repository import DiskState, StagedDisk
 from standby.road.connections import TO_REPOSITORY, TO_TARGET, new_ticket
 from standby.server.config import Config
 from standby.server.crew import DiskLink, DiskTask, Handle, RepositoryView, replica_name
+from standby.server.crew_handle import CrewHandle
 from standby.server.fleet import Fleet, Station
 from standby.server.hanging import AskableNow, TaskWatch
 from standby.server.resources import Resources, TaskRequest
-from standby.server.service_mover import CrewHandle
 
 
 class RemoteRepository:

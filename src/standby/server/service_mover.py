@@ -3,7 +3,7 @@
 A service mover goes on with its tasks while no server is connected (RULES 18). So a link that
 drops is made again, every `every_s` for up to `for_s`, and what ran meanwhile is joined again by
 its task id; only a call that was answered by nobody fails, with LinkError, and is its caller's to
-repeat. `Crew` wraps one handle per VM, so that one VM's end is not the others'.
+repeat. `crew_handle` has it as one VM's session uses it.
 
 Before anything else travels on a new link the two sides greet: the server says who it is (`greet`),
 that the crews at work are still there, and which ones ended while it was away.
@@ -402,84 +402,3 @@ class ServiceMover:
             link.shutdown()
         if keeper is not None:
             keeper.join(timeout=10)
-
-
-class CrewHandle:
-    """A service mover as one VM's session uses it: `cut` ends the calls of this `crew` only."""
-
-    def __init__(self, mover: ServiceMover, crew: str, patience_s: float | None = None) -> None:
-        """`patience_s`: how long a mover that is away is waited for (`ServiceMover.is_there`)."""
-        self.name = mover.name
-        self.patience_s = patience_s
-        self.mover = mover
-        self._crew = crew
-        self._lock = threading.Lock()
-        self._waiting: set[Future[Any]] = set()
-        self._is_cut = False
-        self._is_kept = True
-        mover.keep_crew(crew)
-
-    def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
-        """As `ServiceMover.start`; MoverDied once this session was cut off."""
-        ours: Future[Any] = Future()
-        with self._lock:
-            if self._is_cut:
-                raise MoverDied(self.name, "the session was cut off")
-            self._waiting.add(ours)
-        try:
-            if not self.mover.is_there(self.patience_s):
-                raise MoverDied(self.name, self.mover.problem or "it cannot be reached")
-            theirs = self.mover.start(verb, crew=self._crew, **arguments)
-        except BaseException:
-            with self._lock:
-                self._waiting.discard(ours)
-            raise
-        theirs.add_done_callback(lambda done: self._finish(ours, done))
-        return ours
-
-    def start_now(self, verb: str, /, **arguments: Any) -> Future[Any] | None:
-        """As `ServiceMover.start_now`; None once this session was cut off, too."""
-        if self._is_cut:
-            return None
-        return self.mover.start_now(verb, crew=self._crew, **arguments)
-
-    def call(self, verb: str, /, **arguments: Any) -> Any:
-        """Ask for `verb` and wait for its result."""
-        return self.start(verb, **arguments).result()
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the mover can be asked now."""
-        return self.mover.is_connected
-
-    def _finish(self, ours: Future[Any], theirs: Future[Any]) -> None:
-        with self._lock:
-            if ours not in self._waiting:
-                return
-            self._waiting.discard(ours)
-        error = theirs.exception()
-        if error is not None:
-            ours.set_exception(error)
-        else:
-            ours.set_result(theirs.result())
-
-    def cut(self) -> None:
-        """End every call of this crew, now and from now on, whatever the mover hangs in; it is told
-        to end the crew's tasks."""
-        with self._lock:
-            if self._is_cut:
-                return
-            self._is_cut = True
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        for future in waiting:
-            future.set_exception(MoverDied(self.name, "the session was cut off"))
-        self.close()
-        self.mover.end_crew(self._crew)
-
-    def close(self) -> None:
-        """The crew is not at work any more; the mover serves other ones."""
-        with self._lock:
-            is_kept, self._is_kept = self._is_kept, False
-        if is_kept:
-            self.mover.drop_crew(self._crew)
