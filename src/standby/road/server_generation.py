@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from standby import files
-from standby.errors import ProtocolError
+from standby.errors import ConfigurationError
 
 FILE_NAME = "server-generation.json"
 
@@ -17,7 +17,7 @@ class ServerGeneration:
     lock."""
 
     def __init__(self, state: Path) -> None:
-        """Raises ProtocolError for a file that cannot be read."""
+        """Raises ConfigurationError for a file that is damaged."""
         self._path = state / FILE_NAME
         self.current = _read(self._path)
 
@@ -35,4 +35,9 @@ def _read(path: Path) -> int:
         try:
             return int(msgspec.json.decode(file.read(0, file.size))["generation"])
         except (msgspec.DecodeError, KeyError, TypeError, ValueError) as exc:
-            raise ProtocolError(str(path), f"cannot be read: {exc}") from exc
+            raise ConfigurationError(
+                str(path),
+                f"does not say which generation of backup server was met: {exc}",
+                "Remove it: the next server that joins writes it anew, and until then an older one "
+                "is not fenced",
+            ) from exc

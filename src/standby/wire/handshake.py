@@ -8,10 +8,20 @@ import ssl
 from collections.abc import Callable
 
 from standby.clock import SYSTEM_CLOCK
-from standby.errors import CertificateRefused, LinkError, LinkTimeout, RefusedByPeer
+from standby.errors import (
+    CertificateRefused,
+    LinkError,
+    LinkTimeout,
+    PeerBusy,
+    RefusedByPeer,
+    VersionMismatch,
+    error_from_wire,
+)
 from standby.units import KiB
+from standby.wire import frames
 from standby.wire.accepting import parsed_address
 from standby.wire.link import Limits, tune
+from standby.wire.messages import Hello, Refused
 
 HELLO_MAX = 64 * KiB
 """Bytes a first frame may have: nothing larger is taken from a peer not yet welcome."""
@@ -22,6 +32,28 @@ LINGER_MAX = 256 * KiB
 _FOREIGN = frozenset({2, 18, 19, 20, 21})
 _NOT_YET, _EXPIRED = 9, 10
 """X509_V_ERR_* of OpenSSL's x509_vfy.h."""
+
+
+def refusal(answer: Refused, who: str) -> LinkError:
+    """What a peer said when it let us not in, as ours."""
+    error = error_from_wire(answer.error)
+    if isinstance(error, VersionMismatch):
+        return VersionMismatch(who, error.problem, error.ours, error.theirs)
+    if isinstance(error, PeerBusy):
+        return PeerBusy(who, error.problem)
+    problem = error.problem if isinstance(error, LinkError) else str(error)
+    return RefusedByPeer(who, problem, type(error).__name__)
+
+
+def check_version(hello: Hello, who: str) -> None:
+    """Raise VersionMismatch unless the peer speaks our version."""
+    if hello.version != frames.VERSION:
+        raise VersionMismatch(
+            who,
+            f"protocol version {hello.version}, this side speaks {frames.VERSION}",
+            hello.version,
+            frames.VERSION,
+        )
 
 
 class Until:
@@ -43,6 +75,7 @@ def hello_limits(until: Until) -> Limits:
 
 
 def connected(address: str, who: str, until: Until) -> socket.socket:
+    """A TCP connection to "host:port"; LinkTimeout, LinkError."""
     try:
         connection = socket.create_connection(parsed_address(address), until.left_s())
     except TimeoutError:

@@ -35,13 +35,18 @@ from standby.errors import (
     ProtocolError,
     RefusedByPeer,
     StandbyError,
-    VersionMismatch,
-    error_from_wire,
     error_to_wire,
 )
 from standby.wire import frames
 from standby.wire.accepting import Acceptor, Door, Visit, address_text, parsed_address
-from standby.wire.handshake import Until, connected, hello_limits, linger
+from standby.wire.handshake import (
+    Until,
+    check_version,
+    connected,
+    hello_limits,
+    linger,
+    refusal,
+)
 from standby.wire.identity import Peer
 from standby.wire.link import BETWEEN_MACHINES, Link
 from standby.wire.messages import Challenge, Hello, Message, Proof, Refused, Welcome
@@ -191,13 +196,7 @@ def _next(link: Link, kind: type[Kind]) -> Kind:
     """The next message, of that kind; what the peer refused is raised."""
     message, _ = link.receive()
     if isinstance(message, Refused):
-        error = error_from_wire(message.error)
-        if isinstance(error, VersionMismatch):
-            raise VersionMismatch(link.peer, error.problem, error.ours, error.theirs)
-        if isinstance(error, PeerBusy):
-            raise PeerBusy(link.peer, error.problem)
-        problem = error.problem if isinstance(error, LinkError) else str(error)
-        raise RefusedByPeer(link.peer, problem, type(error).__name__)
+        raise refusal(message, link.peer)
     if not isinstance(message, kind):
         said = type(message).__name__
         raise ProtocolError(link.peer, f"said {said} where {kind.__name__} was due")
@@ -261,13 +260,7 @@ class PlainListener:
         ends = _ends(visit.connection, is_server=True)
         key = self._secret.read()
         hello = _next(link, Hello)
-        if hello.version != frames.VERSION:
-            raise VersionMismatch(
-                link.peer,
-                f"protocol version {hello.version}, this side speaks {frames.VERSION}",
-                hello.version,
-                frames.VERSION,
-            )
+        check_version(hello, link.peer)
         challenge = Challenge(self._name, list(self._roles), bytes.fromhex(new_token(KEY_SIZE)))
         link.send(challenge)
         proofs = _Proofs(key, ends, hello, challenge)

@@ -21,15 +21,20 @@ from standby.errors import (
     LinkTimeout,
     PeerBusy,
     ProtocolError,
-    RefusedByPeer,
     StandbyError,
-    VersionMismatch,
-    error_from_wire,
     error_to_wire,
 )
 from standby.wire import frames
 from standby.wire.accepting import Acceptor, Door, Visit
-from standby.wire.handshake import Until, connected, hello_limits, linger, shaken
+from standby.wire.handshake import (
+    Until,
+    check_version,
+    connected,
+    hello_limits,
+    linger,
+    refusal,
+    shaken,
+)
 from standby.wire.identity import IdentityFolder, Peer
 from standby.wire.link import BETWEEN_MACHINES, Link
 from standby.wire.messages import Hello, Refused, Welcome
@@ -99,19 +104,9 @@ def _introduce(link: Link, role: str, who: str) -> None:
     except LinkTimeout:
         raise LinkTimeout(who, "no answer to our hello in time") from None
     if isinstance(answer, Refused):
-        raise _refusal(answer, who)
+        raise refusal(answer, who)
     if not isinstance(answer, Welcome):
         raise ProtocolError(who, f"answered a hello with {type(answer).__name__}")
-
-
-def _refusal(answer: Refused, who: str) -> LinkError:
-    error = error_from_wire(answer.error)
-    if isinstance(error, VersionMismatch):
-        return VersionMismatch(who, error.problem, error.ours, error.theirs)
-    if isinstance(error, PeerBusy):
-        return PeerBusy(who, error.problem)
-    problem = error.problem if isinstance(error, LinkError) else str(error)
-    return RefusedByPeer(who, problem, type(error).__name__)
 
 
 # --- listening -------------------------------------------------------------------------------
@@ -213,13 +208,7 @@ class Listener:
             raise LinkTimeout(link.peer, "no hello in time") from None
         if not isinstance(hello, Hello):
             raise ProtocolError(link.peer, f"began with {type(hello).__name__}, not Hello")
-        if hello.version != frames.VERSION:
-            raise VersionMismatch(
-                link.peer,
-                f"protocol version {hello.version}, this side speaks {frames.VERSION}",
-                hello.version,
-                frames.VERSION,
-            )
+        check_version(hello, link.peer)
         if hello.role not in shown.roles:
             raise CertificateRefused(
                 link.peer, f"it speaks as {hello.role!r}, its roles are {', '.join(shown.roles)}"
