@@ -119,7 +119,8 @@ def transfer(
 
     With `asks` the source knows nothing and asks; else its index knows all that the target holds.
     """
-    index, target = SourceIndex(KEY, LookupTable, INDEX_BUDGET), MemoryTarget(KEY)
+    index = SourceIndex(KEY, LookupTable, INDEX_BUDGET, has_anchors=store > 0)
+    target = MemoryTarget(KEY)
     first = old or new
     base = index.add_disk(first.size)
     stored = old.stored() if old else np.empty(0, np.int64)

@@ -98,7 +98,7 @@ def test_a_frame_that_ends_early_is_refused(sample: Sample) -> None:
     assert decoder.decode(sample.frame).is_complete
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_damaged_frames_give_out_nothing_wrong(sample: Sample, data: st.DataObject) -> None:
     damaged = bytearray(sample.frame)

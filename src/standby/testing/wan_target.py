@@ -60,6 +60,11 @@ class MemoryTarget:
         """Held.find."""
         found = [self._places.get(name.tobytes(), -1) for name in asked]
         places = np.array(found, np.int64)
+        hits = np.flatnonzero(places >= 0)
+        content = np.empty(len(hits) * PIECE, np.uint8)
+        self._read(places[hits], np.full(len(hits), PIECE), content)
+        still = (names(content, self._key)[:, ASKED] == asked[hits]).all(axis=1)
+        places[hits[~still]] = -1
         return places >= 0, np.maximum(places, 0).astype(np.uint64)
 
     def read_found(self, locations: NDArray[np.uint64]) -> tuple[Pieces, NDArray[np.bool_]]:
@@ -74,6 +79,12 @@ class MemoryTarget:
 
     def read(self, addresses: Array, lengths: Array, out: Pieces) -> NDArray[np.bool_]:
         """Held.read."""
+        ok = self._read(addresses, lengths, out)
+        if self.lies is not None:
+            ok = self.lies(out, ok)
+        return ok
+
+    def _read(self, addresses: Array, lengths: Array, out: Pieces) -> NDArray[np.bool_]:
         ok = np.zeros(len(addresses), bool)
         at = 0
         for row, (address, length) in enumerate(
@@ -86,8 +97,6 @@ class MemoryTarget:
                     out[at : at + length] = content[start : start + length]
                     ok[row] = True
             at += length
-        if self.lies is not None:
-            ok = self.lies(out, ok)
         return ok
 
     def _know(self, base: int, offsets: Array, pieces: Pieces) -> None:

@@ -2,10 +2,10 @@
 
 Every disk that goes through the accelerator has a range of addresses of its own; an address names
 a byte of a disk as its previous restore point has it, or, with NOW added, as the session under way
-has written it. The tables are hints with 16 bits of each name; a check of 32 more bits stands at
+has written it. The tables are hints with some 30 bits of each name; a check of 16 others stands at
 the address itself, so that a wrong or outdated hint is dropped here and not at the target.
 
-Per 4 KiB of disk, beside the tables: 4 bytes for the piece, 4 for the part that begins in it.
+Per 4 KiB of disk, beside the tables: 2 bytes for the piece, 2 for the part that begins in it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Pieces = NDArray[np.uint8]
 PART_MIN, PART_TARGET, PART_MAX = 2048, 6144, 32768
 """Parts of about 8 KiB: of the sizes whose digests fit in 0.2 % of the data, the smallest."""
 
-ANCHOR_PERIOD = 4096
+ANCHOR_PERIOD = 8192
+"""Half as rare costs twice the memory for 1 to 5 % fewer bytes (bench/wan_bytes.py --small)."""
 
 
 def run_borders(offsets: Array) -> Array:
@@ -68,14 +69,14 @@ def anchor_names(fingerprints: NDArray[np.uint64]) -> Names:
 
 @dataclass(slots=True)
 class _Checks:
-    """32 bits of a name per piece of one disk: as it was, and as written in this session."""
+    """16 bits of a name per piece of one disk: as it was, and as written in this session."""
 
-    before: NDArray[np.uint32]
-    now: NDArray[np.uint32]
+    before: NDArray[np.uint16]
+    now: NDArray[np.uint16]
 
     @staticmethod
     def of(pieces: int) -> _Checks:
-        return _Checks(np.zeros(pieces, np.uint32), np.zeros(pieces, np.uint32))
+        return _Checks(np.zeros(pieces, np.uint16), np.zeros(pieces, np.uint16))
 
 
 @dataclass(slots=True)
@@ -88,25 +89,30 @@ class _Disk:
     def forget(self) -> None:
         """Nothing is written in a session."""
         pieces = len(self.is_written)
-        self.pieces.now = np.zeros(pieces, np.uint32)
-        self.parts.now = np.zeros(pieces, np.uint32)
+        self.pieces.now = np.zeros(pieces, np.uint16)
+        self.parts.now = np.zeros(pieces, np.uint16)
         self.is_written = np.zeros(pieces, bool)
 
 
-def _checks(names: Names, addresses: Array) -> NDArray[np.uint32]:
-    """32 bits of each name and of where in its piece it begins, or it would be taken for the same
+def _checks(names: Names, addresses: Array) -> NDArray[np.uint16]:
+    """16 bits of each name and of where in its piece it begins, or it would be taken for the same
     content elsewhere in that piece; never 0, which says that nothing is known."""
-    words: NDArray[np.uint32] = np.ascontiguousarray(names).view("<u4")[:, 3].astype(np.uint32)
+    words = np.ascontiguousarray(names).view("<u4")[:, 2].astype(np.uint32)
     within = (addresses % PIECE).astype(np.uint32) * np.uint32(0x9E3779B1)
-    return (words ^ within) | np.uint32(1)
+    mixed: NDArray[np.uint16] = ((words ^ within) >> np.uint32(16)).astype(np.uint16)
+    return np.maximum(mixed, np.uint16(1))
 
 
 class SourceIndex:
     """Digests of what the target holds, by content. Thread-safe: one for all disks; a look-up
     beside a change finds the hint or does not."""
 
-    def __init__(self, key: bytes, new_table: NewTable, budget_bytes: int) -> None:
-        """`budget_bytes` for all tables together."""
+    def __init__(
+        self, key: bytes, new_table: NewTable, budget_bytes: int, *, has_anchors: bool = True
+    ) -> None:
+        """`budget_bytes` for all tables together. Without `has_anchors`, which only deltas need,
+        there is a quarter less to remember."""
+        self._has_anchors = has_anchors
         self._key = key
         self._names = new_table(budget_bytes // 2)
         self._parts = new_table(budget_bytes // 4)
@@ -166,18 +172,23 @@ class SourceIndex:
         where they are made already."""
         starts, _, digests = parts or parts_of(data, run_borders(offsets), self._key)
         part_places = offsets[starts // PIECE] + starts % PIECE
-        positions, fingerprints = anchors(data.reshape(-1), self._key, ANCHOR_PERIOD)
-        inside = positions - WINDOW
-        anchor_places = offsets[inside // PIECE] + inside % PIECE
+        marks, anchor_places = self._marks(offsets, data)
         with self._changing:
             disk = self._disk(base)
             self._names.insert(names, (base + offsets).astype(np.uint64))
             self._parts.insert(digests, (base + part_places).astype(np.uint64))
-            found = anchor_names(fingerprints)
-            self._anchors.insert(found, (base + anchor_places).astype(np.uint64))
+            self._anchors.insert(marks, (base + anchor_places).astype(np.uint64))
             disk.pieces.now[offsets // PIECE] = _checks(names, offsets)
             disk.parts.now[part_places // PIECE] = _checks(digests, part_places)
             disk.is_written[offsets // PIECE] = True
+
+    def _marks(self, offsets: Array, data: Pieces) -> tuple[Names, Array]:
+        """The anchors of a batch as keys of the table, and where on the disk they are."""
+        if not self._has_anchors:
+            return np.empty((0, 16), np.uint8), np.empty(0, np.int64)
+        positions, fingerprints = anchors(data.reshape(-1), self._key, ANCHOR_PERIOD)
+        inside = positions - WINDOW
+        return anchor_names(fingerprints), offsets[inside // PIECE] + inside % PIECE
 
     def commit(self, base: int) -> None:
         """What the session wrote into the disk at `base` is its newest restore point."""
