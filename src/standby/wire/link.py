@@ -166,7 +166,7 @@ class Link:
             self.sent_bytes += len(head) + length
 
     def _send_all(self, parts: list[memoryview]) -> None:
-        write, wait = self._stream.write, self._stream.wait
+        write, wait, room = self._stream.write, self._stream.wait, self._stream.room
         progress = _Progress(self.limits, None)
         progress.begun()
         throttle, allowed = self.throttle, 0
@@ -180,6 +180,7 @@ class Link:
                 sent = write(_first(parts, allowed))
                 allowed -= max(0, sent)
             if sent < 0:
+                room.look()
                 left_s = progress.seconds_left()
                 if left_s == 0:
                     raise LinkTimeout(self.peer, f"took too little for {self.limits.stall_s:g} s")

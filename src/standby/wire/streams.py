@@ -17,6 +17,8 @@ import ssl
 import sys
 import threading
 
+from standby.wire.room import SendRoom
+
 WANT_READ, WANT_WRITE = -1, -2
 """Nothing could be done: wait until the socket can be read, or written, and call again."""
 
@@ -77,6 +79,7 @@ class PlainStream:
         self.connection = connection
         self._sendmsg = getattr(connection, "sendmsg", None)
         self._waiters = {False: _Waiter(connection), True: _Waiter(connection)}
+        self.room = SendRoom(connection)
 
     def read(self, view: memoryview) -> int:
         """Bytes read into `view`, 0 at the end of the stream, or WANT_READ / WANT_WRITE."""
