@@ -41,9 +41,8 @@ def base(tmp_path: Path) -> Path:
 
 
 def write(path: Path, offset: int, data: np.ndarray, **options) -> None:
-    with closing(open_disk(path, writable=True)) if not options else closing(
-        vhdx.open_vhdx(path, writable=True, **options)
-    ) as disk:
+    opener = vhdx.open_vhdx if options else open_disk
+    with closing(opener(path, writable=True, **options)) as disk:
         disk.write(offset, data.data)
 
 

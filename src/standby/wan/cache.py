@@ -23,6 +23,7 @@ from standby.wan.checking import CheckReport, check_cache
 from standby.wan.counting import CacheStatus, Counters, cache_status
 from standby.wan.disk_content import DiskReaders
 from standby.wan.indexing import drop_changed, index_disk
+from standby.wan.limits import Limits
 from standby.wan.loading import load, save
 from standby.wan.locations import NamePieces, NewTable
 from standby.wan.namespace import Namespace, Pin
@@ -30,7 +31,7 @@ from standby.wan.populating import PopulateReport, Told, populate
 from standby.wan.saving import TableSaver
 from standby.wan.segments import Found, Shelf, is_content
 from standby.wan.surveying import LOCK_NAME, tell
-from standby.wan.writing import Intake, Limits, Warn
+from standby.wan.writing import Intake, Warn
 
 __all__ = ["GlobalCache", "Limits", "Namespace", "Pin", "fingerprint"]
 
