@@ -65,6 +65,7 @@ def test_headers_compile_for_machines_without_vector_variants(tmp_path: Path, ta
     unit.write_text(
         '#include "blocks.h"\n_Static_assert(BLOCKS_VARIANTS == 1, "scalar only");\n'
         '#include "keyed.h"\n_Static_assert(KEYED_VARIANTS == 1, "scalar only");\n'
+        '#include "rolling.h"\n_Static_assert(ROLLING_VARIANTS == 1, "scalar only");\n'
         '#include "wan_cache.h"\n'
     )
     done = run(
