@@ -60,7 +60,8 @@ def remote(run: Run, replicated: ServedSite, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def plain(text: str) -> str:
-    """Without what changes from one second to the next."""
+    """Without what changes from one second to the next, and how commands in it were asked."""
+    text = re.sub(r" --(config|server) [^ `\n]+", "", text)
     return re.sub(r'(free at the target: |"free_bytes": |"newest_age_s": ).*', r"\1", text)
 
 

@@ -74,7 +74,7 @@ def test_show_names_every_point_in_full(replica, points: list[str]) -> None:
     assert all(len(line) <= 80 for line in lines[2:])
 
 
-def test_show_names_what_is_possible_as_commands_that_exist(run, replica) -> None:
+def test_show_names_what_is_possible_as_commands_that_exist(run, replica, target: Path) -> None:
     def shown() -> list[str]:
         lines = replica("show", "vm1_replica", expect=None).out.splitlines()
         commands = [line.strip() for line in lines[lines.index("possible now:") + 1 :]]
@@ -97,7 +97,8 @@ def test_show_names_what_is_possible_as_commands_that_exist(run, replica) -> Non
         "standby replica verify vm1_replica",
     ]
     refused = replica("failover", "vm1_replica", "--yes", expect=13)
-    assert "possible now: `standby replica undo-failover vm1_replica`, " in refused.err
+    undo = f"`standby replica undo-failover vm1_replica --target {target}`"
+    assert f"possible now: {undo}, " in refused.err
 
 
 def test_damage_during_a_failover_is_told_and_the_failover_can_be_undone(
@@ -259,7 +260,7 @@ def test_undoing_the_failover_of_a_running_vm_names_it_and_what_stops_it(
     write_record(target / "vm1_replica", record)
     refused = replica("undo-failover", "vm1", more, expect=12)
     assert f"VM vm1_replica on host target is running (QEMU process {ours})" in refused.err
-    assert "`standby replica power off vm1_replica`" in refused.err
+    assert f"`standby replica power off vm1_replica --target {target}`" in refused.err
     write_record(target / "vm1_replica", PowerRecord())
     held = open_disk(ready(target), writable=True)  # as a VM started by hand would
     refused = replica("undo-failover", "vm1", more, expect=12)

@@ -26,6 +26,7 @@ from standby.cli import (
     authority,
     demo,
     disk,
+    hints,
     infrastructure,
     job_requests,
     jobs,
@@ -56,6 +57,7 @@ class Root(click.Group):
 
     def _run(self, arguments: list[str], extra: dict[str, Any]) -> int:
         as_json = "--json" in arguments
+        hints.remember(arguments)
         try:
             result: Any = super().main(arguments, **extra)
             return result if isinstance(result, int) else 0

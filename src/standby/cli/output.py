@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from standby.cli.hints import with_options
 from standby.errors import StandbyError, error_to_wire
 from standby.units import format_bytes
 
@@ -91,12 +92,12 @@ def size(count: int) -> str:
 
 def warn(text: str) -> None:
     """A warning on stderr."""
-    click.echo(f"warning: {text}", err=True)
+    click.echo(f"warning: {with_options(text)}", err=True)
 
 
 def show_error(error: StandbyError, as_json: bool) -> None:
     """The error's sentence on stderr; where JSON was asked for, its class and fields on stdout."""
-    click.echo(f"error: {error}", err=True)
+    click.echo(f"error: {with_options(str(error))}", err=True)
     if as_json:
         values = error_to_wire(error)
         name = values.pop("error")
