@@ -6,13 +6,20 @@ allocation of its own in its loop; xxhash and the system calls run without the G
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any
 
 import xxhash
+
+from standby import digesting
 
 CHUNK = 512 << 10
 """Bytes a call: fits the L2 cache with room to spare, large enough that Python's share is small."""
@@ -124,3 +131,116 @@ def copy_ranges(
     finally:
         os.close(fd)
         os.close(out)
+
+
+# --- the whole road --------------------------------------------------------------------------
+
+SLOTS, SLOT_SIZE = 3, 16 << 20
+"""As the road's own shared memory."""
+
+READ_BACK = 256 << 20
+"""Bytes written before they are read back, as in a group commit."""
+
+
+class WholeRoad:
+    """What a first session does with every byte, by plain calls in two processes: read and hashed
+    into shared memory in one, written, synced, read back and hashed again in the other."""
+
+    def __init__(self, control: Any, memory: SharedMemory) -> None:
+        self._control = control
+        self._memory = memory
+
+    def run(self, source: Path, target: Path, ranges: Sequence[Range]) -> float:
+        """Seconds for the ranges of `source`, written to `target` at the same offsets."""
+        written: queue.SimpleQueue[list[tuple[Range, bytes]]] = queue.SimpleQueue()
+        failures: list[BaseException] = []
+        out = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        begun = time.perf_counter()
+        checker = threading.Thread(target=_check, args=(target, written, failures))
+        checker.start()
+        self._control.send((source, ranges))
+        waiting: list[tuple[Range, bytes]] = []
+        while (filled := self._control.recv()) is not None:
+            slot, group = filled
+            position = slot * SLOT_SIZE
+            for (_, place, length), _ in group:
+                if os.pwrite(out, self._memory.buf[position : position + length], place) != length:
+                    raise OSError(f"short write at {place} of {target}")
+                position += length
+            self._control.send(slot)
+            waiting += group
+            if total([item for item, _ in waiting]) >= READ_BACK:
+                written.put(waiting)
+                waiting = []
+        os.fdatasync(out)
+        written.put(waiting)
+        written.put([])
+        checker.join()
+        os.close(out)
+        if failures:
+            raise failures[0]
+        return time.perf_counter() - begun
+
+
+def _check(
+    target: Path,
+    written: queue.SimpleQueue[list[tuple[Range, bytes]]],
+    failures: list[BaseException],
+) -> None:
+    try:
+        fd = os.open(target, os.O_RDONLY)
+        buffer = memoryview(bytearray(CHUNK))
+        while group := written.get():
+            for (_, place, length), leaves in group:
+                view = buffer[:length]
+                if os.preadv(fd, [view], place) != length:
+                    raise OSError(f"short read at {place} of {target}")
+                if digesting.leaves(view).tobytes() != leaves:
+                    raise OSError(f"what was written at {place} of {target} is not there")
+        os.close(fd)
+    except BaseException as exc:
+        failures.append(exc)
+
+
+def _read_side(control: Any, name: str) -> None:
+    memory = SharedMemory(name)
+    while (asked := control.recv()) is not None:
+        source, ranges = asked
+        fd = os.open(source, os.O_RDONLY)
+        free = list(range(SLOTS))
+        for first in range(0, len(ranges), SLOT_SIZE // CHUNK):
+            while control.poll() or not free:
+                free.append(control.recv())
+            slot = free.pop(0)
+            position, group = slot * SLOT_SIZE, []
+            for item in ranges[first : first + SLOT_SIZE // CHUNK]:
+                view = memory.buf[position : position + item[2]]
+                if os.preadv(fd, [view], item[0]) != item[2]:
+                    raise OSError(f"short read at {item[0]} of {source}")
+                group.append((item, digesting.leaves(view).tobytes()))
+                position += item[2]
+                del view
+            control.send((slot, group))
+        while len(free) < SLOTS:
+            free.append(control.recv())
+        control.send(None)
+        os.close(fd)
+    memory.close()
+
+
+@contextlib.contextmanager
+def whole_road() -> Iterator[WholeRoad]:
+    """The road's second process, until the block ends."""
+    context = multiprocessing.get_context("spawn")
+    memory = SharedMemory(create=True, size=SLOTS * SLOT_SIZE)
+    ours, theirs = context.Pipe()
+    reader = context.Process(target=_read_side, args=(theirs, memory.name), daemon=True)
+    reader.start()
+    theirs.close()
+    try:
+        yield WholeRoad(ours, memory)
+        ours.send(None)
+        reader.join()
+    finally:
+        memory.close()
+        memory.unlink()

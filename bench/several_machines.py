@@ -9,8 +9,10 @@ session of a VM and the session after a day of changes, VHDX to VHDX. Movers run
 starts; what starting them takes is told apart. Every session's point is compared with the source,
 untimed. With `auto` compression the first session is to be as fast as with none: loopback is a fast
 link. The bare pumps of wire_layer.py move as many bytes in the same turns, from memory to memory:
-what the whole road, disk to disk with all that is proved on it, is measured by. Processor seconds
-of server and movers are told beside, for machines that others use too.
+what the whole road, disk to disk with all that is proved on it, is measured by. What a machine
+allows such a road is told by its floor: the same bytes read, hashed, written, synced, read back and
+hashed by plain calls in two processes that share memory, without format, protocol or log.
+Processor seconds of server and movers are told beside, for machines that others use too.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import floors
 import standby
 import wire_layer
 from installation import (
@@ -60,6 +63,7 @@ from timing import (
 
 ALONE, PLAIN, TLS = "child movers", "service movers, plain", "service movers, TLS"
 PUMPS = ("bare socket", "bare ssl socket")
+FLOOR = "the road by plain calls"
 KINDS = (ALONE, PLAIN, TLS)
 FULL, DAY = "first session", "a day of changes"
 ROLES = {"here": ("host", "source", "repository"), "there": ("host", "target")}
@@ -306,15 +310,26 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
 
         return Contender(kind, road.run, prepare, road.check)
 
+    disk, target = made.path("base"), folder / "floor.vhdx"
+    ranges = floors.data_ranges(disk)
     with all_closed(roads):
-        with wire_layer.sending(
-            folder / "pumps", size // wire_layer.BATCH * wire_layer.BATCH
-        ) as bare:
+        with (
+            wire_layer.sending(
+                folder / "pumps", size // wire_layer.BATCH * wire_layer.BATCH
+            ) as bare,
+            floors.whole_road() as plain_calls,
+        ):
             pumps = [
                 Contender(kind, partial(bare.run, kind), check=wire_layer.must_be_true)
                 for kind in PUMPS
             ]
-            full = in_turns([*(first(kind) for kind in roads), *pumps], options.turns)
+            floor = Contender(
+                FLOOR,
+                lambda: Timed(plain_calls.run(disk, target, ranges), None),
+                prepare=lambda: warm(disk),
+                check=lambda _: target.unlink(),
+            )
+            full = in_turns([*(first(kind) for kind in roads), *pumps, floor], options.turns)
         _note(report, roads, FULL)
         daily = in_turns([day(kind) for kind in KINDS], options.turns)
         _note(report, roads, DAY)
@@ -332,6 +347,17 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
         road_speed.text = f"{FULL}, {name}: speed of the whole road over that of a {pump} pump"
         road_speed.is_at_most = False
         report.claims.append(road_speed)
+    allowed = _claim(full, "", PUMPS[0], FLOOR, 0.0)
+    allowed.text = f"{FLOOR}: its speed over that of a {PUMPS[0]} pump"
+    allowed.goal = None
+    report.claims.append(allowed)
+    report.claims.append(
+        Claim(
+            f"{FULL}: plain over {FLOOR}",
+            full.ratio(PLAIN, FLOOR),
+            spread=full.ratio_range(PLAIN, FLOOR),
+        )
+    )
     peak = max(road.spent.peak_bytes for road in roads.values())
     report.claims.append(Claim("most memory of a mover, MiB", peak / 2**20, 256))
 
