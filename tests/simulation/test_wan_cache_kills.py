@@ -74,7 +74,7 @@ def test_a_kill_at_any_change(
 ) -> None:
     total = changes_of(tmp_path, monkeypatch)
     assert total > 30
-    for at in range(1, total + 1, 2 if torn else 1):
+    for at in range(1 + power, total + 1, 3 if torn else 1):
         folder = tmp_path / "cache"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
