@@ -145,6 +145,7 @@ class Soak:
                 f"{machine['error']} {'; '.join([*machine['warnings'], *machine['alarms']])}"
             )
             assert not machine["error"].startswith("unexpected"), machine
+            assert "was stopped" not in machine["error"], machine  # nobody asked for that
             if machine["outcome"] == "done":  # it must read as the source does now
                 self.sites.remember_point(machine["replica"], machine["point"], machine["machine"])
         self.outcomes[str(code)] += 1

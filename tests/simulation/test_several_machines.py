@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -131,6 +132,39 @@ def test_a_checkpoint_whose_host_was_away_just_then_is_released_all_the_same(
     assert (machine.alarms, len(lost) > 0) == ([], True)
     assert site.check_points() == 1
     site.check_nothing_leaked()
+
+
+def test_a_vm_that_waits_for_its_turn_does_not_care_who_else_is_cut_off(tmp_path, monkeypatch):
+    site = SeveralSite(tmp_path / "site", more="max_tasks = 1")
+    for name in ("vm1", "vm2"):
+        site.add_machine(name, sizes=(64 * MiB,))
+        site.write(0, 48 * MiB, machine=name)
+    at_work = []
+    original = ServiceCrew.disk_link
+
+    @contextlib.contextmanager
+    def told(crew, task):
+        with original(crew, task) as link:
+            at_work.append(crew)
+            yield link
+
+    def cut_off():
+        wait_until(lambda: server.crews.resources.waiting == 1, "the other VM waits")
+        threading.Thread(target=at_work[0].cut).start()
+
+    monkeypatch.setattr(ServiceCrew, "disk_link", told)
+    for name in ("px1", "px2"):
+        proxy = site.machines[name]
+        proxy.cut_after, proxy.cuts, proxy.on_cut = 24 * MiB, False, cut_off
+    with site.server() as server:
+        report = server.start("job")
+    site.remember(report)
+    assert len(at_work) == 3
+    assert [(made.outcome, made.error) for made in report.machines] == [("done", "")] * 2
+    for name in ("vm1", "vm2"):
+        assert site.check_points(f"{name}_replica") == 1
+        site.check_nothing_leaked(f"{name}_replica")
+    site.close()
 
 
 def test_a_stopped_session_leaves_nothing_and_the_same_server_goes_on(big, monkeypatch):

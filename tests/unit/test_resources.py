@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -338,6 +339,19 @@ def test_a_timeout_gives_the_place_in_the_queue_up() -> None:
         with pytest.raises(ResourcesBusy, match=r"0\.01 s"), resources.taken(task("b"), 0.01):
             raise AssertionError
         assert resources.waiting == 0
+
+
+def test_cancelling_one_vm_of_a_session_leaves_the_others_waiting() -> None:
+    resources = Resources()
+    resources.configure(Capacities(server=1))
+    given(resources, task("a", session="one"))
+    first, second = given(
+        resources,
+        replace(task("a", "1", session="one"), machine="vm1"),
+        replace(task("a", "2", session="one"), machine="vm2"),
+    )
+    assert resources.cancel_session("one", "vm1") == 1
+    assert (first.is_waiting, second.is_waiting) == (False, True)
 
 
 def test_cancelling_a_session_wakes_what_waits_for_it() -> None:

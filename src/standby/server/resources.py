@@ -133,8 +133,9 @@ class Resources(Turns):
         finally:
             ticket.cancel()
 
-    def cancel_session(self, session: str) -> int:
-        """Cancel what waits for the session (SessionStopped); how many that were."""
+    def cancel_session(self, session: str, machine: str = "") -> int:
+        """Cancel what waits for the session (SessionStopped), or for one VM of it; how many that
+        were."""
         with self._changes():
             waiting = [
                 ticket
@@ -142,6 +143,7 @@ class Resources(Turns):
                 for flow in lane.flows.values()
                 if flow.session.name == session
                 for ticket in flow.tickets
+                if machine in ("", ticket.request.machine)
             ]
             for ticket in waiting:
                 self._end(ticket, SessionStopped(ticket.request.job, ticket.request.machine))

@@ -145,6 +145,7 @@ class ServiceCrew:
         self._resources = resources
         self._job = job
         self._session = session
+        self._machine = machine
         self.name = joins[0] if joins else f"{session}/{machine}/{new_token(4)}"
         self._clock = clock
         self._handles: dict[str, CrewHandle] = {}
@@ -361,4 +362,4 @@ class ServiceCrew:
         self.is_broken = self._is_cut = True
         for handle in list(self._handles.values()):
             handle.cut()
-        self._resources.cancel_session(self._session)
+        self._resources.cancel_session(self._session, self._machine)
