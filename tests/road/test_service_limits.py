@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -405,6 +406,22 @@ def test_only_so_many_calls_are_under_way(site, monkeypatch):
     monkeypatch.setattr("standby.road.service.CALLS_MAX", 0)
     with pytest.raises(PeerBusy):
         site.server.call("ping")
+
+
+def test_a_call_that_gets_no_thread_is_refused_and_the_connection_stays(site, monkeypatch):
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name == "tasks":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    for _ in range(3):
+        with pytest.raises(PeerBusy, match="thread"):
+            site.server.call("tasks")
+    monkeypatch.undo()
+    assert site.server.call("tasks") == []
 
 
 # --- mover.toml ----------------------------------------------------------------------------------

@@ -191,9 +191,14 @@ class ServiceMover:
         if is_busy:
             answer(None, PeerBusy(self.config.name, f"{CALLS_MAX} calls are under way"))
             return
-        threading.Thread(
+        thread = threading.Thread(
             target=self._answer, args=(owner, call, answer), name=call.verb, daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as exc:  # no more threads
+            self._call_ended()
+            answer(None, PeerBusy(self.config.name, f"no thread for the call: {exc}"))
 
     def _answer(
         self,
@@ -217,9 +222,12 @@ class ServiceMover:
             self._note(exc, verb=call.verb)
             answer(None, exc)
         finally:
-            with self._changed:
-                self._calls -= 1
-                self._changed.notify_all()
+            self._call_ended()
+
+    def _call_ended(self) -> None:
+        with self._changed:
+            self._calls -= 1
+            self._changed.notify_all()
 
     def _run_task(
         self,
