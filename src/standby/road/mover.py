@@ -24,6 +24,7 @@ from standby import killpoints
 from standby.errors import LinkError, ProtocolError, StandbyError, error_to_wire
 from standby.road.connections import InheritedConnections
 from standby.road.verbs import Verbs
+from standby.wire.learning import learn_values
 from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Reply
 from standby.wire.shared_memory import SharedRing
@@ -126,6 +127,7 @@ def main(arguments: Sequence[str]) -> int:
         from standby.road.target_host import TargetVerbs
 
         verbs = TargetVerbs(connections)
+    learn_values()
     Mover(description["name"], control, [verbs], data).serve()
     sys.stdout.flush()
     # Threads that still hang in a system call must not keep the process alive.

@@ -40,6 +40,7 @@ from standby.road.service_roles import ServiceRoles
 from standby.road.tasks import Tasks
 from standby.road.traffic import TrafficVerbs
 from standby.road.verbs import Verbs
+from standby.wire.learning import learn_values
 from standby.wire.link import Link
 from standby.wire.messages import Attach, Call, Failed, Reply
 from standby.wire.pacing import pace
@@ -75,6 +76,7 @@ class ServiceMover:
     ) -> None:
         """`connect(address, name, role, own role, timeout_s)` makes links to other movers; `more`
         are verbs of every mover, whatever its roles."""
+        learn_values()
         self.config = config
         self.connections = connections or ServiceConnections(config.name, connect, clock)
         self._clock = clock

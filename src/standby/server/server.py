@@ -54,6 +54,7 @@ from standby.server.replicas import Replicas
 from standby.server.replicating import replicate
 from standby.server.stopping import StopWatcher, stop_sessions
 from standby.server.store import ServerLease, Store
+from standby.wire.learning import learn_values
 from standby.wire.link import Link
 
 INTERRUPT_POLL_S = 0.5
@@ -74,6 +75,7 @@ class BackupServer:
         """`config` is a loaded Config, a standby.toml or the folder of one. `hosts`, `make_movers`
         and `make_link` replace configured hosts, child processes and TLS connections to service
         movers, for tests."""
+        learn_values()
         self.config = config if isinstance(config, Config) else load_config(Path(config))
         self.clock = clock
         fleet = Fleet(self.config, clock, make_link=make_link)
