@@ -28,7 +28,7 @@ enum {
     ROLLING_GEAR = 16,       /* those that its first half depends on */
     ROLLING_WINDOW = 64,     /* bytes that the keyed hash covers */
     ROLLING_STRIP = 4096,    /* positions looked at in one go */
-    ROLLING_PREFETCH = 4096, /* bytes ahead; the hardware's own stops at borders of 4 KiB */
+    ROLLING_PREFETCH = 8192, /* bytes ahead; the hardware's own stops at borders of 4 KiB */
     ROLLING_PENDING = 64,    /* candidates that wait to be hashed side by side */
     ROLLING_BATCH = ROLLING_PENDING + ROLLING_STRIP / 2,
     ROLLING_LANES = 8        /* windows hashed side by side */
