@@ -10,7 +10,7 @@ import pytest
 
 from standby import files
 from standby.disk import open_disk, vhdx
-from standby.errors import ConfigurationError, ParentRefused, PathRefused
+from standby.errors import ConfigurationError, DiskIO, ParentRefused, PathRefused
 from standby.files import ByteLock, File
 from standby.road.places import LocalPlaces, RootPlaces, plain_name
 from standby.units import MiB
@@ -223,5 +223,5 @@ def test_a_parent_locator_does_not_lead_out(root):
 
 def test_a_pipe_at_the_place_of_a_disk_does_not_block(root):
     os.mkfifo(root / "vm" / "pipe")
-    with pytest.raises(files.DiskIO):
+    with pytest.raises(DiskIO):
         File(root / "vm" / "pipe")
