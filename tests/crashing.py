@@ -9,15 +9,17 @@ sync covered, some are lost, in any combination.
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from standby import killpoints
-from standby.files import ByteLock, File
+from standby.files import ByteLock, File, durability
 
 SECTOR = 512
 
@@ -173,19 +175,26 @@ def _wrap(patch: pytest.MonkeyPatch, crasher: Crasher) -> None:
     patch.setattr(File, "resize", resize)
     patch.setattr(File, "punch", punch)
     patch.setattr(File, "sync", sync)
-    for name in ("replace", "unlink"):
-        _wrap_path(patch, crasher, name, getattr(Path, name))
+    patch.setattr(durability, "os", _CountedCalls(crasher))
 
 
-def _wrap_path(
-    patch: pytest.MonkeyPatch, crasher: Crasher, name: str, plain: Callable[..., object]
-) -> None:
-    def call(self: Path, *arguments: object, **options: object) -> object:
-        if crasher.change():
-            raise Crash
-        moved = crasher.unsynced.pop(str(self), None)
-        if name == "replace" and moved:
-            crasher.unsynced[str(arguments[0])] = moved
-        return plain(self, *arguments, **options)
+class _CountedCalls:
+    """The module `os` as `files.durability` sees it: what changes names is a change."""
 
-    patch.setattr(Path, name, call)
+    def __init__(self, crasher: Crasher) -> None:
+        self._crasher = crasher
+
+    def __getattr__(self, name: str) -> Any:
+        plain = getattr(os, name)
+        if name not in ("replace", "unlink", "link", "mkdir"):
+            return plain
+
+        def call(path: str, *arguments: object, **options: object) -> object:
+            if self._crasher.change():
+                raise Crash
+            moved = self._crasher.unsynced.pop(path, None) if name != "link" else None
+            if name == "replace" and moved:
+                self._crasher.unsynced[str(arguments[0])] = moved
+            return plain(path, *arguments, **options)
+
+        return call

@@ -95,6 +95,7 @@ def test_a_kill_at_any_change_then_reverted_content(
     now = written(old, 3)
     first = spec_of(SIZE, point=LATER, parent=parent)
     again = spec_of(SIZE, point=LATER, parent=parent, checkpoint="checkpoint-2")
+    (tmp_path / "count").mkdir()
     with crashing(monkeypatch) as crasher:
         transfer(tmp_path / "count", first, now)
     total = crasher.count

@@ -61,6 +61,7 @@ def check_after(folder: Path, done: list[int]) -> None:
 
 
 def changes_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    (tmp_path / "counted").mkdir()
     with crashing(monkeypatch) as crasher:
         work(tmp_path / "counted", [])
     return crasher.count
