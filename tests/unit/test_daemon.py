@@ -92,6 +92,21 @@ def test_a_clock_that_was_a_year_ahead_does_not_silence_the_job(made: Callable[.
     assert len(site.runs()) == 3
 
 
+def test_sessions_are_forgotten_when_they_are_history(
+    made: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("standby.server.daemon.SESSIONS_KEPT", 2)
+    site = made(nightly=NIGHTLY)
+    site.step(hours=9)
+    for _ in range(4):
+        site.step(days=1)
+    before = [run.id for run in site.runs()]
+    assert len(before) == 5  # none is old enough
+    site.step(days=100)  # queues one more first: with that, the newest two are kept
+    assert [run.id for run in site.runs() if run.id in before] == before[-1:]
+    assert len(site.runs()) == 2
+
+
 def test_a_job_follows_another_once_also_over_a_restart(made: Callable[..., Site]) -> None:
     site = made(nightly=NIGHTLY, second='after = "nightly"', third='after = "second"')
     site.step(hours=9)

@@ -12,7 +12,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from standby.clock import new_token
 from standby.errors import ServerFenced, StandbyError
@@ -32,6 +32,10 @@ LOOK_S = 60.0
 GRACE_S = 60.0
 """How long sessions may take to end when the server does."""
 MAX_SESSIONS = 16
+HISTORY = timedelta(days=90)
+"""Ended sessions are forgotten after that, but for each job's newest SESSIONS_KEPT; what they did
+is in their reports."""
+SESSIONS_KEPT = 100
 
 Publish = Callable[[str, dict[str, object]], None]
 """Told of every 'result' and 'alarm', with what is to be said about it."""
@@ -73,6 +77,7 @@ class Daemon:
         self._lock = threading.Lock()
         self._due = DueTimes(runner)
         self._rpo = RpoWatch(runner, self._store, self.log, self._wakeups.wake)
+        self._forget_at = datetime.min.replace(tzinfo=UTC)
         self._last_alarm = max((alarm.id for alarm in runner.store.alarms()), default=0)
 
     # --- from other threads ------------------------------------------------------------------
@@ -193,8 +198,17 @@ class Daemon:
         times.append(datetime.fromisoformat(retry_at) if retry_at else None)
         times.append(self._rpo.check(now))
         self._publish_alarms()
+        self._forget(now)
         later = [time for time in times if time is not None and time > now]
         return min(later, default=None)
+
+    def _forget(self, now: datetime) -> None:
+        """Once a day, the sessions that are history."""
+        if now < self._forget_at:
+            return
+        while self._work.dispatch.forget_sessions(now - HISTORY, SESSIONS_KEPT):
+            pass
+        self._forget_at = now + timedelta(days=1)
 
     def _running_session(self, session: str) -> RunningSession | None:
         with self._lock:

@@ -39,7 +39,6 @@ TRIGGERS = ("every", "daily", "weekly", "monthly", "continuous", "after")
 BELONGS = {"offset": ("every",), "days": ("every", "daily"), "pause": ("continuous",)}
 DAY_S = 24 * 3600
 MINUTES_OF_DAY = 1440
-MINUTES_OF_WEEK = 7 * MINUTES_OF_DAY
 
 _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 _Value = TypeVar("_Value")

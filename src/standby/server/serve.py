@@ -94,7 +94,7 @@ def opened_api(server: BackupServer, listen: str = "") -> AbstractContextManager
         raise ConfigurationError(
             "standby server",
             f"its API needs the package {exc.name}, which is not installed",
-            "Install the extra: pip install 'standby[server]'",
+            "Install the extra from the checkout: pip install '.[server]'",
         ) from None
     return opened(server, listen=listen)
 

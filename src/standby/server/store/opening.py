@@ -64,7 +64,7 @@ def database_url(database: Path | str) -> sa.URL:
         raise StateDatabaseError(
             database_name(url),
             "the PostgreSQL driver is not installed",
-            "pip install 'standby[postgresql]'",
+            "Install the extra from the checkout: pip install '.[postgresql]'",
         ) from exc
     return url.set(drivername="postgresql+psycopg")
 
