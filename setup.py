@@ -6,6 +6,7 @@ Each name in KERNELS is `ext/<name>.pyx` over C loops in `ext/include`, and beco
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,12 @@ FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-fno-strict-aliasing"]
 
 
 class BuildKernels(build_ext):
-    """`build_ext` that says in plain words when no working C compiler is there."""
+    """`build_ext` of several kernels at a time, that says in plain words when no working C compiler
+    is there."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self) -> None:
         try:
