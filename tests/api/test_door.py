@@ -32,7 +32,7 @@ def test_roles_include_those_below(served: ServedSite) -> None:
     path = "/api/v1/replicas/vm1_replica/permanent-failover"
     refused = served.call("POST", path, role="operator", expect=403).json
     assert refused["error"] == "Forbidden"
-    assert "needs the role admin" in refused["message"]
+    assert "has the role operator; this needs the role admin" in refused["message"]
     assert served.call("POST", path, role="admin").status == 404
 
 

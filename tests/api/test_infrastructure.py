@@ -60,6 +60,17 @@ def test_a_mover_that_is_away_costs_its_own_lines_only(several: SeveralSite) -> 
     assert found(checks, "server", "mover hv1").level is Level.OK
 
 
+def test_movers_that_an_active_server_drives_are_checked_all_the_same(
+    several: SeveralSite,
+) -> None:
+    for machine in several.machines.values():
+        machine.mover._generation.raise_to(4624685)  # as when `standby server` joined
+    checks = checks_of(several)
+    assert [item for item in checks if item.level is Level.ERROR] == []
+    assert "least-generation" not in str(checks)
+    assert {machine.mover._generation.current for machine in several.machines.values()} == {4624685}
+
+
 def test_a_clock_that_is_wrong_and_a_path_outside_of_the_roots_are_named(
     several: SeveralSite,
 ) -> None:

@@ -78,6 +78,29 @@ def test_a_wrong_token_is_refused_before_anybody_is_asked(run, folder: Path) -> 
     assert not (folder / "px1").exists()
 
 
+def test_a_refused_enrolment_leaves_nothing_behind(run, folder: Path) -> None:
+    token = run("ca", "token", "px1", "--role", "source", "--authority", folder / "ca").out.strip()
+    px1 = folder / "px1"
+    arguments = ("mover", "enroll", "--server", "127.0.0.1:1", "--token", token, "--identity", px1)
+    run(*arguments, expect=15)
+    assert not px1.exists()
+    px1.mkdir()
+    (px1 / "mine").write_text("x")
+    run(*arguments, expect=15)
+    assert [path.name for path in px1.iterdir()] == ["mine"]
+    (px1 / "mine").unlink()
+    px1.rmdir()
+    kept = enrolled(run, folder).facts
+    run(*arguments, expect=15)
+    assert IdentityFolder(px1).facts == kept
+
+
+def test_a_revocation_is_said_once(run, folder: Path) -> None:
+    serial = enrolled(run, folder).facts.serial
+    ended = run("ca", "revoke", "px1", "--authority", folder / "ca", "--yes")
+    assert (ended.out, ended.err) == (f"revoked {serial}\n", "")
+
+
 def test_list_revoke_and_renew(run, folder: Path) -> None:
     identity = enrolled(run, folder)
     place = ("--authority", folder / "ca")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -254,7 +256,7 @@ def ca_revoke(
         else:
             click.echo("\n".join(plan) or f"{which} is revoked already")
         return
-    if serials:
+    if serials and not yes:  # with --yes what is done is said once, when it is
         confirmed(plan, f"Revoke {which}?", yes=yes, as_json=as_json)
     done = found.revoke(which)
     if (own / CERTIFICATE).exists():
@@ -378,13 +380,23 @@ def enroll(server: str, token: str, identity_folder: Path, as_json: bool) -> Non
     Example: standby mover enroll --server backup.example:9442 --identity /etc/standby/identity
     """
     from standby.wire.enrolment import enrol
+    from standby.wire.identity import CERTIFICATE, KEY
 
     if token == "-":
         if sys.stdin is not None and sys.stdin.isatty():
             token = str(click.prompt("token", hide_input=True, err=True))
         else:
             token = sys.stdin.readline() if sys.stdin is not None else ""
-    facts = enrol(server, token, identity_folder).facts
+    had_folder, had_key = identity_folder.exists(), (identity_folder / KEY).exists()
+    try:
+        facts = enrol(server, token, identity_folder).facts
+    except BaseException:  # a key without a certificate is nobody's identity
+        if not had_key and not (identity_folder / CERTIFICATE).exists():
+            with contextlib.suppress(OSError):
+                (identity_folder / KEY).unlink(missing_ok=True)
+                if not had_folder:
+                    shutil.rmtree(identity_folder)
+        raise
     if as_json:
         print_json(
             {

@@ -14,7 +14,7 @@ from typing import Any
 
 from standby.clock import Clock
 from standby.files import free_bytes
-from standby.road.places import Places
+from standby.road.places import Places, RootPlaces
 from standby.road.verbs import called
 from standby.wire.link import Link
 
@@ -31,10 +31,11 @@ class ProbeVerbs:
         clock: Clock,
     ) -> None:
         self._connect = connect
+        self._places = places
         self._clock = clock
         self._verbs: dict[str, Callable[..., Any]] = {
             "probe": self._probe,
-            "probe_place": lambda path, writes=False: looked_at(places.path(path), bool(writes)),
+            "probe_place": self._probe_place,
             "probe_clock": lambda: clock.now().isoformat(),
         }
 
@@ -51,16 +52,22 @@ class ProbeVerbs:
         link.close()
         return took_s
 
+    def _probe_place(self, path: str, writes: bool = False) -> dict[str, Any]:
+        root = None
+        if isinstance(self._places, RootPlaces):
+            root = self._places.roots.get(path.partition(":")[0])
+        return looked_at(self._places.path(path), bool(writes), root)
+
     def close(self) -> None:
         """Nothing is open."""
 
 
-def looked_at(path: Path, writes: bool) -> dict[str, Any]:
+def looked_at(path: Path, writes: bool, root: Path | None = None) -> dict[str, Any]:
     """{problem, free_bytes} of a folder: `problem` '' where it can be read, and written in with
     `writes`. One that is not there yet is judged by the nearest folder above it, where it would be
-    made."""
+    made; nothing above `root` is looked at or written to, for movers do not make their roots."""
     place = path
-    while writes and not place.exists() and place != place.parent:
+    while writes and not place.exists() and place not in (root, place.parent):
         place = place.parent
     problem = ""
     try:
@@ -71,6 +78,8 @@ def looked_at(path: Path, writes: bool) -> dict[str, Any]:
                 file.write(b"standby")
     except FileNotFoundError:
         problem = "there is no such folder"
+        if place == root:
+            problem = f"the mover's root {root} does not exist, and is made by no mover"
     except NotADirectoryError:
         problem = "is not a folder"
     except OSError as exc:

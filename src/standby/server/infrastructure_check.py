@@ -125,7 +125,7 @@ class _Movers:
             return [Check(Level.ERROR, SERVER, what, str(exc), _advice(exc, mover))]
         self._links[mover.name] = asking = _Asking(link, mover.name)
         try:
-            told = asking.call("describe")
+            told = asking.call("join", generation=0)  # a guest: fences nobody, is fenced by nobody
             before = self._clock.now()
             theirs = asking.call("probe_clock")
             after = self._clock.now()

@@ -115,7 +115,8 @@ class Needs:
         token: ApiToken = request.scope["standby.token"]
         if not may(token.role, self.role):
             raise HTTPException(
-                403, f"token {token.name} is a {token.role}'s; this needs the role {self.role}"
+                403,
+                f"token {token.name} has the role {token.role}; this needs the role {self.role}",
             )
         return token
 
