@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ from typing import Any
 import pytest
 
 from cli.conftest import Run
+from simulation.several import SeveralSite
 from simulation.site import Site
-from standby.server.support import masked_configuration
+from standby.errors import LinkError
+from standby.server.config import MoverConfig
+from standby.server.server import BackupServer
+from standby.server.support import masked_configuration, write_bundle
+from standby.wire.link import Link
 
 SECRETS = {
     "HOOK_TOKEN": "tok-planted-in-environment",
@@ -133,3 +139,47 @@ def test_the_default_name_is_here_and_tells_the_time(
     ended = run("support", "bundle", "--config", site.config)
     (path,) = tmp_path.glob("standby-support-*Z.zip")
     assert ended.out == f"wrote {os.fspath(path.name)}\n"
+
+
+def test_movers_that_cannot_be_reached_hold_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("standby.server.support.MOVER_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("standby.server.support.CLOSE_S", 0.1)
+    site, ended = SeveralSite(tmp_path / "site"), threading.Event()
+
+    def link(mover: MoverConfig) -> Link:
+        if mover.name in ("hv1", "dr1"):  # packets go nowhere
+            ended.wait(120)
+            raise LinkError(mover.name, "no route to host")
+        return site.link(mover)
+
+    def server(config: Path) -> BackupServer:
+        return BackupServer(config, clock=site.clock, make_link=link)
+
+    try:
+        path, problems = write_bundle(site.config, tmp_path / "case.zip", open_server=server)
+        assert not ended.is_set()
+    finally:
+        ended.set()
+        site.close()
+    assert set(problems) == {"movers/dr1", "movers/hv1"}
+    parts = contents(path)
+    assert json.loads(parts["problems.json"]) == problems
+    movers = json.loads(parts["movers.json"])
+    assert (movers["px1"], movers["hv1"]) == ("answers", "no answer within 2 s")
+    assert {"findings.json", "replicas.json", "sessions.json"} <= set(parts)
+
+
+def test_a_part_that_never_ends_is_left_out(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr("standby.server.support.DEADLINE_S", 2.0)
+    monkeypatch.setattr(BackupServer, "check", lambda self: ended.wait(120))
+    try:
+        path, problems = write_bundle(site.config, tmp_path / "case.zip")
+    finally:
+        ended.set()
+    assert "not collected within" in problems["findings"]
+    assert {"about.json", "status.json", "problems.json"} <= set(contents(path))

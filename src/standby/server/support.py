@@ -1,7 +1,7 @@
 """Everything a support case needs, in one .zip file, without secrets.
 
 Each part is collected by itself: what cannot be had (a damaged database, a mover that is away) is
-named in problems.json, and the rest is there all the same. Secrets are masked three times: their
+named in problems.json, and the rest is there all the same, after DEADLINE_S at the latest. Secrets are masked three times: their
 references in the configuration, the values they refer to wherever these turn up, and what looks
 like a secret. Names of VMs, hosts and folders stay: without them nothing could be told.
 """
@@ -17,8 +17,9 @@ import threading
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -36,7 +37,13 @@ from standby.server.watch_config import LOG_FILE_NAME
 SESSIONS = 50
 ALARMS = 500
 LOG_BYTES_MAX = 32 << 20
-MOVER_TIMEOUT_S = 10.0
+MOVER_TIMEOUT_S = 5.0
+"""What a mover that does not answer is waited for, all at the same time."""
+DEADLINE_S = 30.0
+"""What all parts together that ask somebody may take."""
+CLOSE_S = 3.0
+
+T = TypeVar("T")
 
 _REFERENCE = re.compile(r"(env|file):.+", re.S)
 _SECRET_KEY = re.compile(r"(?i)pass|secret|token|credential|authorization|cookie|key|signature")
@@ -81,9 +88,15 @@ def _fill(
     problems: dict[str, str] = {}
     file = config / FILE_NAME if config.is_dir() else config
 
+    ends = SYSTEM_CLOCK.monotonic() + DEADLINE_S
+
+    def left_s() -> float:
+        return max(0.1, ends - SYSTEM_CLOCK.monotonic())
+
     def add(name: str, collect: Callable[[], Any]) -> None:
         try:
-            found = masked_values(msgspec.to_builtins(collect(), enc_hook=str))
+            collected = _within(left_s(), collect)
+            found = masked_values(msgspec.to_builtins(collected, enc_hook=str))
         except Exception as exc:  # whatever is wrong with one part, the others are wanted
             problems[name] = SECRETS.masked(f"{type(exc).__name__}: {exc}")
             return
@@ -94,14 +107,19 @@ def _fill(
     add("about", lambda: _about(clock))
     add("configuration", lambda: masked_configuration(file.read_bytes().decode()))
     try:
-        server = open_server(config)
-    except StandbyError as exc:
+        server = _within(left_s(), lambda: open_server(config))
+    except (StandbyError, TimeoutError) as exc:
         problems["server"] = SECRETS.masked(str(exc))
         _add_logs(bundle, file.parent / LOG_FILE_NAME, problems)
     else:
-        with server:
-            _add_state(server, add)
-            log_file = server.config.logs.file
+        try:
+            away = _movers_away(server)
+            problems |= {f"movers/{name}": text for name, text in away.items()}
+            _add_state(server, add, away)
+        finally:
+            with contextlib.suppress(TimeoutError):  # a mover that hangs is left to the system
+                _within(CLOSE_S, server.close)
+        log_file = server.config.logs.file
         if log_file is not None:
             _add_logs(bundle, log_file, problems)
     problems = {name: SECRETS.masked(text) for name, text in problems.items()}
@@ -109,7 +127,30 @@ def _fill(
     return problems
 
 
-def _add_state(server: BackupServer, add: Callable[[str, Callable[[], Any]], None]) -> None:
+def _within(timeout_s: float, collect: Callable[[], T]) -> T:
+    """What `collect` returns or raises; TimeoutError after that time, and it is left alone."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(collect())
+        except BaseException as exc:
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name="support part", daemon=True).start()
+    try:
+        return future.result(timeout_s)
+    except TimeoutError:
+        if future.done():
+            raise  # its own
+        raise TimeoutError(f"not collected within {timeout_s:.0f} s") from None
+
+
+def _add_state(
+    server: BackupServer,
+    add: Callable[[str, Callable[[], Any]], None],
+    away: Mapping[str, str],
+) -> None:
     store, queue = server.store, server.store.queue
     add("status", lambda: server_status(server))
     add("jobs", lambda: {"jobs": server.jobs(), "times": job_times(server)})
@@ -123,7 +164,7 @@ def _add_state(server: BackupServer, add: Callable[[str, Callable[[], Any]], Non
     add("replicas", lambda: {"replicas": server.replicas.all(),
                              "unreadable": server.replicas.unreadable()})  # fmt: skip
     add("webhooks", lambda: webhook_states(server.config))
-    add("movers", lambda: _movers(server))
+    add("movers", lambda: {name: away.get(name, "answers") for name in server.config.movers})
 
 
 def _newest_runs(server: BackupServer) -> list[dict[str, Any]]:
@@ -154,24 +195,34 @@ def _about(clock: Clock) -> dict[str, Any]:
     }
 
 
-def _movers(server: BackupServer) -> dict[str, str]:
-    """{mover: whether it answers}; each is given MOVER_TIMEOUT_S, all at the same time."""
-    found = dict.fromkeys(server.config.movers, f"no answer within {MOVER_TIMEOUT_S:.0f} s")
+def _movers_away(server: BackupServer) -> dict[str, str]:
+    """{mover: why} of those that do not answer; each is given MOVER_TIMEOUT_S, all at the same
+    time. From then on whoever asks one of them fails at once."""
+    late = f"no answer within {MOVER_TIMEOUT_S:.0f} s"
+    away = dict.fromkeys(server.config.movers, late)
+    fleet = server.crews.fleet
 
     def ask(name: str) -> None:
         try:
-            server.crews.fleet.mover(name).call("ping")
-            found[name] = "answers"
+            mover = fleet.mover(name)
+            if mover.answers():
+                mover.call("ping")
+                away.pop(name, None)
+            else:
+                away[name] = mover.problem or late
         except Exception as exc:  # told as it is: that is what the bundle is for
-            found[name] = f"{type(exc).__name__}: {exc}"
+            away[name] = str(exc) or type(exc).__name__
 
-    threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in found]
+    threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in away]
     for thread in threads:
         thread.start()
-    deadline = server.clock.monotonic() + MOVER_TIMEOUT_S
+    ends = SYSTEM_CLOCK.monotonic() + MOVER_TIMEOUT_S
     for thread in threads:
-        thread.join(max(0.0, deadline - server.clock.monotonic()))
-    return dict(found)
+        thread.join(max(0.0, ends - SYSTEM_CLOCK.monotonic()))
+    found = dict(away)
+    for name in found:  # closing waits for the attempt that is under way: not here
+        threading.Thread(target=fleet.mover(name).close, daemon=True).start()
+    return found
 
 
 def _add_logs(bundle: zipfile.ZipFile, file: Path, problems: dict[str, str]) -> None:
