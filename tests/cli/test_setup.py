@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from simulation.several import SeveralSite
 from standby.disk import open_disk
 from standby.host.folder import new_machine
+from standby.server.checking import check_configuration
 from standby.server.config import load_config
+from standby.server.fleet import Fleet, Station
+from standby.server.remote_host import RemoteHost
+from standby.server.service_mover import Reconnect
 from standby.units import MiB
 
 
@@ -121,6 +126,15 @@ def test_check_looks_at_the_disks_of_the_vms_that_jobs_take(run, site) -> None:
     first, second, third = findings(run, site, expect=10)
     assert first["where"] == "VM vm1 of host source, scsi:0:0"
     assert "disk0.vhdx: " in first["problem"]
+    for item, vm in ((first, "vm1"), (second, "vm1"), (third, "vm2")):
+        folder = site.folder / "source" / vm
+        assert str(folder / "vm.toml") in item["hint"]
+        assert f'exclude_disks = ["{vm}:scsi:0:' in item["hint"]
+        assert Path(item["mend"]).parent == folder
+    ended = run("check", "--config", site.config, expect=10)
+    footer = ended.out.splitlines()[-1]
+    assert footer.startswith(f"next: mend {site.disk()}, {site.disk(1)}, {site.disk(0, 'vm2')} as")
+    assert "edit" not in footer
     assert (second["where"], third["where"]) == (
         "VM vm1 of host source, scsi:0:1",
         "VM vm2 of host source, scsi:0:0",
@@ -215,7 +229,7 @@ def test_check_as_json(run, site) -> None:
     site.config.write_text(site.config.read_text().replace('"repository"', '"source/inside"'))
     ended = run("check", "--config", site.config, "--json", expect=10)
     assert ended.json["errors"] == 1
-    assert set(ended.json["findings"][0]) == {"level", "where", "problem", "hint"}
+    assert set(ended.json["findings"][0]) == {"level", "where", "problem", "hint", "mend"}
 
 
 def test_check_shows_a_vm_that_cannot_be_read(run, site) -> None:
@@ -223,6 +237,27 @@ def test_check_shows_a_vm_that_cannot_be_read(run, site) -> None:
     toml.write_text(toml.read_text() + "\nmemroy = 1\n")
     ended = run("check", "--config", site.config, expect=10)
     assert "unknown key" in ended.out
+    assert f"next: mend {toml} as said above, then run `standby check" in ended.out
+    assert f"correct {toml}; until then job job cannot replicate it" in ended.out
+
+
+def test_check_says_that_a_mover_cannot_be_reached(tmp_path: Path) -> None:
+    away = SeveralSite(tmp_path / "site")
+    try:
+        config = load_config(away.config)
+        away.machines["hv1"].close()
+        fleet = Fleet(config, reconnect=Reconnect(0.1, 0), make_link=away.link)
+        host = config.hosts["source"]
+        station = Station(host.mover, str(host.path))
+        found = check_configuration(config, lambda name: RemoteHost(name, fleet, station))
+        fleet.close()
+    finally:
+        away.close()
+    (finding,) = (item for item in found if item.where == "[hosts.source]")
+    assert finding.problem.startswith("mover hv1 cannot be reached: ")
+    assert "died" not in finding.problem
+    assert "`standby mover run`" in finding.hint
+    assert finding.mend == "mover hv1"
 
 
 def test_version(run) -> None:

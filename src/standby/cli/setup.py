@@ -91,7 +91,7 @@ def check(config: Path, as_json: bool) -> int:
         findings = check_configuration(loaded, host)
     jobs = list(loaded.jobs)
     errors = [item for item in findings if item.level.value == "error"]
-    step = _next_step(config, bool(errors), jobs)
+    step = _next_step(config, [item.mend for item in errors], jobs)
     if as_json:
         print_json({"findings": findings, "errors": len(errors), "next": step})
     else:
@@ -106,10 +106,15 @@ def check(config: Path, as_json: bool) -> int:
     return WARNINGS_EXIT if findings else 0
 
 
-def _next_step(config: Path, has_errors: bool, jobs: list[str]) -> str:
+def _next_step(config: Path, at_fault: list[str], jobs: list[str]) -> str:
+    """`at_fault`: what each error is to be mended in, '' for the configuration."""
     where = "" if config == Path("standby.toml") else f" --config {config}"
-    if has_errors:
-        return f"edit {config}, then run `standby check{where}` again"
+    if at_fault:
+        edited = [f"edit {config}"] if "" in at_fault else []
+        others = list(dict.fromkeys(item for item in at_fault if item))
+        more = [f"{len(others) - 3} more"] if len(others) > 3 else []
+        mended = [f"mend {', '.join([*others[:3], *more])} as said above"] if others else []
+        return f"{' and '.join(edited + mended)}, then run `standby check{where}` again"
     if not jobs:
         return f"add a table [jobs.NAME] to {config}"
     return f"`standby job plan {jobs[0]}{where}` says what a session would do"

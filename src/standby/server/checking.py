@@ -13,14 +13,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from standby.clock import SYSTEM_CLOCK
-from standby.errors import StandbyError
+from standby.errors import LinkError, MoverDied, StandbyError
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
 from standby.model.machine import Inventory, Machine
 from standby.ports import Host, inventory_of
 from standby.repository import Repository
 from standby.repository.database import FILE_NAME
-from standby.server.config import Config
+from standby.server.config import Config, HostConfig
 from standby.server.config_check import (
     Finding,
     Level,
@@ -77,9 +77,10 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
             inventories[name] = inventory_of(host(name))
         except StandbyError as exc:
             if f"[hosts.{name}] path" not in refused:
-                findings.append(Finding(Level.ERROR, f"[hosts.{name}]", str(exc)))
+                findings.append(_host_problem(config.hosts[name], exc))
             continue
-        findings += unusable_machines(name, inventories[name].problems, jobs)
+        path = config.hosts[name].path
+        findings += unusable_machines(name, inventories[name].problems, jobs, path)
     for job in jobs:
         if job.source in inventories:
             findings += _machines_of(job, inventories[job.source])
@@ -91,7 +92,7 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
     targets = {name: found.path for name, found in config.hosts.items()}
     findings += replica_conflicts(jobs, machines, targets)
     for name, found in inventories.items():
-        findings += _disks(name, host(name), found.machines, jobs)
+        findings += _disks(config.hosts[name], host(name), found.machines, jobs)
     for name, path in local_repositories(config).items():
         if f"[repositories.{name}] path" not in refused:
             findings += _repository(f"[repositories.{name}]", path)
@@ -100,8 +101,26 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
     except StandbyError as exc:
         problem = str(exc)
     if problem and "[standby] state_database" not in refused:
-        findings.append(Finding(Level.ERROR, "[standby] state_database", problem))
+        hint = "move that file away or restore it, or name another database"
+        where = "[standby] state_database"
+        findings.append(Finding(Level.ERROR, where, problem, hint, "the state database"))
     return findings
+
+
+def _host_problem(host: HostConfig, error: StandbyError) -> Finding:
+    """A host whose VMs cannot be listed."""
+    where = f"[hosts.{host.name}]"
+    if not host.mover or not isinstance(error, MoverDied | LinkError):
+        return Finding(Level.ERROR, where, str(error), "correct its path, or what is there")
+    why = error.exit_status if isinstance(error, MoverDied) else str(error)
+    return Finding(
+        Level.ERROR,
+        where,
+        f"mover {host.mover} cannot be reached: {why}",
+        f"is `standby mover run` at work there, and is [movers.{host.mover}] address right? "
+        "`standby infrastructure check` tries every part",
+        f"mover {host.mover}",
+    )
 
 
 # --- VMs and disks -------------------------------------------------------------------------------
@@ -149,12 +168,16 @@ def _gone(job: ReplicationJob, inventory: Inventory, target: Path) -> list[Findi
 
 
 def _disks(
-    name: str, host: Host, machines: Sequence[Machine], jobs: Sequence[ReplicationJob]
+    config: HostConfig, host: Host, machines: Sequence[Machine], jobs: Sequence[ReplicationJob]
 ) -> list[Finding]:
     """Disks that a session could not open: every file of the chain is looked at, headers and
     tables of one, not the content."""
     findings = []
+    name = config.name
+    at = f" on the machine of mover {config.mover}" if config.mover else ""
     for machine in machines:
+        files = {disk.place: disk.file for disk in machine.disks}
+        folder = config.path / machine.folder
         takers = [job for job in jobs if job.source == name and selects(job, machine.name)]
         wanted = [
             disk.place
@@ -170,7 +193,15 @@ def _disks(
                 if not disk.virtual_size
             }
         findings += [
-            Finding(Level.ERROR, f"VM {machine.name} of host {name}, {place}", problem)
+            Finding(
+                Level.ERROR,
+                f"VM {machine.name} of host {name}, {place}",
+                problem,
+                f"put the disk's file back whole (from a backup), or correct `file` in "
+                f"{folder / 'vm.toml'}{at}; the job leaves it out with "
+                f'exclude_disks = ["{machine.name}:{place}"]',
+                str(folder / files[place]),
+            )
             for place, problem in problems.items()
             if takers and place in wanted
         ]
@@ -277,11 +308,13 @@ def _repository(where: str, path: Path) -> list[Finding]:
     if not file.exists():
         return []
     if not os.access(file, os.W_OK):
-        return [Finding(Level.ERROR, where, f"{file} cannot be written by this user")]
+        what, hint = f"{file} cannot be written by this user", f"give it write access to {file}"
+        return [Finding(Level.ERROR, where, what, hint, str(file))]
     try:
         with Repository(path, create=False) as repository:
             for key in repository.replicas():
                 repository.states(key)
     except StandbyError as exc:
-        return [Finding(Level.ERROR, where, str(exc))]
+        hint = f"move {path} away: the next session builds it anew, and compares digest trees once"
+        return [Finding(Level.ERROR, where, str(exc), hint, str(path))]
     return []

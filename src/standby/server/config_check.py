@@ -12,6 +12,7 @@ from pathlib import Path
 from standby.errors import ConfigurationError
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine, MachineProblem
+from standby.road.target_rules import FILE_NAME as TARGET_RULES
 from standby.road.target_rules import load_target_rules
 from standby.server.config import Config
 
@@ -25,12 +26,14 @@ class Level(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to tell the user: on what, what is wrong, what to do."""
+    """One thing to tell the user: on what, what is wrong, what to do. `mend` is the file, folder or
+    mover that is at fault where it is not the configuration."""
 
     level: Level
     where: str
     problem: str
     hint: str = ""
+    mend: str = ""
 
 
 def selects(job: ReplicationJob, machine: str) -> bool:
@@ -79,19 +82,28 @@ def replica_conflicts(
 
 
 def unusable_machines(
-    host: str, problems: Iterable[MachineProblem], jobs: Iterable[ReplicationJob]
+    host: str,
+    problems: Iterable[MachineProblem],
+    jobs: Iterable[ReplicationJob],
+    folder: Path | None = None,
 ) -> list[Finding]:
-    """VMs that the host cannot describe: an error for the jobs that would take them."""
+    """VMs that the host, whose folder that is, cannot describe: an error for the jobs that would
+    take them."""
     findings = []
     for item in problems:
         name = item.name or item.folder
         takers = [job.name for job in jobs if job.source == host and selects(job, name)]
+        file = str(folder / item.folder / "vm.toml") if folder is not None else "its vm.toml"
+        hint = f"correct {file}"
+        if takers:
+            hint += f"; until then job {' and '.join(takers)} cannot replicate it"
         findings.append(
             Finding(
                 Level.ERROR if takers else Level.WARNING,
                 f"[hosts.{host}]",
                 item.problem,
-                f"until then job {' and '.join(takers)} cannot replicate it" if takers else "",
+                hint,
+                file,
             )
         )
     return findings
@@ -128,9 +140,10 @@ def _readable(where: str, folder: Path) -> list[Finding]:
         hint = "check the path, or whether the file system is mounted"
         return [Finding(Level.ERROR, where, f"{folder} does not exist", hint)]
     if not folder.is_dir():
-        return [Finding(Level.ERROR, where, f"{folder} is not a folder")]
+        return [Finding(Level.ERROR, where, f"{folder} is not a folder", "correct the path")]
     if not os.access(folder, os.R_OK | os.X_OK):
-        return [Finding(Level.ERROR, where, f"{folder} cannot be read by this user")]
+        what, hint = f"{folder} cannot be read by this user", f"give it read access to {folder}"
+        return [Finding(Level.ERROR, where, what, hint, str(folder))]
     return []
 
 
@@ -140,10 +153,11 @@ def _writable(where: str, folder: Path) -> list[Finding]:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        return [Finding(Level.ERROR, where, f"{existing} is not a folder")]
+        return [Finding(Level.ERROR, where, f"{existing} is not a folder", "correct the path")]
     if not os.access(existing, os.W_OK | os.X_OK):
         what = f"{folder} cannot be written by this user"
-        return [Finding(Level.ERROR, where, what, f"give it write access to {existing}")]
+        hint = f"give it write access to {existing}, or correct the path"
+        return [Finding(Level.ERROR, where, what, hint, str(existing))]
     return []
 
 
@@ -151,7 +165,8 @@ def _target_rules(folder: Path) -> list[Finding]:
     try:
         load_target_rules(folder)
     except ConfigurationError as exc:
-        return [Finding(Level.ERROR, exc.where, exc.problem, exc.hint)]
+        file = str(folder / TARGET_RULES)
+        return [Finding(Level.ERROR, exc.where, exc.problem, exc.hint or f"correct {file}", file)]
     return []
 
 
