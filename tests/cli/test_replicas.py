@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from standby.disk import open_disk
-from standby.host.folder import processes
+from standby.host.folder import FolderHost, processes
 from standby.host.folder.power import PowerRecord, write_record
+from standby.road.replica_work import ReplicaWork
 from standby.units import MiB
 
 
@@ -328,6 +329,10 @@ def test_yes_is_asked_for_before_every_verb_that_cannot_be_taken_back(replica) -
 # --- verify and repair -----------------------------------------------------------------------
 
 
+def points_of(target: Path) -> list[str]:
+    return sorted(path.stem for path in (target / "vm1_replica" / "points").glob("*.json"))
+
+
 def damage(target: Path, point: str) -> None:
     """Flip bits where the first disk's data lies, keeping size and structure."""
     path = target / "vm1_replica" / "disk0" / "base.vhdx"
@@ -368,6 +373,81 @@ def test_damage_that_nobody_can_heal_stays_named(replica, target: Path) -> None:
     assert "4.0 KiB are nowhere to be had" in found.out
 
 
+def test_a_truncated_layer_is_not_repaired_and_the_ways_out_are_named(run, replicated) -> None:
+    points = points_of(replicated.folder / "target")
+    layer = replicated.folder / "target" / "vm1_replica" / "disk0" / f"{points[-1]}.vhdx"
+    with layer.open("r+b") as file:
+        file.truncate(1 * MiB)
+    site = ("--config", replicated.config)
+    ways = (f"failover vm1_replica --point {points[0]}", "job start job --accept-loss")
+    found = run("replica", "verify", "vm1", *site, expect=13)
+    assert "--repair" not in found.err
+    tried = run("replica", "verify", "vm1", "--repair", *site, expect=13)
+    assert f"{points[-1]}: not repaired" in tried.out
+    assert "--repair" not in tried.err
+    for text in (found.err, tried.err):
+        assert all(way in text for way in ways)
+    skipped = run("job", "start", "job", *site, expect=None)
+    assert "--accept-loss" in skipped.out + skipped.err
+    run("replica", "failover", "vm1", "--point", points[0], "--yes", *site, expect=3)
+    run("replica", "undo-failover", "vm1", "--dry-run", *site)
+    undone = run("replica", "undo-failover", "vm1", "--yes", *site)
+    assert f"damaged again, above {points[0]}" in undone.out
+
+
+def test_a_lost_point_record_does_not_take_the_newer_points_with_it(run, replicated) -> None:
+    site = ("--config", replicated.config)
+    run("job", "start", "job", *site)
+    points = points_of(replicated.folder / "target")
+    assert len(points) == 3
+    (replicated.folder / "target" / "vm1_replica" / "points" / f"{points[1]}.json").unlink()
+    ended = run("replica", "verify", "vm1", *site)
+    assert ended.out.count(": ok") == 2
+
+
+def test_points_without_a_record_of_the_replica_are_not_hidden(replica, target: Path) -> None:
+    (target / "vm1_replica" / "replica.json").unlink()
+    (target / "other").mkdir()
+    ended = replica("list", expect=3)
+    assert f"{target / 'vm1_replica'}: restore points are here" in ended.err
+    assert "--accept-loss" in ended.err
+    assert "other" not in ended.err
+
+
+def test_a_truncated_record_of_the_replica_names_the_way_out(replica, target: Path) -> None:
+    path = target / "vm1_replica" / "replica.json"
+    path.write_bytes(path.read_bytes()[:40])
+    assert "--accept-loss" in replica("list", expect=3).err
+
+
+def test_what_a_permanent_replica_names_as_the_way_out_works(run, replicated) -> None:
+    site = ("--config", replicated.config)
+    run("replica", "failover", "vm1", "--yes", *site)
+    run("replica", "permanent-failover", "vm1", "--yes", *site)
+    for verb in (("job", "plan", "job"), ("job", "start", "job")):
+        told = run(*verb, *site, expect=None)
+        told = " ".join((told.out + told.err).split())
+        assert "while it is permanent" in told
+        assert "--accept-loss" in told
+    home = replicated.folder / "target" / "vm1_replica"
+    home.rename(replicated.folder / "elsewhere")
+    for verb in (("job", "plan", "job"), ("job", "start", "job")):
+        told = run(*verb, *site, expect=None)
+        assert "the replica is not there" in " ".join((told.out + told.err).split())
+    run("job", "start", "job", "--accept-loss", *site, expect=None)
+    assert run("replica", "show", "vm1", "--json", *site).json["state"] == "ready"
+
+
+def test_a_permanent_failover_says_that_the_vm_runs(
+    replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica("failover", "vm1", "--yes")
+    assert "runs" not in replica("permanent-failover", "vm1", "--dry-run").out
+    monkeypatch.setattr(ReplicaWork, "is_running", lambda self, folder: lambda: True)
+    assert "the VM runs" in replica("permanent-failover", "vm1", "--dry-run").out
+    assert "own now, and runs" in replica("permanent-failover", "vm1", "--yes").out
+
+
 # --- power -----------------------------------------------------------------------------------
 
 
@@ -379,6 +459,21 @@ def test_power_of_a_replica_that_has_not_failed_over_is_refused(replica) -> None
 def test_power_off_of_a_vm_that_is_off_is_done(replica) -> None:
     replica("failover", "vm1", "--yes")
     assert replica("power", "off", "vm1", "--json").json == {"replica": "vm1", "power": "off"}
+
+
+def test_a_forced_power_off_waits_for_no_guest_and_the_other_says_so(
+    replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(
+        FolderHost,
+        "stop",
+        lambda self, machine, *, force=False, timeout_s=60: waits.append(timeout_s),
+    )
+    replica("failover", "vm1", "--yes")
+    assert replica("power", "off", "vm1", "--force").err == ""
+    assert "60 s" in replica("power", "off", "vm1").err
+    assert waits == [0, 60]
 
 
 def test_a_vm_that_cannot_be_started_is_failed_over_all_the_same(

@@ -46,6 +46,7 @@ from standby.road.failing_over import (
     mark_damaged,
     permanent_failover,
     started,
+    status,
     undo_failover,
 )
 from standby.road.lease import WriterLease
@@ -229,6 +230,58 @@ def test_damage_found_during_a_failover_leaves_it_one_that_can_be_undone(tmp_pat
     check_startable(folder)
     assert undo_failover(folder).state is ReplicaState.DAMAGED
     folder.check_ready()
+
+
+def test_a_failover_is_undone_above_the_newest_undamaged_point(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    first, second = add_point(folder), add_point(folder)
+    layer = folder.chain_paths(second, "disk1")[0]
+    failover(folder, point=first.id)
+    run_vm(folder)
+    with layer.open("r+b") as file:
+        file.truncate(1 * MiB)
+    record = undo_failover(folder)
+    assert (record.state, record.ready_point) == (ReplicaState.DAMAGED, first.id)
+    assert second.id in record.damage
+    assert ready_content(folder, "disk0") == pattern(first.id, "disk0")
+    assert failover(folder, point=first.id).point == first
+
+
+def test_a_failover_without_any_undamaged_point_is_not_undone(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    point = add_point(folder)
+    failover(folder)
+    append_bytes(folder.chain_paths(point, "disk1")[0])
+    with pytest.raises(PointDamaged, match=point.id):
+        undo_failover(folder)
+    assert folder.record().state is ReplicaState.FAILOVER
+    assert not any("undo-failover" in item for item in status(folder).actions)
+
+
+def test_only_what_would_be_accepted_is_possible_now(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    first, second = add_point(folder), add_point(folder)
+    assert status(folder).actions[0].startswith("standby job start")
+    append_bytes(folder.chain_paths(second, "disk1")[0])
+    assert status(folder).actions == (
+        f"standby replica failover r --point {first.id}",
+        "standby replica verify r",
+        "standby replica verify r --repair",
+    )
+    append_bytes(folder.chain_paths(first, "disk1")[0])
+    assert not any(" failover " in item for item in status(folder).actions)
+
+
+def test_after_writes_outside_of_a_failover_their_two_ways_are_possible(tmp_path: Path) -> None:
+    folder = new_replica(tmp_path / "r")
+    add_point(folder)
+    run_vm(folder)
+    assert status(folder).actions == (
+        "standby replica failover r --adopt",
+        "standby replica verify r",
+        "standby replica verify r --repair",
+        "standby replica undo-failover r --drop-writes",
+    )
 
 
 def test_a_damaged_record_of_the_newest_point_is_not_passed_over(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from standby.cli.output import (
 )
 from standby.cli.serving import config_option, opened_replicas, server_option, target_option
 from standby.errors import StandbyError
+from standby.model.replica import RUNS_ON
 
 if TYPE_CHECKING:
     from standby.road.repairing import RepairReport
+    from standby.road.surveying import ReplicaStatus
     from standby.road.verb_plans import VerbPlan
     from standby.road.verifying import PointVerdict
 
@@ -156,7 +158,7 @@ def verify(
         if repairs:
             verdicts = replicas.verify(name, point=point)
             is_ok = all(item.is_ok for item in verdicts)
-        state = replicas.show(name).state
+        found = replicas.show(name)
     if as_json:
         print_json({"points": verdicts, "repairs": repairs, "is_ok": is_ok})
     else:
@@ -165,11 +167,31 @@ def verify(
         for done in repairs:
             _show_repair(done)
         if not is_ok:
-            hint = "" if repair else f"; try `standby replica verify {name} --repair`"
-            if not repair and state == "failover":
-                hint = f"; `standby replica verify {name} --repair` can be tried after an undo"
-            warn(f"{name} is damaged{hint}")
+            warn(f"{name} is damaged; {_way_out(found, verdicts, has_tried=repair)}")
     return 0 if is_ok else DAMAGED_EXIT
+
+
+def _way_out(found: ReplicaStatus, verdicts: list[PointVerdict], *, has_tried: bool) -> str:
+    """What helps now. A repair writes pieces anew; files that cannot be read, or are not the ones
+    that were committed, are beyond it."""
+    name = found.name
+    can_be_tried = not has_tried and any(
+        disk.damaged and not disk.problem for item in verdicts for disk in item.disks
+    )
+    if can_be_tried and found.state == "failover":
+        return f"`standby replica verify {name} --repair` can be tried after an undo"
+    if can_be_tried:
+        return f"try `standby replica verify {name} --repair`"
+    ways = []
+    sound = [item.point_id for item in verdicts if item.is_ok]
+    if sound:
+        ways.append(f"`standby replica failover {name} --point {sound[-1]}` (an undamaged point)")
+    ways.append(
+        "for replication to go on move its folder out of the target's folder and "
+        f"`standby job start {found.identity.job} --accept-loss` (a new full)"
+    )
+    after = "after an undo or a permanent failover " if found.state == "failover" else ""
+    return f"a repair cannot mend it: {after}{', or '.join(ways)}"
 
 
 def _show_verdict(verdict: PointVerdict) -> None:
@@ -184,7 +206,8 @@ def _show_verdict(verdict: PointVerdict) -> None:
 
 
 def _show_repair(done: RepairReport) -> None:
-    click.echo(f"{done.point_id}: repaired {size(done.healed_bytes)}")
+    healed = f"repaired {size(done.healed_bytes)}" if done.healed_bytes else "not repaired"
+    click.echo(f"{done.point_id}: {healed}")
     for disk_id, extents in done.missing.items():
         total = sum(extent.length for extent in extents)
         click.echo(f"  {disk_id}: {size(total)} are nowhere to be had")
@@ -340,14 +363,17 @@ def permanent_failover(
     if as_json:
         print_json(record)
     else:
-        click.echo(f"{plan.replica}: a VM of its own now")
+        runs = ", and runs" if RUNS_ON in plan.effects else ""
+        click.echo(f"{plan.replica}: a VM of its own now{runs}")
     return WARNINGS_EXIT if plan.warnings else 0
 
 
 @replica.command()
 @click.argument("state", type=click.Choice(["on", "off"]))
 @click.argument("name")
-@click.option("--force", is_flag=True, help="End a guest that does not shut down.")
+@click.option(
+    "--force", is_flag=True, help="End the guest at once, without asking it to shut down."
+)
 @config_option
 @server_option
 @target_option
@@ -360,6 +386,8 @@ def power(
     \b
     Example: standby replica power on web01_replica
     """
+    if state == "off" and not force:
+        click.echo("a guest that runs gets 60 s to shut down; --force ends it at once", err=True)
     with opened_replicas(config, target) as replicas:
         now = replicas.power(name, on=state == "on", force=force)
     if as_json:

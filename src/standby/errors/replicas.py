@@ -7,6 +7,12 @@ from typing import ClassVar
 
 from standby.errors.base import Retry, StandbyError
 
+BEGIN_ANEW = (
+    "move the replica's folder out of the target's folder and start the job with --accept-loss: "
+    "a new full"
+)
+"""The way out that is always there, for whoever has no other."""
+
 
 @dataclass(eq=False)
 class ReplicaError(StandbyError):
@@ -79,9 +85,16 @@ class IllegalTransition(ReplicaError):
         if self.state == "permanent":
             return (
                 f"{text}its VM is one of its own and keeps these files. Take the source VM out of "
-                "the job (exclude_machines), or move the replica's folder away to begin anew"
+                "the job (exclude_machines), or "
+                f"{BEGIN_ANEW}"
             )
-        return text + f"possible now: {', '.join(f'`{item}`' for item in self.legal) or 'nothing'}"
+        text += f"possible now: {', '.join(f'`{item}`' for item in self.legal) or 'nothing'}"
+        if self.state == "damaged":
+            text += (
+                ". What a repair cannot mend is left behind: fail over to an undamaged point "
+                f"(--point; `standby replica verify {self.replica}` names them), or {BEGIN_ANEW}"
+            )
+        return text
 
 
 @dataclass(eq=False)
@@ -111,7 +124,8 @@ class PointDamaged(ReplicaError):
     def message(self) -> str:
         return (
             f"replica {self.replica}: restore point {self.point}: {self.path}: {self.evidence}. "
-            f"See `standby replica verify {self.replica}`; other points may be intact"
+            f"See `standby replica verify {self.replica}`; other points may be intact: fail over "
+            f"to one of them (--point), or {BEGIN_ANEW}"
         )
 
 

@@ -96,6 +96,9 @@ COMMANDS: dict[Action, str] = {
 }
 """What a person types for an action; one without a command cannot be asked for."""
 
+RUNS_ON = "the VM runs, and goes on running"
+"""What the plan of a permanent failover says of a replica VM that is on."""
+
 
 def legal_commands(state: ReplicaState, replica: str, job: str) -> tuple[str, ...]:
     """The commands for what may be asked of `replica` of the job in `state`, in the table's

@@ -39,7 +39,7 @@ from standby.road.lease import WriterLease, check_legal
 from standby.road.points import chosen_point, points_kept_by, replicated_disks
 from standby.road.records import inner_path, layer_facts
 from standby.road.replica import ReplicaFolder
-from standby.road.surveying import ReplicaStatus, findings, status, target_state
+from standby.road.surveying import ReplicaStatus, findings, status, target_state, undo_point
 
 __all__ = [
     "FailoverResult",
@@ -258,9 +258,10 @@ def undo_failover(
     sparse: bool = True,
 ) -> ReplicaRecord:
     """Drop what the replica VM wrote since the failover: its ready layers are above the newest
-    point again, and the state is ready (damaged where it was before). `is_running` says whether
-    the VM still runs; then MachineRunning is raised. `drop_writes` drops what was written outside
-    of a failover, too."""
+    point again, and the state is ready (damaged where it was before). Where the newest point's
+    files are damaged, they are above the newest undamaged point, and the state is damaged.
+    `is_running` says whether the VM still runs; then MachineRunning is raised. `drop_writes` drops
+    what was written outside of a failover, too."""
     record = folder.record()
     is_unasked = record.state in (ReplicaState.READY, ReplicaState.DAMAGED)
     if is_unasked and not drop_writes:
@@ -274,18 +275,18 @@ def undo_failover(
         raise MachineRunning("target", record.name, "a failover is undone with the replica VM off")
     with WriterLease.acquire(folder, "undo-failover", action=action) as lease:
         recover(folder, lease)
-        newest = chosen_point(folder.name, folder.points(), None)
-        for layer, evidence in folder.touched_layers([newest]):
-            raise PointDamaged(folder.name, newest.id, layer.file, evidence)
+        sound, problem = undo_point(folder)
+        state = record.state if is_unasked else state_after_undo(record)
         return ready.renew(
             folder,
             lease,
-            newest,
+            sound,
             drop_writes=True,
             is_running=is_running,
             host_folder=host_folder,
             sparse=sparse,
-            state=record.state if is_unasked else state_after_undo(record),
+            state=ReplicaState.DAMAGED if problem else state,
+            damage=record.damage or problem,
             failover_point="",
             failover_started_at="",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import (
@@ -22,6 +22,7 @@ from standby.errors import (
     ReplicaStarted,
     StandbyError,
 )
+from standby.errors.replicas import BEGIN_ANEW
 from standby.files import ByteLock, make_folder_durably, write_durably
 from standby.model.point import RestorePoint
 from standby.model.replica import LayerFile, ReplicaIdentity, ReplicaRecord, ReplicaState
@@ -143,7 +144,8 @@ class ReplicaFolder:
             raise ReplicaConflict(
                 self.name,
                 f"{self.record_path}: {exc}",
-                "The disk files are untouched: `ready.vhdx` of each disk starts by hand",
+                "The disk files are untouched: `ready.vhdx` of each disk starts by hand. For "
+                f"replication to go on put the file back from a backup, or {BEGIN_ANEW}",
             ) from exc
         except DiskIO as exc:
             if self.exists():
@@ -257,12 +259,22 @@ class ReplicaFolder:
         for layer in disk.chain:
             if layer.file not in owners and self._allowed_guids()(layer.file):
                 continue  # being merged: the digests next to it are complete by now
-            if layer.file not in owners:
+            digests = self._layer_digests(layer.file, disk_id, owners)
+            if not digests.exists() and layer.file not in owners:
                 raise PointDamaged(
-                    self.name, point_id, layer.file, "the digests of this layer are gone"
+                    self.name,
+                    point_id,
+                    layer.file,
+                    "the digests of this layer are gone, or the record of its point is",
                 )
-            paths.append(self.digests_path(owners[layer.file], disk_id))
+            paths.append(digests)
         return paths
+
+    def _layer_digests(self, file: str, disk_id: str, owners: dict[str, str]) -> Path:
+        """Where the digests of a layer are: beside the record of the point it came with. Is that
+        record gone the file still has the point's name; whoever opens the digests compares their
+        root with the point's (RULES 6), so a wrong guess is refused."""
+        return self.digests_path(owners.get(file, PurePosixPath(file).stem), disk_id)
 
     # --- tampering -------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ConfigurationError, MachineRunning, StandbyError, UnknownName
+from standby.errors.replicas import BEGIN_ANEW
 from standby.host.folder import FolderHost, update_replica_machine
 from standby.model.machine import PowerState
 from standby.model.point import RestorePoint
@@ -33,7 +34,7 @@ from standby.road.failing_over import (
     undo_failover,
 )
 from standby.road.lease import WriterLease
-from standby.road.naming import READY
+from standby.road.naming import READY, is_point_id
 from standby.road.points import chosen_point, replicated_disks
 from standby.road.ready import put_missing_state_files
 from standby.road.repair_sources import Disks, point_disks, repaired
@@ -45,6 +46,9 @@ from standby.road.verifying import PointVerdict, verify_point, verify_replica
 
 Source = Callable[[], contextlib.AbstractContextManager[Disks]]
 """Opens the disks of one state of a VM, for a repair."""
+
+GUEST_SHUTDOWN_S = 60
+"""How long a guest that is asked to shut down gets for it."""
 
 
 class ReplicaWork:
@@ -115,6 +119,14 @@ class ReplicaWork:
                 status(folder)
             except StandbyError as exc:
                 found[str(folder.path)] = str(exc)
+        for root in self._roots.values():
+            for path in sorted(root.iterdir()) if root.is_dir() else ():
+                if _has_lost_its_record(ReplicaFolder(path, self._clock)):
+                    found[str(path)] = (
+                        "restore points are here, but replica.json is gone. The disk files are "
+                        "untouched: `ready.vhdx` of each disk starts by hand. For replication to "
+                        f"go on put the file back from a backup, or {BEGIN_ANEW}"
+                    )
         return found
 
     def show(self, name: str) -> ReplicaStatus:
@@ -151,7 +163,7 @@ class ReplicaWork:
         """Drop what the replica VM wrote; the replica is ready again at its newest point."""
         folder = self.folder(name)
         record = undo_failover(folder, drop_writes, is_running=partial(self.check_off, folder))
-        describe_machine(folder, folder.newest())
+        describe_machine(folder, folder.point(record.ready_point))
         return record
 
     def permanent_failover(self, name: str) -> ReplicaRecord:
@@ -179,7 +191,7 @@ class ReplicaWork:
                 lease.update(serve_pid=pid, serve_started=started)
         else:
             machine = host.machine_in(folder.name)
-            host.stop(machine, force=force)
+            host.stop(machine, force=force, timeout_s=0 if force else GUEST_SHUTDOWN_S)
         return host.power_state(machine)
 
     def is_running(self, folder: ReplicaFolder) -> Callable[[], bool]:
@@ -291,6 +303,15 @@ class ReplicaWork:
     def point_chain(self, name: str, point: str | None, disk_id: str) -> tuple[Path, ...]:
         """The files of one disk at a point, newest layer first."""
         return self.folder(name).chain_paths(self.chosen(name, point), disk_id)
+
+
+def _has_lost_its_record(folder: ReplicaFolder) -> bool:
+    """Whether points were committed here, and nothing says any more what they are of."""
+    return (
+        folder.points_path.is_dir()
+        and not folder.exists()
+        and any(is_point_id(path.stem) for path in folder.points_path.glob("*.json"))
+    )
 
 
 def _machine_name(folder: ReplicaFolder) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 
-from standby.errors import ReplicaConflict, ReplicaMissing, StandbyError
+from standby.errors import PointDamaged, ReplicaConflict, ReplicaMissing, StandbyError
 from standby.model.point import RestorePoint
-from standby.model.replica import ReplicaIdentity, ReplicaState, legal_commands
+from standby.model.replica import (
+    COMMANDS,
+    Action,
+    ReplicaIdentity,
+    ReplicaRecord,
+    ReplicaState,
+    legal_actions,
+)
 from standby.road import naming
 from standby.road.extent_log import ExtentLog
 from standby.road.lease import holder_of, is_processing
@@ -15,6 +23,7 @@ from standby.road.merging import pending_merge
 from standby.road.points import (
     PartialState,
     TargetState,
+    chosen_point,
     older_disks,
     parsed_time,
     target_disks,
@@ -49,6 +58,56 @@ def lasting_points(folder: ReplicaFolder) -> tuple[RestorePoint, ...]:
     build on what goes with it."""
     merge = pending_merge(folder)
     return tuple(point for point in folder.points() if merge is None or point.id != merge.point)
+
+
+def undo_point(folder: ReplicaFolder) -> tuple[RestorePoint, str]:
+    """The point an undone failover goes back to: the newest whose files are as they were
+    committed, and what is wrong with those above it, '' for nothing. PointDamaged of the newest
+    where there is none, NoSuchPoint without any point."""
+    points = folder.points()
+    newest = chosen_point(folder.name, points, None)
+    problem = next(iter(folder.touched_layers([newest])), None)
+    if problem is None:
+        return newest, ""
+    layer, evidence = problem
+    with contextlib.suppress(ReplicaConflict):  # a damaged merge.json: nobody knows what lasts
+        for point in reversed(lasting_points(folder)):
+            if next(iter(folder.touched_layers([point])), None) is None:
+                return point, f"restore point {newest.id}: {layer.file}: {evidence}"
+    raise PointDamaged(folder.name, newest.id, layer.file, evidence)
+
+
+def possible_commands(folder: ReplicaFolder, record: ReplicaRecord) -> tuple[str, ...]:
+    """The commands that would be accepted now, as far as the folder alone shows it."""
+    actions = legal_actions(record.state)
+    special: dict[Action, str] = {}
+    scan = folder.scan_points(record)
+    touched = next(iter(folder.touched_layers(scan.valid)), None)
+    try:
+        sound, problem = undo_point(folder)
+    except StandbyError:
+        refused = {Action.FAILOVER, Action.UNDO_FAILOVER}
+    else:
+        refused = set()
+        if problem or any(point_id > sound.id for point_id, _ in scan.damaged):
+            special[Action.FAILOVER] = f" --point {sound.id}"
+    if touched is not None or scan.damaged:
+        refused.add(Action.SESSION)
+    if record.state is ReplicaState.NEW:
+        refused.clear()
+    if record.state in (ReplicaState.READY, ReplicaState.DAMAGED) and any(
+        folder.touched_ready(record)
+    ):
+        refused.add(Action.SESSION)
+        special[Action.FAILOVER] = " --adopt"
+        special[Action.UNDO_FAILOVER] = " --drop-writes"
+        actions = (*actions, Action.UNDO_FAILOVER)
+    return tuple(
+        COMMANDS[action].format(replica=folder.name, job=record.identity.job)
+        + special.get(action, "")
+        for action in actions
+        if action in COMMANDS and action not in refused
+    )
 
 
 def partials(folder: ReplicaFolder) -> tuple[PartialState, ...]:
@@ -93,7 +152,8 @@ class PointSummary:
 class ReplicaStatus:
     """A replica as its folder shows it; `machine` is the VM's name at the newest point (without one
     the name the replica began with), `newest_age_s` is None without a point, `findings` are
-    sentences about what is not as it should be, `actions` the commands that its state allows."""
+    sentences about what is not as it should be, `actions` the commands that would be accepted
+    now."""
 
     name: str
     machine: str
@@ -148,7 +208,7 @@ def status(folder: ReplicaFolder) -> ReplicaStatus:
         ready_point=record.ready_point,
         failover_point=record.failover_point,
         failover_started_at=record.failover_started_at,
-        actions=legal_commands(record.state, folder.name, record.identity.job),
+        actions=possible_commands(folder, record),
         free_bytes=shutil.disk_usage(folder.path).free,
         findings=tuple(findings(folder)),
     )

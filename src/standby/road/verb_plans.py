@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from standby.errors import PointDamaged, ReplicaConflict, UnknownName
+from standby.errors import ReplicaConflict, UnknownName
 from standby.model.point import RestorePoint
-from standby.model.replica import Action, ReplicaRecord, ReplicaState, next_state
+from standby.model.replica import RUNS_ON, Action, ReplicaRecord, ReplicaState, next_state
 from standby.road import ready
 from standby.road.failing_over import (
     check_given_up,
@@ -26,6 +26,7 @@ from standby.road.points import chosen_point, replicated_disks
 from standby.road.records import inner_path
 from standby.road.replica import ReplicaFolder
 from standby.road.replica_work import ReplicaWork
+from standby.road.surveying import undo_point
 from standby.units import format_bytes
 
 
@@ -99,9 +100,7 @@ def plan_undo_failover(replicas: ReplicaWork, name: str, *, drop_writes: bool = 
         check_legal(record, folder.name, Action.UNDO_FAILOVER)
     check_writable(folder)
     replicas.check_off(folder)
-    newest = chosen_point(folder.name, folder.points(), None)
-    for layer, evidence in folder.touched_layers([newest]):
-        raise PointDamaged(folder.name, newest.id, layer.file, evidence)
+    sound, problem = undo_point(folder)
     sizes = {
         layer.file: path.stat().st_size
         for layer in (record.ready or {}).values()
@@ -111,11 +110,14 @@ def plan_undo_failover(replicas: ReplicaWork, name: str, *, drop_writes: bool = 
         f"what the VM wrote is dropped: {file}, {format_bytes(size)} as a file"
         for file, size in sorted(sizes.items())
     ]
-    effects.append(f"new empty ready layers are made above the newest point {newest.id}")
-    if state_after_undo(record) is ReplicaState.READY:
+    which = "newest undamaged" if problem else "newest"
+    effects.append(f"new empty ready layers are made above the {which} point {sound.id}")
+    if problem:
+        effects.append(f"the replica is damaged then, and sessions skip it: {problem}")
+    elif state_after_undo(record) is ReplicaState.READY:
         effects.append("sessions go on with the replica")
     return _plan(
-        folder, record, Action.UNDO_FAILOVER, newest, effects, [], drops_bytes=sum(sizes.values())
+        folder, record, Action.UNDO_FAILOVER, sound, effects, [], drops_bytes=sum(sizes.values())
     )
 
 
@@ -133,6 +135,8 @@ def plan_permanent_failover(replicas: ReplicaWork, name: str) -> VerbPlan:
         f"the replica is gone from the list, and its {len(points)} restore points with it",
         "its job replicates to it no more; this cannot be undone",
     ]
+    if replicas.is_running(folder)():
+        effects.append(RUNS_ON)
     warnings = [f"the replica is marked damaged: {record.damage}"] if record.damage else []
     return _plan(folder, record, Action.PERMANENT_FAILOVER, chosen, effects, warnings)
 

@@ -17,10 +17,10 @@ import msgspec
 
 from standby.clock import new_token
 from standby.disk.vhdx import default_block_size
-from standby.errors import LinkError, MoverDied, StandbyError
+from standby.errors import IllegalTransition, LinkError, MoverDied, StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import CheckpointDisk, Machine
-from standby.model.replica import Action, ReplicaIdentity, legal_actions
+from standby.model.replica import Action, ReplicaIdentity, legal_actions, legal_commands
 from standby.ports import Host
 from standby.road.points import TargetState, match_disks
 from standby.server import facts
@@ -89,7 +89,7 @@ class Planner:
         self._free = int(crew.target.call("free_bytes", path=path))
         held = crew.target.call("inspect_replica", path=path)
         state = msgspec.convert(held, TargetState) if held is not None else None
-        reason = self._refusal(identity, state, repository)
+        reason = self._refusal(replica, identity, state, repository)
         if reason:
             return MachinePlan(machine.name, machine.id, replica, "skip", reason)
         disks = self._disks(machine, identity, state, path, crew, repository, scan)
@@ -110,17 +110,22 @@ class Planner:
 
     def _refusal(
         self,
+        replica: str,
         identity: ReplicaIdentity,
         state: TargetState | None,
         repository: RepositoryView | None,
     ) -> str:
         """Why a session would leave this replica alone, '' when it would not."""
         if state is not None and Action.SESSION not in legal_actions(state.state):
-            return f"the replica is in state {state.state}"
+            legal = legal_commands(state.state, replica, self._job.name)
+            refused = IllegalTransition(replica, str(state.state), Action.SESSION.value, legal)
+            return refused.message()
         known = self._store.known_replica(identity)
         key = facts.repository_key(identity)
         lost = ""
-        if known is not None and known.points > (len(state.points) if state is not None else 0):
+        if known is not None and known.points and state is None:
+            lost = "the replica is not there"
+        elif known is not None and known.points > (len(state.points) if state is not None else 0):
             lost = f"the target holds fewer restore points than the {known.points} known"
         elif repository is not None:
             newest = state.newest if state is not None else ""
