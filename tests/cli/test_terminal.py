@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from standby.cli.output import table_lines
+from standby.cli.output import CELL_MAX, WORD_MAX, shortened_words, table_lines
 from standby.disk import vhdx
 from standby.units import MiB
 
@@ -90,3 +90,29 @@ def test_a_table_wraps_words_and_never_an_id() -> None:
     assert narrow[1].startswith(point)
     tiny = table_lines(("point", ">count", "~why"), rows, 20)
     assert any(line.startswith(point) for line in tiny)
+
+
+def test_names_beyond_reading_are_shortened_in_tables_and_messages() -> None:
+    name = "a" * 2500 + "z" * 2500
+    _, row = table_lines(("name", "~problem"), [(name, f"{name} is gone")], 0)
+    shown, problem = row.split("  ")
+    assert len(shown) == CELL_MAX
+    assert shown.startswith("aaa")
+    assert "…" in shown
+    assert shown.endswith("zzz")
+    assert len(problem) == WORD_MAX + len(" is gone")
+    fitting = "x" * WORD_MAX
+    assert shortened_words(f"VM {fitting} of host h") == f"VM {fitting} of host h"
+    assert len(shortened_words(f"VM {name} of host h")) == WORD_MAX + len("VM  of host h")
+
+
+def test_a_long_name_in_an_error_is_shortened_for_people_and_whole_in_json(run, site) -> None:
+    name = "n" * 5000
+    ended = run("job", "plan", name, "--config", site.config, "--json", expect=None)
+    assert ended.code >= 10
+    assert name not in ended.err
+    assert "…" in ended.err
+    assert name in ended.out
+    refused = run("token", "add", "x", "--role", name, expect=2).err
+    assert "…" in refused
+    assert name not in refused

@@ -1,8 +1,9 @@
 """The command line: thin over `standby.BackupServer` and `standby.disk`.
 
 Results go to stdout, everything else to stderr. `--json` prints one JSON document, also for an
-error. Exit codes: 0 done, 1 unexpected (a traceback), 2 usage, 3 finished with warnings or alarms,
-10 and up one per error family (`standby.errors`), 130 cancelled.
+error. Exit codes: 0 done, 1 unexpected (a traceback), 2 usage, 3 finished with warnings or alarms
+(or disks differ, or no server is active), 10 and up one per error family (`standby.errors`), 130
+cancelled.
 
 Modules here import what they need inside their commands, so that `standby --help` and
 `standby version` start as fast as Python does.
@@ -38,7 +39,7 @@ from standby.cli import (
     tokens,
     wan,
 )
-from standby.cli.output import print_error, show_error
+from standby.cli.output import print_error, shortened_words, show_error
 from standby.errors import StandbyError
 
 UNEXPECTED_EXIT = 1
@@ -62,9 +63,11 @@ class Root(click.Group):
             result: Any = super().main(arguments, **extra)
             return result if isinstance(result, int) else 0
         except click.ClickException as exc:
+            message = exc.format_message()
+            exc.message = shortened_words(exc.message)
             exc.show()
             if as_json:
-                name, message = type(exc).__name__, exc.format_message()
+                name = type(exc).__name__
                 print_error(name, message, {}, "never", exc.exit_code)
             return exc.exit_code
         except (click.Abort, KeyboardInterrupt):
@@ -86,7 +89,7 @@ class Root(click.Group):
     cls=Root,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with `standby demo`, then `standby init`. Every command has --help with an "
-    "example; most have --json.",
+    "example, and --json where it is no group.",
 )
 @click.version_option(standby.__version__, message="standby %(version)s")
 def cli() -> None:

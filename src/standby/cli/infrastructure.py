@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from standby.cli.output import json_option, print_json, print_table, progress_bars
+from standby.cli.output import (
+    json_option,
+    print_json,
+    print_table,
+    progress_bars,
+    shortened_words,
+)
 from standby.cli.serving import config_option, opened_backup, server_option
 
 WARNINGS_EXIT = 3
@@ -69,5 +75,6 @@ def check(config: Path, as_json: bool) -> int:
         for item in found:
             mark = "" if item.level.value == "ok" else f"{item.level.value.upper()}: "
             hint = f". {item.hint}" if item.hint else ""
-            click.echo(f"{item.seen_from} -> {item.what}: {mark}{item.text}{hint}")
+            text = f"{item.seen_from} -> {item.what}: {mark}{item.text}{hint}"
+            click.echo(shortened_words(text))
     return ERRORS_EXIT if "error" in levels else WARNINGS_EXIT if "warning" in levels else 0

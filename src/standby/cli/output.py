@@ -6,6 +6,7 @@ Nothing here imports rich or msgspec until it is needed: `standby --help` must n
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sys
 import textwrap
@@ -30,6 +31,25 @@ dry_run_option = click.option(
 
 COLUMN_MIN = 12
 """A column that may be wrapped is not made narrower than this."""
+CELL_MAX = 200
+"""A name or id of a table that is longer is shortened: nobody types it."""
+WORD_MAX = 300
+"""The same for what has no space in a message. Longer than any path but the strangest."""
+
+_LONG_WORD = re.compile(rf"\S{{{WORD_MAX + 1},}}")
+
+
+def shortened(text: str, length_max: int) -> str:
+    """The text, with an ellipsis for its middle where it is longer."""
+    if len(text) <= length_max:
+        return text
+    tail = length_max // 4
+    return f"{text[: length_max - tail - 1]}…{text[-tail:]}"
+
+
+def shortened_words(text: str) -> str:
+    """A message in which no word is longer than WORD_MAX."""
+    return _LONG_WORD.sub(lambda found: shortened(found[0], WORD_MAX), text)
 
 
 # --- results ---------------------------------------------------------------------------------
@@ -47,7 +67,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """A table on stdout, one line per row when it goes to a file or a pipe.
 
     A column whose name begins with '>' is right-aligned. One that begins with '~' is wrapped where
-    the terminal is too narrow; no other column is ever cut or wrapped, so that ids can be copied.
+    the terminal is too narrow; no other column is cut or wrapped, so that ids can be copied, but
+    for names of more than CELL_MAX characters.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     if title:
@@ -59,7 +80,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """The table's lines; `width` 0 means no limit."""
     heads = [column.lstrip(">~") for column in columns]
-    table = [heads, *rows] if any(heads) else list(rows)
+    shown = [
+        [
+            shortened_words(cell) if column.startswith("~") else shortened(cell, CELL_MAX)
+            for column, cell in zip(columns, row, strict=True)
+        ]
+        for row in rows
+    ]
+    table = [heads, *shown] if any(heads) else shown
     widths = [max([len(row[index]) for row in table], default=0) for index in range(len(columns))]
     excess = sum(widths) + 2 * (len(widths) - 1) - width if width else 0
     for index, column in enumerate(columns):
@@ -92,12 +120,12 @@ def size(count: int) -> str:
 
 def warn(text: str) -> None:
     """A warning on stderr."""
-    click.echo(f"warning: {with_options(text)}", err=True)
+    click.echo(f"warning: {with_options(shortened_words(text))}", err=True)
 
 
 def show_error(error: StandbyError, as_json: bool) -> None:
     """The error's sentence on stderr; where JSON was asked for, its class and fields on stdout."""
-    click.echo(f"error: {with_options(str(error))}", err=True)
+    click.echo(f"error: {with_options(shortened_words(str(error)))}", err=True)
     if as_json:
         values = error_to_wire(error)
         name = values.pop("error")
