@@ -403,6 +403,11 @@ def test_a_lost_point_record_does_not_take_the_newer_points_with_it(run, replica
     (replicated.folder / "target" / "vm1_replica" / "points" / f"{points[1]}.json").unlink()
     ended = run("replica", "verify", "vm1", *site)
     assert ended.out.count(": ok") == 2
+    refused = run("job", "start", "job", *site, expect=None)
+    assert "--accept-loss" in refused.out + refused.err
+    run("job", "start", "job", "--accept-loss", *site, expect=None)
+    assert len(points_of(replicated.folder / "target")) == 3
+    assert run("replica", "verify", "vm1", *site).out.count(": ok") == 3
 
 
 def test_points_without_a_record_of_the_replica_are_not_hidden(replica, target: Path) -> None:
