@@ -63,11 +63,11 @@ class Root(click.Group):
             result: Any = super().main(arguments, **extra)
             return result if isinstance(result, int) else 0
         except click.ClickException as exc:
-            message = exc.format_message()
-            exc.message = shortened_words(exc.message)
-            exc.show()
+            told = io.StringIO()
+            exc.show(told)
+            click.echo(shortened_words(told.getvalue()), nl=False, err=True)
             if as_json:
-                name = type(exc).__name__
+                name, message = type(exc).__name__, exc.format_message()
                 print_error(name, message, {}, "never", exc.exit_code)
             return exc.exit_code
         except (click.Abort, KeyboardInterrupt):
