@@ -285,6 +285,14 @@ class RemoteServer:
         except KeyboardInterrupt:
             self.post(dict, f"{path}/stop")
             raise
+        except LinkError as exc:
+            if isinstance(exc, ProtocolError | CertificateRefused):
+                raise
+            text = (
+                f"{exc.problem}. Session {queued.session} is the server's: it goes on there, or "
+                f"when the server is back. See `standby job sessions --server {self.url}`"
+            )
+            raise LinkError(self.url, text) from None
         return merged(
             self._as(SessionRun, found["run"]),
             self._as(list[TaskRun], found["tasks"]),

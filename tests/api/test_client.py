@@ -9,6 +9,8 @@ import pytest
 from api.conftest import ServedSite
 from cli.conftest import Ended, Run
 from simulation.site import Site
+from standby.client import RemoteServer
+from standby.errors import LinkError
 from standby.host.folder import new_machine
 from standby.units import MiB
 
@@ -173,3 +175,23 @@ def test_what_cannot_be_asked_is_said(
     ended = run("job", "list", expect=code)
     assert word in ended.err
     assert not token or token == "x" or token not in ended.err or token.startswith("file:")
+
+
+def test_a_server_that_ends_while_its_session_is_waited_for(
+    remote: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = RemoteServer._exchanged
+
+    def exchanged(self: RemoteServer, method: str, path: str, body: object) -> tuple[int, bytes]:
+        if path.startswith("/api/v1/sessions/"):
+            raise LinkError(self.url, "Remote end closed connection without response")
+        if path == "/healthz":
+            return 200, b'{"lease": "held"}'
+        return asked(self, method, path, body)
+
+    monkeypatch.setattr(RemoteServer, "_exchanged", exchanged)
+    ended = remote("job", "start", "job", expect=15)
+    text = " ".join(ended.err.split())
+    assert "Remote end closed connection" in text
+    assert "when the server is back" in text
+    assert re.search(r"`standby job sessions --server http\S+`", text)

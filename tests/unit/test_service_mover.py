@@ -11,6 +11,7 @@ import pytest
 from standby.errors import CertificateRefused, LinkError, MoverDied, MoverFenced
 from standby.server.crew_handle import CrewHandle
 from standby.server.service_mover import Reconnect, ServiceMover
+from standby.server.waits import waits_are_over, waits_end_when
 from standby.wire.link import Link
 from standby.wire.messages import Call, Reply
 
@@ -255,3 +256,53 @@ def test_a_mover_that_was_revoked_is_given_up_at_once(far, mover):
     again = mover.start("ping")  # it may have been enrolled anew
     far.answer("pong")
     assert again.result(10) == "pong"
+
+
+def test_a_refused_certificate_is_a_definite_error_at_once(far):
+    def refused() -> Link:
+        far.attempts += 1
+        raise CertificateRefused("px1", "it is revoked")
+
+    told: list[str] = []
+    mover = ServiceMover("px1", refused, Reconnect(every_s=60, for_s=3600), on_state=told.append)
+    handle = CrewHandle(mover, "s1", patience_s=60)
+    for attempt in (1, 2):  # each call is one attempt, for it may have a new certificate by then
+        with pytest.raises(CertificateRefused, match="revoked"):
+            handle.call("ping")
+        assert far.attempts == attempt
+    assert mover.is_given_up
+    assert "revoked" in told[-1]
+    assert isinstance(mover.why_away(), CertificateRefused)
+    mover.close()
+
+
+@pytest.mark.parametrize("patience_s", [None, 3600])
+def test_cutting_a_session_ends_its_wait_for_a_connection(far, patience_s):
+    mover = ServiceMover("px1", far.connect, Reconnect(every_s=60, for_s=3600))
+    far.is_up = False
+    handle = CrewHandle(mover, "s1", patience_s)
+    found: queue.Queue[Exception] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            handle.call("ping")
+        except MoverDied as exc:
+            found.put(exc)
+
+    threading.Thread(target=ask, daemon=True).start()
+    while not mover.problem:
+        pass
+    handle.cut()
+    assert isinstance(found.get(timeout=10), MoverDied)
+    mover.close()
+
+
+def test_waits_of_a_thread_end_when_told(far):
+    mover = ServiceMover("px1", far.connect, Reconnect(every_s=60, for_s=3600))
+    far.is_up = False
+    with waits_end_when(lambda: bool(mover.problem)), waits_end_when(lambda: False):
+        with pytest.raises(MoverDied, match="refused"):
+            mover.call("ping")
+        assert waits_are_over()
+    assert not waits_are_over()
+    mover.close()

@@ -113,7 +113,8 @@ class SessionStopped(StandbyError):
     machine: str
 
     def message(self) -> str:
+        who = f"VM {self.machine}: " if self.machine else ""
         return (
-            f"VM {self.machine}: the session of job {self.job} was stopped; no restore point was "
+            f"{who}the session of job {self.job} was stopped; no restore point was "
             "made, what was transferred is kept and the next session goes on from it"
         )

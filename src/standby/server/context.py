@@ -58,6 +58,10 @@ class SessionContext:
     stopped: set[str] = field(default_factory=set)
     """VMs that are to end, or not to begin."""
 
+    def end_of(self, machine: str) -> Callable[[], bool]:
+        """Says whether the work on that VM is to end."""
+        return lambda: self.is_cancelled.is_set() or machine in self.stopped
+
     def cut(self) -> None:
         """End all work of the session, now; what was transferred is kept."""
         self.is_cancelled.set()

@@ -135,6 +135,8 @@ class Crew(Protocol):
     target_proxy: str
     is_broken: bool
     reconnect: Reconnect
+    left_out: dict[str, str]
+    """Source proxies that were not there when a disk began, and what is to be said of each."""
     can_retry: bool
     """Whether a broken link is worth another try within the session."""
 
@@ -183,6 +185,7 @@ class LocalCrew:
         slots: TaskSlots | None = None,
     ) -> None:
         self._pair = pair
+        self.left_out: dict[str, str] = {}
         self._repository = repository
         self._slots = slots
         self.source: Handle = pair.source

@@ -8,6 +8,7 @@ from typing import Any
 
 from standby.errors import MoverDied
 from standby.server.service_mover import ServiceMover
+from standby.server.waits import waits_end_when
 
 
 class CrewHandle:
@@ -33,9 +34,10 @@ class CrewHandle:
                 raise MoverDied(self.name, "the session was cut off")
             self._waiting.add(ours)
         try:
-            if not self.mover.is_there(self.patience_s):
-                raise MoverDied(self.name, self.mover.problem or "it cannot be reached")
-            theirs = self.mover.start(verb, crew=self._crew, **arguments)
+            with waits_end_when(lambda: self._is_cut):
+                if not self.mover.is_there(self.patience_s):
+                    raise self.mover.why_away()
+                theirs = self.mover.start(verb, crew=self._crew, **arguments)
         except BaseException:
             with self._lock:
                 self._waiting.discard(ours)

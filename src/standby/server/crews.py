@@ -57,10 +57,16 @@ class Crews:
         self.resources.configure(capacities(config))
         self._proxies = all_proxies(config)
         fleet.on_state = self._tell_resources
+        self.on_mover: Callable[[str, str], None] = lambda mover, problem: None
+        """Told of a mover that cannot be reached why, once, and '' when it is back."""
+        self._problems: dict[str, str] = {}
 
     def _tell_resources(self, mover: str, problem: str) -> None:
         """A proxy whose mover is away gets no task while another can do it; it is not waited for
         once the mover was given up."""
+        if self._problems.get(mover, "") != problem:
+            self._problems[mover] = problem
+            self.on_mover(mover, problem)
         is_given_up = self.fleet.has_given_up(mover)
         for name, proxy in self._proxies.items():
             if proxy.mover != mover:

@@ -16,7 +16,7 @@ from datetime import datetime, tzinfo
 from typing import Any, Protocol
 
 from standby.clock import Clock
-from standby.errors import JobError, ServerFenced, StandbyError, UnknownName
+from standby.errors import JobError, ServerFenced, SessionStopped, StandbyError, UnknownName
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.model.report import MachineReport, SessionReport
@@ -33,6 +33,7 @@ from standby.server.logs import Log
 from standby.server.schedule import Schedule, retry_due
 from standby.server.store import ServerLease, Store
 from standby.server.store.dispatch import Dispatch, TaskMove
+from standby.server.waits import waits_end_when
 
 OPTIONS = ("take_over", "accept_loss")
 """What a session of the queue may carry to `BackupServer.start`."""
@@ -163,7 +164,8 @@ class RunningSession:
 
     def _work(self) -> None:
         try:
-            self.run = self._until_nothing_is_left()
+            with waits_end_when(lambda: self.intent is not Intent.NONE):
+                self.run = self._until_nothing_is_left()
         except StandbyError as exc:  # fenced, or the database cannot be reached
             self.work.log.error(
                 f"the session cannot be recorded: {exc}", session=self.run.id, job=self.run.job
@@ -182,6 +184,8 @@ class RunningSession:
         try:
             self._add_tasks()
         except StandbyError as exc:
+            if self.intent is not Intent.NONE:  # a mover was waited for until then
+                return settled(self.work, run.id, self.intent)
             self._report_failure(exc)
             return dispatch.move_session(run.id, SessionState.FAILED, detail=str(exc))
         while self.intent is Intent.NONE:
@@ -260,7 +264,8 @@ class RunningSession:
                 raise  # how it ends is the other server's to tell
             except StandbyError as exc:
                 error = str(exc)
-                self._report_failure(exc)
+                if not isinstance(exc, SessionStopped):
+                    self._report_failure(exc)
             else:
                 work.on_report(run, report)
         if self.intent is Intent.NONE and work.store.is_asked_to_stop(self.report_id):
@@ -356,7 +361,8 @@ def settled(work: Work, session: str, intent: Intent, *, detail: str = "") -> Se
         )
         open_tasks = []
         tasks = queue.tasks(session)
-    if open_tasks:
+    has_begun = bool(tasks) or intent is Intent.NONE
+    if open_tasks or (not has_begun and intent in (Intent.GIVE_BACK, Intent.PAUSE)):
         if intent is Intent.GIVE_BACK:
             return dispatch.move_session(session, SessionState.QUEUED, detail=intent.value)
         paused = work.paused(session)
@@ -369,7 +375,7 @@ def settled(work: Work, session: str, intent: Intent, *, detail: str = "") -> Se
     run = queue.session(session)
     is_stopped = run.state is SessionState.STOPPING or intent in (Intent.STOP, Intent.WINDOW)
     states = {task.state for task in tasks}
-    if is_stopped and TaskState.INTERRUPTED in states:
+    if is_stopped and (TaskState.INTERRUPTED in states or not has_begun):
         if run.state is SessionState.RUNNING:
             dispatch.move_session(session, SessionState.STOPPING, detail=detail or intent.value)
         return dispatch.move_session(session, SessionState.STOPPED, detail=detail or intent.value)

@@ -18,6 +18,7 @@ import msgspec
 
 from standby import killpoints
 from standby.errors import (
+    CertificateRefused,
     CheckpointLimit,
     DiskError,
     DiskFull,
@@ -76,7 +77,7 @@ class MachineDriver:
         """Whether it was a mover, or the way to it, that ended the session."""
         self.is_refusal = False
         """Whether a mover said that it was asked for something it does not know, as one does that
-        was started anew."""
+        was started anew; or its certificate is refused."""
         self.repository_error: RepositoryError | None = None
         """The damage of the repository that the session met, if that is why it failed."""
         self._identity = ReplicaIdentity(
@@ -104,7 +105,7 @@ class MachineDriver:
             report.outcome, report.error = "interrupted", str(exc)
             self.is_broken = True
             self.is_link_trouble = isinstance(exc, MoverDied | LinkError)
-            self.is_refusal = isinstance(exc, ProtocolError)
+            self.is_refusal = isinstance(exc, ProtocolError | CertificateRefused)
             if self.context.is_cancelled.is_set():  # that is why the movers were cut off
                 report.error = str(SessionStopped(self.context.job.name, self.machine.name))
         except StandbyError as exc:

@@ -48,7 +48,7 @@ class RemoteHost:
         try:
             service = self._fleet.mover(self._station.mover)
             if self._patience_s is not None and not service.is_there(self._patience_s):
-                raise MoverDied(service.name, service.problem or "it cannot be reached")
+                raise service.why_away()
             mover: Handle = service
             root = self._fleet.place(self._station)
             return mover.call(f"host_{verb}", root=root, host=self.name, **arguments)

@@ -17,6 +17,7 @@ from standby.server.driver import MachineDriver
 from standby.server.journey import Journey, JourneyBook
 from standby.server.remote_host import impatient
 from standby.server.transfer import Patience
+from standby.server.waits import waits_end_when
 
 Lend = Callable[[Machine, tuple[str, ...], tuple[str, str] | None], AbstractContextManager[Crew]]
 """Lends a crew for the VM: (VM, target proxies to avoid, crew to join), see `Crews.lent`."""
@@ -24,22 +25,29 @@ Lend = Callable[[Machine, tuple[str, ...], tuple[str, str] | None], AbstractCont
 
 def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineReport:
     """The VM's report; never raises but for what ends the process."""
+    with waits_end_when(context.end_of(machine.name)):
+        return _replicated(context, machine, lend)
+
+
+def _replicated(context: SessionContext, machine: Machine, lend: Lend) -> MachineReport:
     if context.is_cancelled.is_set() or machine.name in context.stopped:
         text = str(SessionStopped(context.job.name, machine.name))
         return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
     journey = JourneyBook(context, machine.id).found() if context.may_join else None
     driver, proxy = _driven(context, machine, lend, (), journey)
     if driver is None:
-        return MachineReport(machine.name, machine.id, outcome="failed", error=proxy)
+        outcome = "interrupted" if context.end_of(machine.name)() else "failed"
+        return MachineReport(machine.name, machine.id, outcome=outcome, error=proxy)
     patience = Patience(context.clock, driver.crew.reconnect)
     joined = journey.intent if journey is not None else ""
     went_on: list[str] = []
+    left_out = dict(driver.crew.left_out)
     while _is_worth_another_try(context, driver):
         text = f"went on after: {driver.report.error}"
         if driver.is_refusal and text in went_on:
             break  # what one side does not understand it will not understand later
         went_on.append(text)
-        if len(went_on) > 1 and not patience.wait():
+        if len(went_on) > 1 and not patience.wait(context.end_of(machine.name)):
             break
         release_left(context, machine, driver.crew.reconnect.every_s, joined)
         # The writer that was lost may hang with the replica open: the next one fences it.
@@ -47,6 +55,7 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
         if again is None:
             break
         _count_lost(driver.report, again.report)
+        left_out |= again.crew.left_out
         driver = again
     if went_on and proxy:
         went_on[-1] += f"; through target proxy {proxy}"
@@ -55,7 +64,7 @@ def replicate(context: SessionContext, machine: Machine, lend: Lend) -> MachineR
     if problem:
         report.alarms.append(problem)
         context.store.raise_alarm("checkpoint", context.job.name, machine.name, problem)
-    report.warnings = list(dict.fromkeys([*report.warnings, *went_on]))
+    report.warnings = list(dict.fromkeys([*report.warnings, *left_out.values(), *went_on]))
     return report
 
 

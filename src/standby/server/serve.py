@@ -72,6 +72,14 @@ def opened_daemon(
         state_file=webhook_file(server.config),
     )
     server.crews.fleet.on_problem = lambda who, text: log.warning(f"certificate of {who}: {text}")
+
+    def moved(mover: str, problem: str) -> None:
+        if problem:
+            log.warning(f"mover {mover} cannot be reached: {problem}")
+        else:
+            log.info(f"mover {mover} is there again")
+
+    server.crews.on_mover = moved
     try:
         with taking_enrolments(server.config, server.clock, log):
             yield Daemon(

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import ServerFenced, StandbyError, UnknownName
+from standby.errors import MoverDied, ServerFenced, SessionStopped, StandbyError, UnknownName
 from standby.files import make_folder_durably
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
@@ -54,6 +54,7 @@ from standby.server.replicas import Replicas
 from standby.server.replicating import replicate
 from standby.server.stopping import StopWatcher, stop_sessions
 from standby.server.store import ServerLease, Store
+from standby.server.waits import waits_are_over, waits_end_when
 from standby.wire.learning import learn_values
 from standby.wire.link import Link
 
@@ -206,7 +207,11 @@ class BackupServer:
             store.begin_session(report)
             context = self._context(report.id, wanted, take_over or is_hung, accept_loss, progress)
             context = replace(context, store=store, may_join=is_alone)
+            ends = contextlib.ExitStack()
             try:
+                ends.enter_context(self._listed(context))
+                ends.enter_context(StopWatcher(store, report.id, context.cut))
+                ends.enter_context(waits_end_when(context.is_cancelled.is_set))
                 released = self._released(wanted, alive) if is_alone else []
                 inventory = inventory_of(context.source)
                 found = wanted_of(wanted, inventory, machines)
@@ -216,9 +221,13 @@ class BackupServer:
                 if machines is None:
                     report.machines += self._gone(wanted, inventory)
             except BaseException as exc:
-                self._end_early(wanted, report, exc, store)
+                is_stopped = waits_are_over()
+                self._end_early(wanted, report, exc, store, is_stopped=is_stopped)
+                if is_stopped and isinstance(exc, MoverDied):  # it was waited for until then
+                    raise SessionStopped(wanted.name, "") from exc
                 raise
             finally:
+                ends.close()
                 self.crews.resources.end_session(report.id)
             if released:
                 report.machines[0].warnings.append(
@@ -268,11 +277,8 @@ class BackupServer:
                 report.machines[place] = done
                 context.store.save_session(report)
 
-        with (
-            self._listed(context),
-            StopWatcher(context.store, context.session, context.cut),
-            ThreadPoolExecutor(context.job.max_machines, thread_name_prefix="machine") as pool,
-        ):
+        threads = context.job.max_machines
+        with ThreadPoolExecutor(threads, thread_name_prefix="machine") as pool:
             tasks = [pool.submit(run, place, item) for place, item in enumerate(machines)]
             try:
                 # A wait without end would not see Ctrl-C on every system.
@@ -325,10 +331,16 @@ class BackupServer:
         return stop_sessions(self.store, wanted, lock.is_taken, self.clock, timeout_s)
 
     def _end_early(
-        self, job: ReplicationJob, report: SessionReport, exc: BaseException, store: Store
+        self,
+        job: ReplicationJob,
+        report: SessionReport,
+        exc: BaseException,
+        store: Store,
+        *,
+        is_stopped: bool,
     ) -> None:
         """Record a session that could not do its work, and what that means for the job's rpo."""
-        is_failure = isinstance(exc, StandbyError)
+        is_failure = isinstance(exc, StandbyError) and not is_stopped
         report.outcome = "failed" if is_failure else "interrupted"
         report.ended_at = self.clock.now().isoformat()
         for item in report.machines:

@@ -26,6 +26,7 @@ from standby.server.crew_handle import CrewHandle
 from standby.server.fleet import Fleet, Station
 from standby.server.hanging import AskableNow, TaskWatch
 from standby.server.resources import Resources, TaskRequest
+from standby.server.waits import waits_end_when
 
 
 class RemoteRepository:
@@ -139,6 +140,7 @@ class ServiceCrew:
         (name, target proxy) of a crew whose tasks this one goes on with; `patience_s` how long any
         mover that is away is waited for (`ServiceMover.is_there`)."""
         self.is_broken = False
+        self.left_out: dict[str, str] = {}
         self.reconnect = fleet.reconnect
         self._config = config
         self._fleet = fleet
@@ -177,11 +179,13 @@ class ServiceCrew:
         return min((found for found in known if found is not None), default=None)
 
     def _place(self, station: Station) -> str:
-        """Where the station is; MoverDied for one that is away and not waited for."""
+        """Where the station is; MoverDied for one that is away and not waited for, as no mover is
+        once the session was cut off."""
         mover = self._fleet.mover(station.mover)
-        if not mover.is_there(self._patience(station.mover)):
-            raise MoverDied(station.mover, mover.problem or "it cannot be reached")
-        return self._fleet.place(station)
+        with waits_end_when(lambda: self._is_cut):
+            if not mover.is_there(self._patience(station.mover)):
+                raise mover.why_away()
+            return self._fleet.place(station)
 
     def _handle(self, mover: str) -> CrewHandle:
         """The mover as this session uses it."""
@@ -266,8 +270,10 @@ class ServiceCrew:
     def disk_link(self, task: DiskTask) -> Iterator[DiskLink]:
         """See Crew; both ends get one ticket, and so do source and repository."""
         if len(self._sources) > 1:  # who is away is passed over, once that is known
-            for found in self._sources.values():
-                self._fleet.mover(found.mover).answers()
+            for name, found in self._sources.items():
+                mover = self._fleet.mover(found.mover)
+                if not mover.answers():
+                    self.left_out[name] = f"source proxy {name} was left out: {mover.why_away()}"
         proxies = set(self._sources) - task.avoid or set(self._sources)
         with self._resources.taken(self._request(task, proxies)) as grant:
             station = self._sources[grant.source_proxy]

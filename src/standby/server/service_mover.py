@@ -30,6 +30,7 @@ from standby.errors import (
     StandbyError,
     error_from_wire,
 )
+from standby.server.waits import LOOK_S, end_of_waits
 from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Reply
 
@@ -43,6 +44,9 @@ PING_S = 20.0
 SILENCE_S = 60.0
 """A mover answers a ping in a thread of its own, whatever else it does: one from which nothing came
 for so long hangs, though its system still keeps the connection alive."""
+
+CLOSE_S = 2.0
+"""How long the end of a connection is waited for: one that is being made ends by itself."""
 
 Greet = Callable[[Callable[..., Any], Link], None]
 """Called as greet(ask, link) on each new link; `ask(verb, **arguments)` waits for the answer."""
@@ -89,7 +93,8 @@ class ServiceMover:
         greet: Greet | None = None,
     ) -> None:
         """`on_state` is told whenever the link is made (''), or lost or not to be had (why). What
-        `greet` raises ends the link; Fenced ends the attempts too."""
+        `greet` raises ends the link; Fenced ends the attempts too, and so does a certificate that
+        is refused: waiting makes no other one."""
         self.name = name
         self._greet = greet
         self._on_state = on_state or (lambda problem: None)
@@ -199,16 +204,19 @@ class ServiceMover:
         """Whether the link stands, after a first attempt to make it."""
         with self._changed:
             self._keep()
-            self._changed.wait_for(
-                lambda: self._link is not None or self._problem or self._has_given_up()
-            )
+            self._wait(lambda: bool(self._problem))
             return self._link is not None
 
     def wait_connected(self, timeout_s: float) -> bool:
         """Whether the link stands, at the latest after `timeout_s`."""
         with self._changed:
             self._keep()
-            return self._changed.wait_for(lambda: self._link is not None, timeout_s)
+            self._wait(lambda: False, timeout_s)
+            return self._link is not None
+
+    def why_away(self) -> StandbyError:
+        """The error of one that is not to be had: that of its certificate, where that is why."""
+        return self._fenced or MoverDied(self.name, self._problem or "it cannot be reached")
 
     def is_there(self, patience_s: float | None) -> bool:
         """Whether it is worth asking: the link stands at the latest after `patience_s`; 0: as long
@@ -221,12 +229,24 @@ class ServiceMover:
     def _entered(self, pending: _Pending) -> tuple[Link, int]:
         with self._changed:
             self._keep()
-            self._changed.wait_for(lambda: self._link is not None or self._has_given_up())
+            self._wait(lambda: False)
             if self._link is None:
                 raise self._death()
             number = self._numbered()
             self._calls[number] = pending
             return self._link, number
+
+    def _wait(self, is_enough: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Until the link stands, or it is not to be had, or `is_enough`, or waits of this thread
+        are to end, or for `timeout_s`; under the lock."""
+        is_over = end_of_waits()
+        clock = SYSTEM_CLOCK  # it is a thread that waits, whatever the time is
+        until = None if timeout_s is None else clock.monotonic() + timeout_s
+        while not (self._link is not None or self._has_given_up() or is_enough() or is_over()):
+            left_s = LOOK_S if until is None else min(LOOK_S, until - clock.monotonic())
+            if left_s <= 0:
+                return
+            self._changed.wait(left_s)
 
     def _numbered(self) -> int:
         """The next call's number; under the lock."""
@@ -247,7 +267,6 @@ class ServiceMover:
         """Have a thread that connects and receives; under the lock."""
         if self._keeper is None and not self._is_closed:
             self._lost_at = self._clock.monotonic()
-            self._fenced = None
             self._keeper = threading.Thread(
                 target=self._kept, name=f"{self.name} control", daemon=True
             )
@@ -301,11 +320,12 @@ class ServiceMover:
                     self._problem = str(exc)
                     self._changed.notify_all()
                 self._on_state(self._problem)
-                if isinstance(exc, Fenced):
-                    self._fenced = exc
+                self._fenced = exc if isinstance(exc, Fenced | CertificateRefused) else None
+                if self._fenced is not None:
                     return None
             else:
                 self._problem = ""
+                self._fenced = None
                 self.is_given_up = False
                 with self._changed:
                     if self._is_closed:
@@ -401,4 +421,4 @@ class ServiceMover:
         if link is not None:
             link.shutdown()
         if keeper is not None:
-            keeper.join(timeout=10)
+            keeper.join(timeout=CLOSE_S)

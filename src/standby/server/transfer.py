@@ -18,6 +18,7 @@ from typing import Any
 from standby import killpoints
 from standby.clock import Clock, new_token
 from standby.errors import (
+    CertificateRefused,
     CheckpointLimit,
     DiskError,
     LinkError,
@@ -34,6 +35,7 @@ from standby.server.hanging import TaskWatch
 from standby.server.journey import JourneyBook, Sender
 from standby.server.plan import DiskPlan, Mode
 from standby.server.service_mover import Reconnect
+from standby.server.waits import LOOK_S
 
 PROGRESS_INTERVAL_S = 0.25
 GRACE_S = 20.0
@@ -151,7 +153,9 @@ class Transfer:
             raise error
         is_again = proxy in failed
         failed[proxy] = error
-        if is_again and not patience.wait():
+        is_definite = isinstance(error, CertificateRefused)
+        end = self._context.end_of(self._machine.name)
+        if is_again and (is_definite or not patience.wait(end)):
             raise error
         if self._context.is_cancelled.is_set() or crew.is_broken:
             raise error
@@ -302,12 +306,15 @@ class Patience:
         self._every_s = reconnect.every_s
         self._until = clock.monotonic() + reconnect.for_s
 
-    def wait(self) -> bool:
-        """Wait for the next attempt; False when it is too late for one."""
+    def wait(self, is_over: Callable[[], bool] = lambda: False) -> bool:
+        """Wait for the next attempt; False when it is too late for one, or `is_over`."""
         if self._clock.monotonic() >= self._until:
             return False
-        self._clock.sleep(self._every_s)
-        return True
+        left_s = self._every_s
+        while left_s > 0 and not is_over():
+            self._clock.sleep(min(LOOK_S, left_s))
+            left_s -= LOOK_S
+        return not is_over()
 
 
 def one_of_two_ended(
