@@ -3,7 +3,8 @@
 Each part is collected by itself: what cannot be had (a damaged database, a mover that is away) is
 named in problems.json, and the rest is there all the same, after DEADLINE_S at the latest. Secrets
 are masked three times: their references in the configuration, the values they refer to wherever
-these turn up, and what looks like a secret. Names of VMs, hosts and folders stay: without them nothing could be told.
+these turn up, and what looks like a secret. Names of VMs, hosts and folders stay: without them
+nothing could be told.
 """
 
 from __future__ import annotations
