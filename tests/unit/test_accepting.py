@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import threading
 
 import pytest
@@ -41,3 +43,32 @@ def test_rounds_go_on_while_strangers_knock_without_a_pause(
         assert rounds.acquire(blocking=False)
     finally:
         acceptor.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors are no numbers from 0 on there")
+def test_a_process_with_thousands_of_open_files_still_listens() -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], min(4096, limits[1])), limits[1]))
+    held = [os.open(os.devnull, os.O_RDONLY)]
+    served = threading.Semaphore(0)
+
+    def serve(visit: Visit) -> None:
+        visit.connection.close()
+        served.release()
+
+    try:
+        while held[-1] < 1100:
+            held.append(os.dup(held[0]))
+        acceptor = Acceptor("127.0.0.1:0", serve, Door(), "door", lambda: None)
+        acceptor.begin()
+        try:
+            with socket.create_connection(parsed_address(acceptor.address), 10):
+                assert served.acquire(timeout=10)
+        finally:
+            acceptor.close()
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

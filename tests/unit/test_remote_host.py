@@ -74,4 +74,4 @@ def test_a_check_tells_of_a_mover_that_is_away_and_does_not_wait(tmp_path: Path)
         found = check_configuration(config, host)
     about = {item.where: item.problem for item in found}
     assert list(about) == ["[hosts.prod]"], about
-    assert "hv1 of host prod" in about["[hosts.prod]"]
+    assert "mover hv1 cannot be reached" in about["[hosts.prod]"]

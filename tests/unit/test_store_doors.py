@@ -107,7 +107,7 @@ def test_a_url_of_nothing_we_know_is_refused_and_not_shown(url: str) -> None:
 
 def test_a_missing_driver_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(StateDatabaseError, match=r"pip install 'standby\[postgresql\]'"):
+    with pytest.raises(StateDatabaseError, match=r"pip install '\.\[postgresql\]'"):
         Store("postgresql://me@db/standby")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
+import selectors
 import socket
 import threading
 from collections import Counter
@@ -126,10 +126,20 @@ class Acceptor:
             return len(self._links)
 
     def _accept(self) -> None:
+        # Not select.select: it takes no descriptor from 1024 on.
+        with selectors.DefaultSelector() as comes, selectors.DefaultSelector() as wakes:
+            comes.register(self._socket, selectors.EVENT_READ)
+            comes.register(self._woken, selectors.EVENT_READ)
+            wakes.register(self._woken, selectors.EVENT_READ)
+            self._accept_until_closed(comes, wakes)
+
+    def _accept_until_closed(
+        self, comes: selectors.BaseSelector, wakes: selectors.BaseSelector
+    ) -> None:
         next_round = SYSTEM_CLOCK.monotonic() + LOOK_ROUND_S
         while not self._is_closed:
             left_s = max(0.0, next_round - SYSTEM_CLOCK.monotonic())
-            ready, _, _ = select.select([self._socket, self._woken], [], [], left_s)
+            ready = [key.fileobj for key, _ in comes.select(left_s)]
             if SYSTEM_CLOCK.monotonic() >= next_round:  # however many knock meanwhile
                 self._on_round()
                 next_round = SYSTEM_CLOCK.monotonic() + LOOK_ROUND_S
@@ -141,7 +151,7 @@ class Acceptor:
                 if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     # Nothing can be accepted until something is closed; the peer waits in the
                     # backlog. Waiting on the wake-up end alone keeps `close` prompt.
-                    select.select([self._woken], [], [], 0.1)
+                    wakes.select(0.1)
                 continue
             self._receive_visit(connection, address)
 
