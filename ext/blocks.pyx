@@ -70,38 +70,12 @@ ZERO_LEAF = ZERO
 READS_FILES = bool(AVAILABLE)
 READ_CHUNK = CHUNK
 ALL_DONE, READ_FAILED = DONE, FAILED
-cdef const variant_t *active = &table[max([i for i in range(VARIANTS) if supported(i)])]
-
-
-def variants():
-    return tuple([table[i].name.decode() for i in range(VARIANTS) if supported(i)])
-
-
-def variant():
-    return active.name.decode()
-
-
-def select(str name not None):
-    global active
-    for i in range(VARIANTS):
-        if supported(i) and table[i].name.decode() == name:
-            active = &table[i]
-            return
-    raise ValueError(name)
+include "variants.pxi"
+include "checks.pxi"
 
 
 cdef inline size_t pieces(size_t length, size_t granularity) noexcept nogil:
     return length // granularity + (length % granularity != 0)
-
-
-cdef inline bint apart(const void *a, size_t a_size, const void *b, size_t b_size) noexcept nogil:
-    return <uintptr_t>a + a_size <= <uintptr_t>b or <uintptr_t>b + b_size <= <uintptr_t>a
-
-
-cdef int require(bint fact, str problem) except -1:
-    if not fact:
-        raise ValueError(problem)
-    return 0
 
 
 def leaves(const uint8_t[::1] data not None, uint64_t[::1] out not None):

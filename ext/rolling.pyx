@@ -37,34 +37,8 @@ cdef extern from "rolling.h" nogil:
                                  size_t, int64_t *) noexcept
 
 WINDOW = WINDOW_BYTES
-cdef const variant_t *active = &table[max([i for i in range(VARIANTS) if supported(i)])]
-
-
-def variants():
-    return tuple([table[i].name.decode() for i in range(VARIANTS) if supported(i)])
-
-
-def variant():
-    return active.name.decode()
-
-
-def select(str name not None):
-    global active
-    for i in range(VARIANTS):
-        if supported(i) and table[i].name.decode() == name:
-            active = &table[i]
-            return
-    raise ValueError(name)
-
-
-cdef inline bint apart(const void *a, size_t a_size, const void *b, size_t b_size) noexcept nogil:
-    return <uintptr_t>a + a_size <= <uintptr_t>b or <uintptr_t>b + b_size <= <uintptr_t>a
-
-
-cdef int require(bint fact, str problem) except -1:
-    if not fact:
-        raise ValueError(problem)
-    return 0
+include "variants.pxi"
+include "checks.pxi"
 
 
 cdef class Rules:

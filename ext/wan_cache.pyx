@@ -37,16 +37,7 @@ NONE, BUSY, LOCATION_LAST = C_NONE, C_BUSY, C_LOCATION_LAST
 BUCKET_BYTES, SHARD_BYTES, SLOTS = BUCKET, BUCKET * LAST, 7
 BUCKETS_FIRST, BUCKETS_LAST, BUCKETS_STEP = FIRST, LAST, STEP
 SAMPLED_BITS, ONLY_SAMPLES = SAMPLED_MASK, SAMPLES_MARK
-
-
-cdef inline bint apart(const void *a, size_t a_size, const void *b, size_t b_size) noexcept nogil:
-    return <uintptr_t>a + a_size <= <uintptr_t>b or <uintptr_t>b + b_size <= <uintptr_t>a
-
-
-cdef int require(bint fact, str problem) except -1:
-    if not fact:
-        raise ValueError(problem)
-    return 0
+include "checks.pxi"
 
 
 cdef int fill(table_t *table, uint8_t[::1] room, uint32_t[:, ::1] shards) except -1:

@@ -38,6 +38,8 @@ IDENTITY = ReplicaIdentity(
 DISKS = ("disk0", "disk1")
 SIZE = 8 * MiB
 
+VM_DATA = b"written by the VM".ljust(4096, b"!")
+
 
 def machine(disks: Sequence[str] = DISKS) -> Machine:
     """A VM with those disks."""
@@ -185,6 +187,16 @@ def write_as_the_vm_would(path: Path, parents: Sequence[Path], data: bytes) -> N
     disk.close()
 
 
+def ready_path(folder: ReplicaFolder, disk_id: str = "disk0") -> Path:
+    return folder.disk_path(disk_id) / "ready.vhdx"
+
+
+def run_vm(folder: ReplicaFolder, disk_id: str = "disk0") -> None:
+    """The replica VM writes VM_DATA to a disk."""
+    point = folder.point(folder.record().ready_point)
+    write_as_the_vm_would(ready_path(folder, disk_id), folder.chain_paths(point, disk_id), VM_DATA)
+
+
 def append_bytes(path: Path, count: int = 4096) -> None:
     """Make a file larger."""
     with File(path, writable=True) as file:
@@ -208,9 +220,7 @@ def ready_content(folder: ReplicaFolder, disk_id: str) -> bytes:
     """The first piece as the replica VM would read it: ready layer, then by the record."""
     record = folder.record()
     point = folder.point(record.ready_point)
-    return read_piece(
-        [folder.disk_path(disk_id) / "ready.vhdx", *folder.chain_paths(point, disk_id)]
-    )
+    return read_piece([ready_path(folder, disk_id), *folder.chain_paths(point, disk_id)])
 
 
 # --- the child process -----------------------------------------------------------------------

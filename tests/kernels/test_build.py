@@ -31,7 +31,7 @@ def test_cython_has_neither_warnings_nor_performance_hints(tmp_path: Path, kerne
     source = shutil.copy(EXT / f"{kernel}.pyx", tmp_path)
     done = run(
         sys.executable, "-m", "cython", "-3", "--warning-errors", "--warning-extra",
-        source, "-o", str(tmp_path / "out.c"),
+        "-I", str(EXT), source, "-o", str(tmp_path / "out.c"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "hint" not in done.stderr

@@ -19,7 +19,7 @@ from standby.model.session import SessionState, TaskState
 from standby.road.lease import is_processing
 from standby.units import MiB
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="service movers as processes")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="service movers run on Linux")
 
 DATA = 22 * MiB
 SLOW = """\

@@ -1,6 +1,6 @@
 """From names to locations, in memory: the index of the global cache.
 
-Owns the kernel `wan_cache`; `ext/include/wan_cache.h` draws the buckets. An entry takes about 10
+Owns the kernel `wan_cache`; `ext/include/wan_bucket.h` draws the buckets. An entry takes about 10
 bytes: 64-byte buckets hold 7 entries of 22 bits of the name and a 48-bit location, 75 to 97 % full.
 The table begins with a 64th of its budget and grows shard by shard, each step a few milliseconds at
 most, few of them in one call (putting 3 million names into a table of 30 MiB, 4,096 a call, no call
