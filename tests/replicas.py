@@ -8,6 +8,7 @@ import signal
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -167,24 +168,24 @@ def content(folder: ReplicaFolder, point: RestorePoint, disk_id: str) -> bytes:
 
 def read_piece(paths: Sequence[Path]) -> bytes:
     """The first piece of a disk, given its files newest first."""
-    disk = None
-    for path in reversed(paths):
-        disk = vhdx.open_vhdx(path, parent=disk)
-    assert disk is not None
     data = bytearray(4096)
-    disk.read_into(0, data)
-    disk.close()
+    with ExitStack() as opened:
+        disk = None
+        for path in reversed(paths):
+            disk = opened.enter_context(vhdx.open_vhdx(path, parent=disk))
+        assert disk is not None
+        disk.read_into(0, data)
     return bytes(data)
 
 
 def write_as_the_vm_would(path: Path, parents: Sequence[Path], data: bytes) -> None:
     """Open a layer for writing and write its first piece."""
-    parent = None
-    for item in reversed(parents):
-        parent = vhdx.open_vhdx(item, parent=parent)
-    disk = vhdx.open_vhdx(path, writable=True, parent=parent)
-    disk.write(0, data)
-    disk.close()
+    with ExitStack() as opened:
+        parent = None
+        for item in reversed(parents):
+            parent = opened.enter_context(vhdx.open_vhdx(item, parent=parent))
+        disk = opened.enter_context(vhdx.open_vhdx(path, writable=True, parent=parent))
+        disk.write(0, data)
 
 
 def ready_path(folder: ReplicaFolder, disk_id: str = "disk0") -> Path:

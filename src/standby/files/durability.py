@@ -6,10 +6,11 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from standby import clock
-from standby.errors import PathRefused
+from standby.errors import StandbyError
 from standby.files.confinement import at_folder, check_confined, open_confined
 from standby.files.positioned import File
 from standby.files.wrapping import wrapped
@@ -29,14 +30,21 @@ def sync_folder(folder: Path) -> None:
 def write_durably(path: Path, data: bytes) -> None:
     """Replace `path` by a file of `data`, whole or not at all: write beside it, sync, rename,
     sync the folder."""
-    temporary = path.with_name(f".{path.name}.{clock.new_token(4)}.new")
+    with replaced_durably(path, path.with_name(f".{path.name}.{clock.new_token(4)}.new")) as file:
+        file.write(data, 0)
+
+
+@contextlib.contextmanager
+def replaced_durably(path: Path, temporary: Path) -> Iterator[File]:
+    """An empty file `temporary`, beside `path`, to be written; it is `path` once the block ends,
+    and gone when that fails."""
     try:
         with File(temporary, create=True) as file:
-            file.write(data, 0)
+            yield file
             file.sync()
         rename_durably(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError, PathRefused):
+        with contextlib.suppress(OSError, StandbyError):
             remove_plainly(temporary)
         raise
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from standby._kernels import wan_cache
 from standby.digesting import PIECE, leaves, leaves_digest
 from standby.errors import StandbyError
-from standby.files import File, remove_plainly, rename_durably
+from standby.files import File, remove_plainly, replaced_durably
 from standby.units import MiB
 from standby.wan.table import LookupTable
 
@@ -57,15 +57,8 @@ def save(table: LookupTable, path: Path, note: bytes = b"") -> None:
     temporary = _temporary(path)
     with contextlib.suppress(FileNotFoundError):
         remove_plainly(temporary)  # of a save that was killed
-    try:
-        with File(temporary, create=True) as file:
-            _write(table, file, note)
-            file.sync()
-        rename_durably(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError, StandbyError):
-            remove_plainly(temporary)
-        raise
+    with replaced_durably(path, temporary) as file:
+        _write(table, file, note)
 
 
 def load(path: Path, budget_bytes: int) -> Loaded:
