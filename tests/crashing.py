@@ -148,6 +148,10 @@ def _wrap(patch: pytest.MonkeyPatch, crasher: Crasher) -> None:
         if is_fatal:
             raise Crash
 
+    def copy_from(self: File, source: File, place: int, length: int, offset: int) -> int:
+        write(self, source.read(place, length), offset)
+        return length
+
     def resize(self: File, size: int) -> None:
         if crasher.change():
             raise Crash
@@ -172,6 +176,7 @@ def _wrap(patch: pytest.MonkeyPatch, crasher: Crasher) -> None:
     patch.setattr(ByteLock, "acquire", acquire)
     patch.setattr(File, "__init__", init)
     patch.setattr(File, "write", write)
+    patch.setattr(File, "copy_from", copy_from)
     patch.setattr(File, "resize", resize)
     patch.setattr(File, "punch", punch)
     patch.setattr(File, "sync", sync)

@@ -133,7 +133,7 @@ def test_after_a_power_cut_the_chain_reads_the_same(
         vhdx.open_vhdx(files[0], writable=True, keep_data_write_guid=True) as base,
         vhdx.open_vhdx(files[1], writable=True, keep_data_write_guid=True) as child,
     ):
-        merge_payload(child, base, slice_bytes=slice_bytes, threads=1)
+        merge_payload(child, base, slice_bytes=slice_bytes)
         pass_identity_on(child, base)
     look()
     assert images > 20

@@ -22,7 +22,7 @@ from standby.disk.vhdx.geometry import (
 )
 from standby.disk.vhdx.layer import Layer
 from standby.disk.vhdx.planning import set_bits
-from standby.errors import DiskRange, DiskUnsupported, ParentRefused
+from standby.errors import DiskIO, DiskRange, DiskUnsupported, ParentRefused
 from standby.files import File
 from standby.model.extent import Extent, Kind
 from standby.testing.disks import content, random_bytes
@@ -481,21 +481,24 @@ def test_set_bits_equals_one_bit_after_another() -> None:
 # --- many runs at once -------------------------------------------------------------------------
 
 
-def test_runs_written_together_go_where_single_writes_go(tmp_path: Path) -> None:
+def test_runs_copied_together_go_where_single_writes_go(tmp_path: Path) -> None:
     """Into a present block, over its end, into a missing, a partial and a zero block."""
     runs = [(SECTOR, 3 * SECTOR), (MiB - SECTOR, 2 * SECTOR), (2 * MiB, SECTOR)]
     runs += [(3 * MiB + SECTOR, SECTOR), (4 * MiB + SECTOR, SECTOR), (5 * MiB, MiB)]
     pieces = [random_bytes(length, seed) for seed, (_, length) in enumerate(runs)]
+    (tmp_path / "pieces").write_bytes(b"before" + b"".join(pieces))
+    places = np.cumsum([6] + [len(piece) for piece in pieces])
+    rows = np.array([(*run, place) for run, place in zip(runs, places.tolist(), strict=False)])
     found = []
     for name in ("together", "single"):
         (tmp_path / name).mkdir()
-        with _pair(tmp_path / name, 6) as disk:
+        with _pair(tmp_path / name, 6) as disk, File(tmp_path / "pieces") as source:
             disk.write(0, random_bytes(MiB, 20))
             disk.write(3 * MiB, random_bytes(SECTOR, 21))
             disk.zero(4 * MiB, MiB)
             disk.flush()
             if name == "together":
-                disk.write_runs(np.array(runs, dtype=np.int64), map(memoryview, pieces))
+                disk.copy_runs(rows, source)
             else:
                 for (offset, _), piece in zip(runs, pieces, strict=True):
                     disk.write(offset, piece)
@@ -505,13 +508,17 @@ def test_runs_written_together_go_where_single_writes_go(tmp_path: Path) -> None
 
 
 def test_runs_into_present_blocks_begin_a_session_and_are_synced(tmp_path: Path) -> None:
+    (tmp_path / "piece").write_bytes(bytes(SECTOR))
     with vhdx.create(tmp_path / "a.vhdx", MiB, block_size=MiB) as disk:
         disk.write(0, random_bytes(MiB, 1))
     before = vhdx.read_info(tmp_path / "a.vhdx").data_write_guid
-    with vhdx.open_vhdx(tmp_path / "a.vhdx", writable=True) as disk:
+    with (
+        vhdx.open_vhdx(tmp_path / "a.vhdx", writable=True) as disk,
+        File(tmp_path / "piece") as source,
+    ):
         syncs = []
         assert isinstance(disk.file, File)
-        disk.write_runs(np.array([(SECTOR, SECTOR)]), [memoryview(bytes(SECTOR))])
+        disk.copy_runs(np.array([(SECTOR, SECTOR, 0)]), source)
         assert disk.data_write_guid != before
         sync = disk.file.sync
         disk.file.sync = lambda: syncs.append(sync())  # type: ignore[method-assign,func-returns-value]
@@ -519,12 +526,17 @@ def test_runs_into_present_blocks_begin_a_session_and_are_synced(tmp_path: Path)
         assert syncs
 
 
-def test_runs_outside_of_the_disk_or_unlike_their_data_are_refused(tmp_path: Path) -> None:
-    with vhdx.create(tmp_path / "a.vhdx", MiB, block_size=MiB) as disk:
-        disk.write_runs(np.empty((0, 2), dtype=np.int64), [])
+def test_runs_outside_of_the_disk_or_of_the_file_they_come_from_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "piece").write_bytes(bytes(SECTOR))
+    with (
+        vhdx.create(tmp_path / "a.vhdx", MiB, block_size=MiB) as disk,
+        File(tmp_path / "piece") as source,
+    ):
+        disk.copy_runs(np.empty((0, 3), dtype=np.int64), source)
         with pytest.raises(DiskRange):
-            disk.write_runs(np.array([(MiB, SECTOR)]), [memoryview(bytes(SECTOR))])
+            disk.copy_runs(np.array([(MiB, SECTOR, 0)]), source)
         with pytest.raises(DiskRange):
-            disk.write_runs(np.array([(0, 100)]), [memoryview(bytes(100))])
-        with pytest.raises(ValueError, match="1024 bytes for a run of 512"):
-            disk.write_runs(np.array([(0, SECTOR)]), [memoryview(bytes(2 * SECTOR))])
+            disk.copy_runs(np.array([(0, 100, 0)]), source)
+        with pytest.raises(DiskIO, match="file ends after"):
+            disk.copy_runs(np.array([(0, 2 * SECTOR, 0)]), source)
+        assert _states(disk) == [NOT_PRESENT]

@@ -224,12 +224,13 @@ from standby.wan import table_file
 from standby.wan.table import LookupTable
 
 path, is_renamed = Path(sys.argv[1]), sys.argv[2] == "after"
-plain = table_file.rename_durably
+from standby.files import durability
+plain = durability.rename_durably
 def rename(old, new):
     if is_renamed:
         plain(old, new)
     os.kill(os.getpid(), signal.SIGKILL)
-table_file.rename_durably = rename
+durability.rename_durably = rename
 table_file.save(LookupTable(2 << 20), path, b"new")
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +12,15 @@ import numpy.typing as npt
 
 from standby import killpoints
 from standby.disk import open_disk, vhdx
-from standby.disk.pumping import WINDOW, Reporter, read_ahead
+from standby.disk.pumping import Reporter
 from standby.disk.vhdx import VhdxDisk
 from standby.errors import DiskFull, DiskUnsupported, StandbyError
 from standby.files import free_bytes, remove_large
 from standby.ports import Progress
-from standby.units import KiB, MiB, format_bytes
+from standby.units import MiB, format_bytes
 
 _SEGMENT = 256 * MiB
 """What is mapped at a time: 3 x 8 bytes for each run in it."""
-_GAP_MAX = 64 * KiB
-"""Runs of one block no further apart than this are read together: 64 KiB more cost less than
-another system call."""
-
-
-@dataclass(slots=True)
-class _Piece:
-    """One read of the child's file, and the writes to the base that it feeds."""
-
-    place: int
-    length: int
-    parts: list[tuple[int, int, int]] = field(default_factory=list)
-    """(disk offset, start, stop) with start and stop counting from `place`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +39,6 @@ def merge_payload(
     *,
     progress: Progress | None = None,
     slice_bytes: int | None = None,
-    threads: int = 1,
 ) -> int:
     """Write what `child` itself holds to `base`, its parent; the bytes of data written, all of it
     durable when this returns.
@@ -73,7 +59,7 @@ def merge_payload(
     reporter = Reporter(progress, child.virtual_size)
     copied = in_slice = slice_start = 0
     for start, stop in _segments(child, slice_bytes):
-        count = _merge_segment(child, base, start, stop, threads)
+        count = _merge_segment(child, base, start, stop)
         copied += count
         in_slice += count
         if slice_bytes is not None and in_slice >= slice_bytes:
@@ -117,7 +103,6 @@ def merge_file(
     sparse: bool = True,
     progress: Progress | None = None,
     slice_bytes: int | None = None,
-    threads: int = 1,
 ) -> Merged:
     """Merge the differencing file `child` into its parent file and delete it.
 
@@ -152,9 +137,7 @@ def merge_file(
             vhdx.open_vhdx(child, writable=True, keep_data_write_guid=True, sparse=sparse) as disk,
         ):
             _check_space(disk, base, slice_bytes)
-            copied = merge_payload(
-                disk, base, progress=progress, slice_bytes=slice_bytes, threads=threads
-            )
+            copied = merge_payload(disk, base, progress=progress, slice_bytes=slice_bytes)
             killpoints.reach("disk merge: content copied")
             pass_identity_on(disk, base)
     killpoints.reach("disk merge: identity passed on")
@@ -188,51 +171,12 @@ def _segments(child: VhdxDisk, slice_bytes: int | None) -> Iterator[tuple[int, i
         yield start, min(start + step, child.virtual_size)
 
 
-def _merge_segment(child: VhdxDisk, base: VhdxDisk, start: int, stop: int, threads: int) -> int:
+def _merge_segment(child: VhdxDisk, base: VhdxDisk, start: int, stop: int) -> int:
     rows, zeros = child.held(start, stop)
     for offset, length in zeros.tolist():
         base.zero(offset, length)
-
-    def work(piece: _Piece, buffer: memoryview) -> tuple[_Piece, memoryview]:
-        data = buffer[: piece.length]
-        child.file.read_into(data, piece.place)
-        return piece, data
-
-    pieces = _pieces(rows)
-    runs = [(offset, last - first) for piece in pieces for offset, first, last in piece.parts]
-    # A single piece is not worth a thread.
-    workers = threads - 1 if len(pieces) > 1 else 0
-    read = read_ahead(pieces, work, workers=workers)
-    views = (data[first:last] for piece, data in read for _, first, last in piece.parts)
-    base.write_runs(np.array(runs, dtype=np.int64).reshape(-1, 2), views)
+    base.copy_runs(rows, child.file)
     return int(rows[:, 1].sum())
-
-
-def _pieces(rows: npt.NDArray[np.int64]) -> list[_Piece]:
-    """The (offset, length, file offset) rows as reads of at most a window each: long rows cut,
-    rows that keep their distance in the file joined."""
-    pieces: list[_Piece] = []
-    shift = -1
-    for offset, length, place in rows.tolist():
-        piece = pieces[-1] if pieces else None
-        if (
-            piece is not None
-            and place - offset == shift
-            and place - piece.place + length <= WINDOW
-            and place - (piece.place + piece.length) <= _GAP_MAX
-        ):
-            piece.length = place - piece.place + length
-            piece.parts.append((offset, place - piece.place, piece.length))
-            continue
-        shift = place - offset
-        position, stop = offset, offset + length
-        while position < stop:
-            # Cut where the disk's windows end: whole blocks of the base, whatever their size.
-            end = min(stop, (position // WINDOW + 1) * WINDOW)
-            count = end - position
-            pieces.append(_Piece(position + shift, count, [(position, 0, count)]))
-            position = end
-    return pieces
 
 
 def _give_up(child: VhdxDisk, base: VhdxDisk, start: int, stop: int) -> None:

@@ -19,6 +19,7 @@ from standby.files.confinement import (
     open_confined,
     plain_absolute,
 )
+from standby.files.copying import copy_range
 from standby.files.durability import (
     make_folder_durably,
     make_folder_plainly,
@@ -61,6 +62,7 @@ __all__ = [
     "clone",
     "confine",
     "confined_to",
+    "copy_range",
     "drop_cached",
     "free_bytes",
     "is_byte_locked",

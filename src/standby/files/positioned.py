@@ -28,6 +28,10 @@ to 1.3). The time goes into the copy to the page cache; the likely cause, not pr
 takes pages as large as the call, from memory that the hypervisor has to provide anew."""
 
 
+_COPY_MAX = 16 << 20
+"""Bytes that one system call copies at most: a signal waits for it."""
+
+
 class BlockFile(Protocol):
     """What disk formats need of a file. `File` is the real one."""
 
@@ -122,6 +126,15 @@ class File:
                 raise wrapped(self.path, "write", offset, len(view), exc) from exc
         self._size = max(self._size, offset + len(view))
 
+    def copy_from(self, source: File, place: int, length: int, offset: int) -> int:
+        """Have the system copy up to `length` bytes at `place` of `source` to `offset`, or let both
+        files share them where the file system can (XFS, Btrfs); how many bytes that is. 0 where it
+        can or will not: reading and writing then does it, or tells why not."""
+        count = _copy_range(source.fd, place, min(length, _COPY_MAX), self.fd, offset)
+        if count:
+            self._size = max(self._size, offset + count)
+        return count
+
     def resize(self, size: int) -> None:
         """Cut or extend to `size` bytes; an extension reads as zeros."""
         try:
@@ -170,6 +183,9 @@ if sys.platform == "win32":
         os.lseek(fd, offset, os.SEEK_SET)
         return os.write(fd, view)
 
+    def _copy_range(source: int, place: int, length: int, target: int, offset: int) -> int:
+        return 0
+
     def _fdatasync(fd: int) -> None:
         os.fsync(fd)
 
@@ -187,6 +203,15 @@ else:
 
     def _pwrite(fd: int, view: memoryview, offset: int) -> int:
         return os.pwrite(fd, view, offset)
+
+    def _copy_range(source: int, place: int, length: int, target: int, offset: int) -> int:
+        copy = getattr(os, "copy_file_range", None)
+        if copy is None:
+            return 0
+        try:
+            return int(copy(source, target, length, place, offset))
+        except OSError:
+            return 0
 
     def _fdatasync(fd: int) -> None:
         getattr(os, "fdatasync", os.fsync)(fd)

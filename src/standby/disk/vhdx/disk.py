@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -187,18 +187,18 @@ class VhdxDisk:
         self._checked(offset, offset + len(view))
         writer.write(offset, view)
 
-    def write_runs(self, rows: npt.NDArray[np.int64], views: Iterable[memoryview]) -> None:
-        """As `write` of one byte view for each (offset, length) row, in order, for runs of one
-        part of the disk: cheaper where they fall into blocks that the file has. Each view is used
-        up before the next is asked for; other changes wait meanwhile."""
+    def copy_runs(self, rows: npt.NDArray[np.int64], source: BlockFile) -> None:
+        """Write what `source` has at `place` for each (offset, length, place) row, in order, for
+        runs of one part of the disk; other changes wait meanwhile."""
         writer = self._opened_writer()
         if not len(rows):
             return
-        wrong = (rows.min(axis=1) < 0) | (rows.sum(axis=1) > self.virtual_size)
-        wrong |= (rows % self.logical_sector_size).any(axis=1)
-        for offset, length in rows[wrong].tolist():
+        ranges = rows[:, :2]
+        wrong = (ranges.min(axis=1) < 0) | (ranges.sum(axis=1) > self.virtual_size)
+        wrong |= (ranges % self.logical_sector_size).any(axis=1)
+        for offset, length in ranges[wrong].tolist():
             self._checked(offset, offset + length)
-        writer.write_runs(rows, views)
+        writer.copy_runs(rows, source)
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros. Whole blocks become ZERO (never "ask the parent") and give

@@ -20,7 +20,7 @@ cost 2,400 times five syncs instead of two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +37,28 @@ from standby.disk.vhdx.geometry import (
 from standby.disk.vhdx.planning import Plan, set_bits
 from standby.disk.vhdx.replaying import write_zeros
 from standby.disk.vhdx.structures import BITMAP_BLOCK
+from standby.files import BlockFile, copy_range
 from standby.units import KiB, MiB
 
 _BLOCKS_PER_STEP = 64
 _PUNCH_MIN = 64 * KiB
 _ZEROS = bytes(MiB)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    """Bytes to be written that lie in another file."""
+
+    source: BlockFile
+    place: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, part: slice) -> _Copied:
+        start, stop, _ = part.indices(self.length)
+        return _Copied(self.source, self.place + start, stop - start)
 
 
 class Writer(Commits):
@@ -55,36 +72,40 @@ class Writer(Commits):
             self.begin(data=True)
             self._write(offset, view)
 
-    def write_runs(self, rows: npt.NDArray[np.int64], views: Iterable[memoryview]) -> None:
-        """Write one of `views` for each (offset, length) of `rows`. The table is asked once for
-        all of them: writing never moves a block that is present."""
+    def copy_runs(self, rows: npt.NDArray[np.int64], source: BlockFile) -> None:
+        """Write what `source` has at `place` for each (offset, length, place) of `rows`. The table
+        is asked once for all of them: writing never moves a block that is present."""
         with self.lock:
             self.begin(data=True)
-            places = self.layer.places(rows[:, 0], rows[:, 1]).tolist()
-            for (offset, length), place, view in zip(rows.tolist(), places, views, strict=True):
-                if len(view) != length:
-                    raise ValueError(f"{len(view)} bytes for a run of {length}")
-                if place:
+            known = self.layer.places(rows[:, 0], rows[:, 1]).tolist()
+            for (offset, length, place), at in zip(rows.tolist(), known, strict=True):
+                if at:
                     self._unsynced = True
-                    self._file.write(view, place)
+                    copy_range(source, place, length, self._file, at)
                 else:
-                    self._write(offset, view)
+                    self._write(offset, _Copied(source, place, length))
 
-    def _write(self, offset: int, view: memoryview) -> None:
+    def _write(self, offset: int, data: memoryview | _Copied) -> None:
         size = self.geometry.block_size
         done = 0
-        while done < len(view):
+        while done < len(data):
             block, inside = divmod(offset + done, size)
-            take = min(len(view) - done, _BLOCKS_PER_STEP * size - inside)
-            self._write_step(block, inside, view[done : done + take])
+            take = min(len(data) - done, _BLOCKS_PER_STEP * size - inside)
+            self._write_step(block, inside, data[done : done + take])
             self.bound()
             done += take
 
-    def _write_step(self, block: int, inside: int, view: memoryview) -> None:
+    def _put(self, data: memoryview | _Copied, place: int) -> None:
+        if isinstance(data, _Copied):
+            copy_range(data.source, data.place, data.length, self._file, place)
+        else:
+            self._file.write(data, place)
+
+    def _write_step(self, block: int, inside: int, data: memoryview | _Copied) -> None:
         """Plan, write payload, then change table and bitmaps: a failure changes nothing."""
         mark = self._space.mark
         plan = Plan(self._space)
-        self._plan(plan, block, inside, view)
+        self._plan(plan, block, inside, len(data))
         try:
             for offset in plan.bitmaps.values():
                 self._extend(offset, BITMAP_BLOCK)
@@ -94,7 +115,7 @@ class Writer(Commits):
                 for start, stop in plan.blank:
                     write_zeros(self._file, start, stop - start, may_punch=False)
             for place, start, stop in plan.runs:
-                self._file.write(view[start:stop], place)
+                self._put(data[start:stop], place)
         except BaseException:
             self._space.restore(mark)
             raise
@@ -110,12 +131,12 @@ class Writer(Commits):
             if is_new:
                 table.set_entry(changed, place | state)
 
-    def _plan(self, plan: Plan, block: int, inside: int, view: memoryview) -> None:
+    def _plan(self, plan: Plan, block: int, inside: int, length: int) -> None:
         geometry, table = self.geometry, self.layer.table
         sector = geometry.logical_sector_size
         done = 0
-        while done < len(view):
-            stop = min(inside + len(view) - done, geometry.block_size)
+        while done < length:
+            stop = min(inside + length - done, geometry.block_size)
             entry = table.entry(block)
             state = entry & STATE_MASK
             place = entry & OFFSET_MASK
