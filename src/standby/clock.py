@@ -24,6 +24,10 @@ class Clock:
         """Seconds from an arbitrary start, never going back."""
         return time.monotonic()
 
+    def thread_cpu_s(self) -> float:
+        """Seconds of processor that the calling thread has used."""
+        return time.thread_time()
+
     def sleep(self, duration_s: float) -> None:
         """Return after `duration_s` seconds."""
         time.sleep(duration_s)

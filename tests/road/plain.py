@@ -17,7 +17,7 @@ from standby.errors import LinkError, error_from_wire
 from standby.model.target_rules import TargetRules
 from standby.road.connections import ServiceConnections
 from standby.road.service import ServiceMover
-from standby.road.service_config import ServiceConfig
+from standby.road.service_config import ServiceConfig, WanConfig
 from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Hello, Reply
 
@@ -107,6 +107,7 @@ class Machine:
         orphan_timeout_s: float = 600,
         park_s: float = 10,
         accept_timeout_s: float = 10,
+        wan: WanConfig | None = None,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -120,6 +121,7 @@ class Machine:
             {"data": folder},
             protect,
             orphan_timeout_s,
+            wan=wan,
         )
         self.mover = ServiceMover(
             config,

@@ -48,7 +48,7 @@ def taken(function: Callable[..., Any]) -> set[str] | None:
 
 def test_the_table_lists_every_verb_with_its_arguments(tmp_path: Path) -> None:
     table = listed(TABLE.read_text(encoding="utf-8"))
-    machine = Machine("m", tmp_path)
+    machine = Machine("m", tmp_path, ("source", "target", "repository", "host", "wan"))
     try:
         verbs: dict[str, Callable[..., Any]] = dict(machine.mover._own)
         for role in machine.mover._roles:

@@ -33,8 +33,18 @@ from standby.wire.throttle import Throttles
 
 TO_TARGET = "to_target"
 TO_REPOSITORY = "to_repository"
-ROLES = {TO_TARGET: ("source", "target"), TO_REPOSITORY: ("source", "repository")}
-"""Per direction the role of the mover that connects, and of the one that waits."""
+TO_WAN = "to_wan"
+BETWEEN_WANS = "between_wans"
+FROM_WAN = "from_wan"
+ROLES = {
+    TO_TARGET: ("source", "target"),
+    TO_REPOSITORY: ("source", "repository"),
+    TO_WAN: ("source", "wan"),
+    BETWEEN_WANS: ("wan", "wan"),
+    FROM_WAN: ("wan", "target"),
+}
+"""Per direction the role of the mover that connects, and of the one that waits. With WAN
+accelerators a disk goes over the last three, one behind the other, instead of the first."""
 
 CONNECT_TIMEOUT_S = 30.0
 ACCEPT_TIMEOUT_S = 60.0
@@ -90,7 +100,8 @@ def new_ticket(
 @dataclass(frozen=True, slots=True)
 class Errand:
     """What an end wants a connection for, as far as it knows: a ticket must be for exactly that.
-    '' and None stand for what this end does not know. `weight` is its share under traffic rules."""
+    '' and None stand for what this end does not know. `weight` is its share under traffic rules;
+    with `or_wan` a way through WAN accelerators will do in place of `direction`."""
 
     task: str
     direction: str
@@ -98,6 +109,12 @@ class Errand:
     replica: str = ""
     generation: int | None = None
     weight: float = 1.0
+    or_wan: str = ""
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Those that a ticket for it may have."""
+        return (self.direction, self.or_wan) if self.or_wan else (self.direction,)
 
 
 class Connection(NamedTuple):
@@ -222,7 +239,7 @@ class ServiceConnections:
     @contextlib.contextmanager
     def take(self, spec: Spec, errand: Errand) -> Iterator[Connection]:
         """See Connections; the link is closed behind the task."""
-        link = self._taken(spec, errand)
+        link, direction = self._taken(spec, errand)
         if self.throttles is not None:
             pace(link, self.throttles, weight=errand.weight)
         with self._changed:
@@ -231,7 +248,7 @@ class ServiceConnections:
                 link.shutdown()
         try:
             ring = None
-            if errand.direction == TO_TARGET:
+            if direction == TO_TARGET:
                 ring = shared_ring(link, is_source=isinstance(spec, dict) and "connect" in spec)
             yield Connection(link, ring)
         except BaseException:
@@ -248,15 +265,18 @@ class ServiceConnections:
             if not links:
                 self._links.pop(task, None)
 
-    def _taken(self, spec: Spec, errand: Errand) -> Link:
+    def _taken(self, spec: Spec, errand: Errand) -> tuple[Link, str]:
+        """The link, and the direction that its ticket has."""
         if not isinstance(spec, dict):
             raise ProtocolError("backup server", f"a service mover has no connection {spec}")
         try:
             if "accept" in spec:
-                return self._accepted(msgspec.convert(spec["accept"], Ticket), errand)
+                ticket = msgspec.convert(spec["accept"], Ticket)
+                return self._accepted(ticket, errand), ticket.direction
             where = spec["connect"]
             ticket = msgspec.convert(spec["ticket"], Ticket)
-            return self._connected(str(where["name"]), str(where["address"]), ticket, errand)
+            link = self._connected(str(where["name"]), str(where["address"]), ticket, errand)
+            return link, ticket.direction
         except (KeyError, TypeError, msgspec.ValidationError) as exc:
             raise ProtocolError(
                 "backup server", f"no connection can be made of this: {exc}"
@@ -313,11 +333,11 @@ class ServiceConnections:
 
     def _check(self, ticket: Ticket, errand: Errand, waits: str, connects: str) -> None:
         """Raise unless the ticket is for this errand, this mover and this hour."""
-        if (ticket.task, ticket.direction, ticket.disk) != (
-            errand.task,
-            errand.direction,
-            errand.disk,
-        ) or ticket.direction not in ROLES:
+        if (
+            (ticket.task, ticket.disk) != (errand.task, errand.disk)
+            or ticket.direction not in errand.directions
+            or ticket.direction not in ROLES
+        ):
             raise TicketRefused(
                 ticket.source,
                 errand.task,

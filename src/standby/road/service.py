@@ -310,6 +310,7 @@ class ServiceMover:
             "roots": {name: str(path) for name, path in self._places.roots.items()},
             "platform": sys.platform,
             "protect": msgspec.to_builtins(config.protect),
+            "cache": str(config.wan.cache) if config.wan and config.wan.cache else "",
             "orphan_timeout_s": config.orphan_timeout_s,
             "tasks": self._told_tasks(owner),
         }

@@ -13,6 +13,12 @@ vms = "/srv/vms"
 [protect]                        # RULES 17
 keep_points_min = 3
 keep_days_min = 7
+[wan]                            # with role "wan" (never implied)
+cache = "/var/cache/standby"     # the global cache of a target's accelerator; a source's needs none
+size = "100 GiB"                 # what the cache may take on disk
+memory = "256 MiB"               # and its index of memory
+keep_free = "1 GiB"              # nothing is cached while the disk has less room than that
+window = "128 MiB"               # memory that each disk under way may take, for compressing
 """
 
 from __future__ import annotations
@@ -22,12 +28,27 @@ from pathlib import Path
 
 from standby.model.target_rules import TargetRules
 from standby.road.places import RootPlaces
-from standby.strict_toml import read_toml
+from standby.strict_toml import Table, read_toml
+from standby.units import GiB, MiB
+from standby.wan.compressing import WINDOW_LOG_MAX, WINDOW_LOG_MIN
+from standby.wan.limits import Limits
 from standby.wire.plain import check_loopback
 
 FILE_NAME = "mover.toml"
 ROLES = ("source", "target", "repository", "host")
+"""Those of a mover.toml that names none."""
+WAN = "wan"
 ORPHAN_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class WanConfig:
+    """[wan]: what a WAN accelerator may take. `cache`: the folder of its global cache, None: it
+    caches nothing. A stream's window has 2^window_log bytes."""
+
+    cache: Path | None
+    limits: Limits
+    window_log: int = WINDOW_LOG_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +65,16 @@ class ServiceConfig:
     orphan_timeout_s: float = ORPHAN_TIMEOUT_S
     plain: bool = False
     """Without TLS, on the loopback device only (wire.plain)."""
+    wan: WanConfig | None = None
+    """None: a WAN accelerator that caches nothing, or no accelerator."""
+
+    @property
+    def folders(self) -> list[Path]:
+        """All that this mover opens anything in."""
+        folders = [*self.roots.values(), self.state, self.identity]
+        if self.wan is not None and self.wan.cache is not None:
+            folders.append(self.wan.cache)
+        return folders
 
 
 def load_service_config(path: Path) -> ServiceConfig:
@@ -54,13 +85,14 @@ def load_service_config(path: Path) -> ServiceConfig:
     name = table.text("name")
     roles = table.texts("roles", ROLES)
     for role in roles:
-        if role not in ROLES:
-            raise table.error("roles", f"{role!r} is not known", f"one of {', '.join(ROLES)}")
+        if role not in (*ROLES, WAN):
+            known = ", ".join((*ROLES, WAN))
+            raise table.error("roles", f"{role!r} is not known", f"one of {known}")
     if not roles:
         raise table.error("roles", "is empty", "a mover without a role can do nothing")
     listed = table.table("roots")
     roots = {key: listed.path(key) for key in listed.keys()}  # noqa: SIM118 (a Table, no dict)
-    if not roots:
+    if not roots and set(roles) != {WAN}:
         raise table.error("roots", "names no folder", 'write [roots] and vms = "/srv/vms"')
     for key, folder in roots.items():
         if not folder.is_dir():
@@ -86,6 +118,27 @@ def load_service_config(path: Path) -> ServiceConfig:
         protect=rules,
         orphan_timeout_s=table.duration_s("orphan_timeout", ORPHAN_TIMEOUT_S, minimum=1),
         plain=plain,
+        wan=_wan(table, roles),
     )
     table.done()
     return config
+
+
+def _wan(table: Table, roles: tuple[str, ...]) -> WanConfig | None:
+    if not table.has(WAN):
+        return None
+    wan = table.table(WAN)
+    if WAN not in roles:
+        raise table.error(WAN, "is only for WAN accelerators", 'add "wan" to `roles`')
+    limits = Limits(
+        limit_bytes=wan.size("size", 100 * GiB),
+        index_bytes=wan.size("memory", 256 * MiB),
+        keep_free_bytes=wan.size("keep_free", GiB),
+    )
+    window = wan.size("window", 1 << WINDOW_LOG_MAX, minimum=1 << WINDOW_LOG_MIN)
+    cache = None
+    if wan.has("cache"):
+        cache = wan.path("cache")
+        limits.segment_size()
+    wan.done()
+    return WanConfig(cache, limits, min(WINDOW_LOG_MAX, window.bit_length() - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,14 @@ def run_service(
     config: ServiceConfig, log: EventLog, wait: Callable[[str], None], clock: Clock = SYSTEM_CLOCK
 ) -> None:
     """Serve over TLS, or plainly on loopback, until `wait(address)` returns or raises; then end
-    clean. This process opens nothing outside of the mover's roots, its state and its identity from
-    now on."""
+    clean. This process opens nothing outside of `config.folders` from now on."""
     killpoints.be_called(config.name)
     files.make_folder_durably(config.state)
     wire = _PlainWire(config) if config.plain else _TlsWire(config, clock)
-    files.confine([*config.roots.values(), config.state, config.identity])
+    if config.wan is not None and config.wan.cache is not None:
+        with contextlib.suppress(StandbyError):  # whoever opens the cache says why it is not there
+            files.make_folder_durably(config.wan.cache)
+    files.confine(config.folders)
     mover = ServiceMover(config, wire.connect, clock=clock, log=log, more=wire.verbs)
     try:
         listener = wire.listener(mover, log)

@@ -13,10 +13,11 @@ from standby.road.owners import Owner
 from standby.road.places import RootPlaces
 from standby.road.replica_verbs import ReplicaVerbs
 from standby.road.repository_verbs import RepositoryVerbs
-from standby.road.service_config import ServiceConfig
+from standby.road.service_config import WAN, ServiceConfig
 from standby.road.source_host import SourceVerbs
 from standby.road.target_host import TargetVerbs
 from standby.road.verbs import Verbs
+from standby.road.wan_verbs import WanVerbs
 
 
 class ServiceRoles:
@@ -111,4 +112,6 @@ def _made(
         made.append(RepositoryVerbs(connections, places=places))
     if "host" in config.roles:
         made.append(HostVerbs(places=places, state_folder=config.state, clock=clock))
+    if WAN in config.roles:
+        made.append(WanVerbs(connections, config.wan, clock))
     return made

@@ -23,6 +23,7 @@ from standby.repository import Staging
 from standby.road.connections import (
     TO_REPOSITORY,
     TO_TARGET,
+    TO_WAN,
     Connection,
     Connections,
     Errand,
@@ -70,9 +71,11 @@ class SendDisk(msgspec.Struct, frozen=True):
     threads: int = 2
     weight: int = 1
 
-    def errand(self, direction: str) -> Errand:
+    def errand(self, direction: str, or_wan: str = "") -> Errand:
         """What it wants a connection for."""
-        return Errand(self.task, direction, self.disk_id, self.replica, weight=self.weight)
+        return Errand(
+            self.task, direction, self.disk_id, self.replica, weight=self.weight, or_wan=or_wan
+        )
 
 
 class SendResult(msgspec.Struct, frozen=True):
@@ -149,7 +152,7 @@ class SourceVerbs:
 
     def send_disk(self, wanted: SendDisk) -> SendResult:
         """Send what changed of one disk and stage its leaves."""
-        errand = wanted.errand(TO_TARGET)
+        errand = wanted.errand(TO_TARGET, or_wan=TO_WAN)
         with self._connections.take(wanted.connection, errand) as connection:
             if wanted.compression not in COMPRESSIONS:
                 raise ProtocolError("backup server", f"no compression {wanted.compression!r}")

@@ -34,7 +34,7 @@ from standby.road import ready
 from standby.road.adopting import make_found_point
 from standby.road.beginning import BeginDisk, begin_partial, check_names, check_point_id
 from standby.road.committing import commit, recover
-from standby.road.connections import TO_TARGET, Connections, Errand, Spec
+from standby.road.connections import FROM_WAN, TO_TARGET, Connections, Errand, Spec
 from standby.road.lease import WriterLease
 from standby.road.merging import finish_merge, merge_oldest, pending_merge
 from standby.road.naming import READY
@@ -294,7 +294,7 @@ class TargetVerbs:
         except BaseException:
             self._connections.abandon(connection)
             raise
-        errand = Errand(task, TO_TARGET, disk_id, key, generation)
+        errand = Errand(task, TO_TARGET, disk_id, key, generation, or_wan=FROM_WAN)
         with (
             self.replicas.receiving(path, task),
             self._connections.take(connection, errand) as (link, ring),

@@ -81,14 +81,15 @@ class Encoder:
     def __init__(
         self,
         key: bytes,
-        index: SourceIndex,
+        index: SourceIndex | None,
         base: int,
         *,
         shared: Shared | None = None,
         asks: bool = True,
         window_log: int = compressing.WINDOW_LOG_MAX,
     ) -> None:
-        """The disk's addresses in `index` begin at `base`. `shared` is what deltas may refer to.
+        """The disk's addresses in `index` begin at `base`; None: nothing is known here, whatever
+        was sent before. `shared` is what deltas may refer to.
         Without `asks` the target is asked nothing. 2^window_log bytes of memory on either
         side are the stream's."""
         self._key = key
@@ -115,7 +116,9 @@ class Encoder:
             raise ValueError("offsets must be of whole pieces and ascend")
         self._serial += 1
         named = names(data, self._key)
-        addresses = self._index.find_pieces(named)
+        addresses = np.full(len(named), -1, np.int64)
+        if self._index is not None:
+            addresses = self._index.find_pieces(named)
         kinds = np.where(addresses >= 0, Kind.COPY, UNDECIDED).astype(np.int8)
         for first, stop, kind in runs_of_zero(pieces.reshape(-1)).tolist():
             if kind == 0:
@@ -138,9 +141,10 @@ class Encoder:
         """
         if batch.question:
             self._take_answer(batch, answer)
-        if self._shared is not None:
-            find_deltas(batch, self._index, self._shared, self._base, self._key)
-        find_parts(batch, self._index)
+        if self._index is not None:
+            if self._shared is not None:
+                find_deltas(batch, self._index, self._shared, self._base, self._key)
+            find_parts(batch, self._index)
         keep_incompressible(batch)
         batch.kinds[batch.kinds == UNDECIDED] = Kind.STREAM
         plan = plan_of(batch)
@@ -185,7 +189,9 @@ class Encoder:
             return self._again(batch, told.missing)
         del self._unsettled[batch.serial]
         self._resent.discard(batch.serial)
-        self._index.learn(self._base, batch.offsets, batch.names, batch.data, batch.parts_of_runs())
+        if self._index is not None:
+            parts = batch.parts_of_runs()
+            self._index.learn(self._base, batch.offsets, batch.names, batch.data, parts)
         return b""
 
     def _choose_stream(self, length: int) -> bool:

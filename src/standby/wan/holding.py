@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from standby.errors import StandbyError
+from standby.wan.locations import Locations
 from standby.wan.references import NOW, PIECE, Array
-from standby.wan.transfers import CacheTransfer
 
 Pieces = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -28,6 +28,19 @@ class Reader(Protocol):
         """Fill `buffer` with the content from `offset`; raises StandbyError where it cannot."""
 
 
+class Cached(Protocol):
+    """The half of `decoding.Held` that knows names; every CacheTransfer is one."""
+
+    def find(self, asked: NDArray[np.uint8]) -> tuple[Mask, Locations]:
+        """As Held.find."""
+
+    def read_found(self, locations: Locations) -> tuple[Pieces, Mask]:
+        """As Held.read_found."""
+
+    def release(self, locations: Locations) -> None:
+        """As Held.release."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     base: int
@@ -42,7 +55,7 @@ class Holding:
     held. One thread at a time; another decoder has another.
     """
 
-    def __init__(self, cached: CacheTransfer) -> None:
+    def __init__(self, cached: Cached) -> None:
         """`cached` answers questions; it stays the caller's to close."""
         self.find = cached.find
         self.read_found = cached.read_found

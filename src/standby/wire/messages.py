@@ -265,6 +265,44 @@ class Finished(Message, frozen=True, tag=True):
     zeroed: int
 
 
+# --- data: between WAN accelerators ----------------------------------------------------------
+#
+# Beside these what the disk's two proxies say to each other passes through, all but batches. The
+# payloads are those of `wan/FORMAT.md`, section "Frames".
+
+
+class WanReady(Message, frozen=True, tag=True):
+    """Target's accelerator to the source's, first: whether it answers questions, how many may be
+    open, and the window of a stream (2^window_log bytes) that it takes."""
+
+    asks: bool
+    questions: int
+    window_log: int
+
+
+class WanQuestion(Message, frozen=True, tag=True):
+    """Payload: a question, answered by a `WanAnswer` in the order of the questions."""
+
+
+class WanAnswer(Message, frozen=True, tag=True):
+    """Payload: the answer."""
+
+
+class WanFrame(Message, frozen=True, tag=True):
+    """A batch. Payload: `zeros` bytes that say which runs are zero now (`road.wan_batches`), then
+    the frame of all others, if there are any."""
+
+    zeros: int = 0
+
+
+class WanReceipt(Message, frozen=True, tag=True):
+    """Payload: the receipt of a frame, when what it gave is on its way to the target."""
+
+
+class WanAgain(Message, frozen=True, tag=True):
+    """Payload: a frame of the units that a receipt misses."""
+
+
 _ANY = (
     Hello
     | Welcome
@@ -301,6 +339,12 @@ _ANY = (
     | Acknowledged
     | Resend
     | Finished
+    | WanReady
+    | WanQuestion
+    | WanAnswer
+    | WanFrame
+    | WanReceipt
+    | WanAgain
 )
 
 _encoder = msgspec.msgpack.Encoder()
