@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simulation.installed import free_port
-from standby.errors import LinkError, MoverDied, PeerBusy
+from standby.errors import LinkError, MoverAway, MoverDied, PeerBusy
 from standby.server.checking import check_configuration, hosts_of
 from standby.server.config import load_config
 from standby.server.fleet import Station
@@ -56,7 +56,8 @@ class Failing:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (MoverDied("hv1", "refused"), r"mover hv1 of host prod died \(refused\)"),
+        (MoverAway("hv1", "refused"), r"^mover hv1 of host prod cannot be reached: refused;"),
+        (MoverDied("hv1", "exit status 1"), r"mover hv1 of host prod died \(exit status 1\)"),
         (LinkError("hv1", "cut"), "mover hv1 of host prod: cut"),
         (PeerBusy("hv1", "too many calls"), "mover hv1 of host prod: too many calls"),
     ],

@@ -53,9 +53,11 @@ from standby.errors.links import (
     VersionMismatch,
 )
 from standby.errors.movers import (
+    MoverAway,
     MoverDied,
     MoverFault,
     MoverFenced,
+    MoverLeft,
     RequestRefused,
 )
 from standby.errors.replicas import (
@@ -105,9 +107,11 @@ __all__ = [
     "LinkError",
     "LinkTimeout",
     "MachineRunning",
+    "MoverAway",
     "MoverDied",
     "MoverFault",
     "MoverFenced",
+    "MoverLeft",
     "NoProxy",
     "NoSuchPoint",
     "OperationCancelled",

@@ -25,7 +25,8 @@ class MoverFenced(Fenced):
 
 @dataclass(eq=False)
 class MoverDied(StandbyError):
-    """A mover process ended while it had work."""
+    """A mover process ended while it had work; `exit_status` says how. Of its classes: a mover
+    that could not be asked, for whatever other reason."""
 
     retry: ClassVar[Retry] = Retry.LATER
     exit_code: ClassVar[int] = 15
@@ -34,6 +35,26 @@ class MoverDied(StandbyError):
 
     def message(self) -> str:
         return f"mover {self.mover} died ({self.exit_status}); the next session resumes its work"
+
+
+@dataclass(eq=False)
+class MoverAway(MoverDied):
+    """A mover service could not be asked; whether it is at work is not known, and its tasks may
+    be."""
+
+    def message(self) -> str:
+        return (
+            f"mover {self.mover} cannot be reached: {self.exit_status}; "
+            "`standby infrastructure check` tries every part"
+        )
+
+
+@dataclass(eq=False)
+class MoverLeft(MoverDied):
+    """The session, or the server, that asked a mover has done with it; the mover may be well."""
+
+    def message(self) -> str:
+        return f"mover {self.mover} is not asked any more: {self.exit_status}"
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from standby.clock import new_token
-from standby.errors import ConfigurationError, MoverDied, StandbyError, UnknownName
+from standby.errors import ConfigurationError, StandbyError, UnknownName
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
 from standby.model.point import RestorePoint
@@ -49,7 +49,7 @@ class RemoteShelf:
         """The mover, if it answers: who wants to fail over does not wait for one to come back."""
         mover = self._fleet.mover(self._station.mover)
         if not mover.answers():
-            raise MoverDied(mover.name, mover.problem or "its connection was closed")
+            raise mover.why_away()
         return mover
 
     def call(self, verb: str, **arguments: Any) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from standby.clock import new_token
-from standby.errors import MoverDied, RepositoryError, StandbyError
+from standby.errors import MoverLeft, RepositoryError, StandbyError
 from standby.files import rename_durably
 from standby.host.folder import create_replica_machine, update_replica_machine
 from standby.model.machine import Machine
@@ -235,7 +235,7 @@ class LocalCrew:
 
     def joined_link(self, task: DiskTask, proxy: str) -> AbstractContextManager[DiskLink]:
         """Child movers end with their server: nothing runs that could be joined."""
-        raise MoverDied(proxy, "it ended with its server")
+        raise MoverLeft(proxy, "it ended with its server")
 
     def watch(self, task: str, source: Handle) -> TaskWatch | None:
         """See Crew."""

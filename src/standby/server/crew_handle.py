@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
-from standby.errors import MoverDied
+from standby.errors import MoverLeft
 from standby.server.service_mover import ServiceMover
 from standby.server.waits import waits_end_when
 
@@ -27,11 +27,11 @@ class CrewHandle:
         mover.keep_crew(crew)
 
     def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
-        """As `ServiceMover.start`; MoverDied once this session was cut off."""
+        """As `ServiceMover.start`; MoverLeft once this session was cut off."""
         ours: Future[Any] = Future()
         with self._lock:
             if self._is_cut:
-                raise MoverDied(self.name, "the session was cut off")
+                raise MoverLeft(self.name, "the session was cut off")
             self._waiting.add(ours)
         try:
             with waits_end_when(lambda: self._is_cut):
@@ -81,7 +81,7 @@ class CrewHandle:
             waiting = list(self._waiting)
             self._waiting.clear()
         for future in waiting:
-            future.set_exception(MoverDied(self.name, "the session was cut off"))
+            future.set_exception(MoverLeft(self.name, "the session was cut off"))
         self.close()
         self.mover.end_crew(self._crew)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import ConfigurationError, MoverDied, NoProxy
+from standby.errors import ConfigurationError, MoverLeft, NoProxy
 from standby.model.job import ReplicationJob
 from standby.server.certificates import CertificateCare
 from standby.server.config import Config, MoverConfig
@@ -151,7 +151,7 @@ class Fleet:
         """The mover of that name in the configuration."""
         with self._lock:
             if self._is_closed:
-                raise MoverDied(name, "this server leaves it alone now")
+                raise MoverLeft(name, "this server ends")
             if name not in self._movers:
                 config = self._config.movers[name]
                 self._movers[name] = ServiceMover(

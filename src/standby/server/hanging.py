@@ -15,13 +15,13 @@ from concurrent.futures import TimeoutError as NotYet
 from typing import Any, Protocol
 
 from standby.clock import Clock
-from standby.errors import MoverDied, StandbyError
+from standby.errors import MoverAway, StandbyError
 from standby.server.service_mover import silence_limit_s
 
 LOOK_S = 15.0
 """The longest time between two looks at a task: one costs nothing while both ends are there."""
 
-HungWatch = Callable[[], MoverDied | None]
+HungWatch = Callable[[], MoverAway | None]
 """Says which end hangs, as the error to go on with; None while none does."""
 
 
@@ -62,7 +62,7 @@ class TaskWatch:
         """How often to look."""
         return min(LOOK_S, self._silence_s / 4)
 
-    def look(self) -> MoverDied | None:
+    def look(self) -> MoverAway | None:
         """The end that hangs, if one does."""
         away = [end for end in self._ends if not end.is_connected]
         if len(away) != 1:
@@ -79,7 +79,7 @@ class TaskWatch:
         if still_s < self._silence_s or not self._has_stand_in(lost):
             return None
         text = f"it hangs: no answer, and nothing of its task moved for {still_s:.0f} s"
-        return MoverDied(lost.name, text)
+        return MoverAway(lost.name, text)
 
     def _told(self, end: AskableNow) -> tuple[bool, Any]:
         """Whether `end` said how far the task is, and how far."""

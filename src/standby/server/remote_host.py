@@ -53,9 +53,11 @@ class RemoteHost:
             root = self._fleet.place(self._station)
             return mover.call(f"host_{verb}", root=root, host=self.name, **arguments)
         except MoverDied as exc:
-            raise MoverDied(name, exc.exit_status) from exc
+            away = copy(exc)  # of its own class, as below
+            away.mover = name
+            raise away from exc
         except LinkError as exc:
-            named = copy(exc)  # of its own class: that says what to do about it
+            named = copy(exc)  # that says what to do about it
             named.peer = f"mover {name}"
             raise named from exc
 

@@ -25,7 +25,8 @@ from standby.errors import (
     CertificateRefused,
     Fenced,
     LinkError,
-    MoverDied,
+    MoverAway,
+    MoverLeft,
     ProtocolError,
     StandbyError,
     error_from_wire,
@@ -120,7 +121,7 @@ class ServiceMover:
     def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
         """Ask for `verb`, waiting for a connection; the future ends with its result or error.
 
-        Raises MoverDied when the mover could not be reached within the time for that. An argument
+        Raises MoverAway when the mover could not be reached within the time for that. An argument
         `task` names work that outlives the connection: its future waits for the mover to be back.
         """
         future: Future[Any] = Future()
@@ -216,7 +217,7 @@ class ServiceMover:
 
     def why_away(self) -> StandbyError:
         """The error of one that is not to be had: that of its certificate, where that is why."""
-        return self._fenced or MoverDied(self.name, self._problem or "it cannot be reached")
+        return self._fenced or MoverAway(self.name, self._problem or "it did not answer in time")
 
     def is_there(self, patience_s: float | None) -> bool:
         """Whether it is worth asking: the link stands at the latest after `patience_s`; 0: as long
@@ -259,7 +260,9 @@ class ServiceMover:
     def _death(self) -> StandbyError:
         if self._fenced is not None:
             return self._fenced
-        return MoverDied(self.name, self._problem or "its connection was closed")
+        if self._is_closed:
+            return MoverLeft(self.name, "its connection was closed")
+        return MoverAway(self.name, self._problem or "it did not answer in time")
 
     # --- the connection ----------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ _waits = threading.local()
 @contextlib.contextmanager
 def waits_end_when(is_over: Callable[[], bool]) -> Iterator[None]:
     """In this thread, within the block, nobody waits for the connection of a mover that is away
-    once `is_over` says so: whoever asks for one gets MoverDied. Blocks may lie within another."""
+    once `is_over` says so: whoever asks for one gets MoverAway. Blocks may lie within another."""
     before = end_of_waits()
     _waits.is_over = lambda: before() or is_over()
     try:
