@@ -41,7 +41,7 @@ def fill(store: Store, dispatch: Dispatch, tasks: int) -> None:
 def one_by_one(dispatch: Dispatch) -> None:
     """Take one, end it."""
     while taken := dispatch.claim_tasks(1):
-        dispatch.move_task(taken[0].id, TaskState.DONE)
+        dispatch.move_tasks([TaskMove(taken[0].id, TaskState.DONE)])
 
 
 def by_threads(dispatch: Dispatch) -> None:

@@ -18,7 +18,7 @@ import pytest
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ServerFenced, StandbyError, StateDatabaseUnreachable
 from standby.model.session import Reason, SessionState, TaskState
-from standby.server.store import Dispatch, LeaseKeeper, Store
+from standby.server.store import Dispatch, LeaseKeeper, Store, TaskMove
 from standby.server.store.lease import GENERATION_EPOCH
 from wires import SetClock
 
@@ -203,7 +203,7 @@ from pathlib import Path
 from standby.errors import StandbyError
 from standby.model.report import SessionReport
 from standby.model.session import TaskState
-from standby.server.store import Store, opening
+from standby.server.store import Store, TaskMove, opening
 opening.IDLE_TRANSACTION_S = 1
 place, how = sys.argv[1:]
 with Store(place if "://" in place else Path(place)) as store:
@@ -222,7 +222,7 @@ with Store(place if "://" in place else Path(place)) as store:
     found = []
     changes = [
         in_a_transaction,
-        lambda: dispatch.move_task(task.id, TaskState.DONE),
+        lambda: dispatch.move_tasks([TaskMove(task.id, TaskState.DONE)]),
         lambda: dispatch.claim_tasks(9),
         lambda: store.guarded(lease).save_session(SessionReport("late", "nightly", "2026")),
         lease.renew,
@@ -282,7 +282,7 @@ def test_a_server_that_was_stopped_and_wakes_up_late_changes_nothing(
     os.kill(child.pid, signal.SIGSTOP)
     dispatch = take_over(store)
     ((run, _),) = dispatch.adopt()
-    dispatch.move_task(task, TaskState.FAILED, detail="joined, and failed")
+    dispatch.move_tasks([TaskMove(task, TaskState.FAILED, detail="joined, and failed")])
     before = store.queue.tasks()
     os.kill(child.pid, signal.SIGCONT)
     assert end_child(child) == ["ServerFenced"] * 4

@@ -226,8 +226,10 @@ def test_a_task_waits_for_its_next_attempt(
     run, _ = running(store, dispatch)
     (task, other, _) = dispatch.claim_tasks(3)
     soon, late = clock.at + timedelta(minutes=5), clock.at + timedelta(hours=1)
-    dispatch.move_task(task.id, T.WAITING, detail="link", next_attempt_at=soon.isoformat())
-    dispatch.move_task(other.id, T.WAITING, next_attempt_at=late.isoformat())
+    dispatch.move_tasks(
+        [TaskMove(task.id, T.WAITING, detail="link", next_attempt_at=soon.isoformat())]
+    )
+    dispatch.move_tasks([TaskMove(other.id, T.WAITING, next_attempt_at=late.isoformat())])
     assert store.queue.next_retry_at() == soon.isoformat()
     assert store.queue.due_retries(clock.at) == []
     assert dispatch.claim_tasks(9) == []
@@ -237,7 +239,7 @@ def test_a_task_waits_for_its_next_attempt(
     assert (again.id, again.attempt, again.next_attempt_at) == (task.id, 2, "")
     assert store.queue.next_retry_at() == late.isoformat()
     # Asked to retry at once.
-    dispatch.move_task(other.id, T.QUEUED)
+    dispatch.move_tasks([TaskMove(other.id, T.QUEUED)])
     assert [item.id for item in dispatch.claim_tasks(9)] == [other.id]
     assert store.queue.next_retry_at() == ""
     assert store.queue.counts(run.id) == {T.RUNNING: 3}
@@ -280,10 +282,10 @@ def test_moves_of_several_tasks_happen_together_or_not_at_all(
     moved = dispatch.move_tasks([TaskMove(first, T.DONE), TaskMove(second, T.FAILED, "disk full")])
     assert [(task.state, task.detail) for task in moved] == [(T.DONE, ""), (T.FAILED, "disk full")]
     assert all(task.ended_at for task in moved)
-    again = dispatch.move_task(second, T.QUEUED)
+    (again,) = dispatch.move_tasks([TaskMove(second, T.QUEUED)])
     assert (again.ended_at, again.attempt) == ("", 1)
     with pytest.raises(UnknownName, match="no task named 'x'"):
-        dispatch.move_task("x", T.DONE)
+        dispatch.move_tasks([TaskMove("x", T.DONE)])
 
 
 def test_a_retry_of_an_ended_session_belongs_to_nobody_until_it_is_taken(
@@ -314,8 +316,7 @@ def test_a_fenced_server_changes_nothing(
         lambda: dispatch.claim_tasks(),
         lambda: dispatch.add_tasks(run.id, [("new", "id-new")]),
         lambda: dispatch.move_session(run.id, S.DONE),
-        lambda: dispatch.move_task(task.id, T.DONE),
-        lambda: dispatch.record_transfers(task.id, "a", "b", {}),
+        lambda: dispatch.move_tasks([TaskMove(task.id, T.DONE)]),
         lambda: dispatch.adopt(),
         lambda: dispatch.handled(request.id, "done"),
         lambda: dispatch.forget_sessions(NEW_YEAR + timedelta(days=99), keep=0),
@@ -344,11 +345,10 @@ def test_a_server_that_takes_over_adopts_what_ran_and_joins_or_gives_it_back(
     dispatch.move_session(ended.id, S.DONE)
     waiting = queued(store, "other")
     first, second = dispatch.claim_tasks(2)
-    dispatch.record_transfers(first.id, "px1", "px2", {"scsi:0:0": "t1"})
     new = store.dispatch(taken_over(store, lease))
     # Before it adopts them, they are another generation's.
     with pytest.raises(IllegalStep, match="running by first of generation 1"):
-        new.move_task(first.id, T.DONE)
+        new.move_tasks([TaskMove(first.id, T.DONE)])
     with pytest.raises(IllegalStep, match="running by first of generation 1"):
         new.move_session(run.id, S.DONE)
     ((adopted, found),) = new.adopt()
@@ -364,15 +364,10 @@ def test_a_server_that_takes_over_adopts_what_ran_and_joins_or_gives_it_back(
         (T.QUEUED, 0),
     ]
     joined = found[0]
-    assert (joined.source_mover, joined.target_mover, joined.transfers, joined.attempt) == (
-        "px1",
-        "px2",
-        {"scsi:0:0": "t1"},
-        1,
-    )
-    new.move_task(second.id, T.QUEUED, detail="its mover does not know it any more")
+    assert joined.attempt == 1
+    new.move_tasks([TaskMove(second.id, T.QUEUED, detail="its mover does not know it any more")])
     assert [task.id for task in new.claim_tasks(9)] == [second.id, tasks[2].id]
-    assert new.move_task(joined.id, T.DONE).state is T.DONE
+    assert new.move_tasks([TaskMove(joined.id, T.DONE)])[0].state is T.DONE
     assert new.adopt() == []
     assert [item.id for item in new.claim_sessions(9)] == [waiting.id]
 
@@ -452,7 +447,7 @@ def test_no_statement_of_a_dispatch_reads_all_tasks(tmp_path: Path, clock: StepC
         sa.event.listen(engine, "before_cursor_execute", note)
         dispatch.claim_tasks(1)
         dispatch.claim_tasks(1, tasks=ids[1:3])
-        dispatch.move_task(ids[0], T.DONE)
+        dispatch.move_tasks([TaskMove(ids[0], T.DONE)])
         dispatch.move_and_claim([TaskMove(ids[1], T.DONE)], ids[2:4])
         dispatch.move_tasks([TaskMove(task, T.FAILED, "why") for task in ids[2:4]])
         sa.event.remove(engine, "before_cursor_execute", note)

@@ -15,7 +15,6 @@ from standby.files.confinement import (
     check_confined,
     check_links,
     confine,
-    confined_to,
     open_confined,
     plain_absolute,
 )
@@ -61,7 +60,6 @@ __all__ = [
     "check_links",
     "clone",
     "confine",
-    "confined_to",
     "copy_range",
     "drop_cached",
     "free_bytes",

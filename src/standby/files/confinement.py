@@ -31,11 +31,6 @@ def confine(folders: Sequence[Path]) -> None:
     _confined = tuple(plain_absolute(folder) for folder in folders)
 
 
-def confined_to() -> tuple[Path, ...]:
-    """The folders this process is confined to, () if it is not."""
-    return _confined
-
-
 def plain_absolute(path: Path) -> Path:
     """`path` absolute, '.' and '..' taken off by name: below a confined folder there are no links
     that could make that another file."""

@@ -203,9 +203,8 @@ class SessionRun:
 
 @dataclass(frozen=True, slots=True)
 class TaskRun:
-    """One VM of a session as it stands. `attempt` counts the starts; `transfers` maps a disk's
-    place to the id under which the movers know its transfer, so that a restarted server joins
-    what still runs. `detail` says why it stands where it stands."""
+    """One VM of a session as it stands. `attempt` counts the starts; `detail` says why it
+    stands where it stands."""
 
     id: str
     session: str
@@ -215,9 +214,6 @@ class TaskRun:
     state: TaskState
     attempt: int = 0
     next_attempt_at: str = ""
-    source_mover: str = ""
-    target_mover: str = ""
-    transfers: dict[str, str] = field(default_factory=dict)
     started_at: str = ""
     ended_at: str = ""
     changed_at: str = ""

@@ -17,7 +17,7 @@ from typing import Literal
 
 from standby.model.job import ReplicationJob
 from standby.server.config import Config, HostConfig, ProxyConfig
-from standby.server.resources import Capacities, TaskRequest
+from standby.server.resources import Capacities
 
 Side = Literal["source", "target"]
 
@@ -102,16 +102,6 @@ class Eligibility:
     eligible: dict[str, Eligible]
     refused: dict[str, str]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Those that can, for a TaskRequest."""
-        return tuple(self.eligible)
-
-    @property
-    def reasons(self) -> tuple[tuple[str, str, str], ...]:
-        """Why the others cannot, for a TaskRequest."""
-        return tuple((self.side, name, reason) for name, reason in self.refused.items())
-
 
 def own_proxy(config: Config, host: HostConfig) -> ProxyConfig:
     """The host's own mover as a proxy: named 'host:NAME', as many tasks as the host may have, or
@@ -191,32 +181,4 @@ def capacities(config: Config) -> Capacities:
         repositories={
             item.name: item.max_tasks for item in config.stores.values() if item.max_tasks
         },
-    )
-
-
-def task_request(
-    job: ReplicationJob,
-    session: str,
-    machine: str,
-    place: str,
-    source: Eligibility,
-    target: Eligibility,
-    size_bytes: int = 0,
-) -> TaskRequest:
-    """What to ask of the resources for one disk of the job."""
-    return TaskRequest(
-        job=job.name,
-        session=session,
-        machine=machine,
-        place=place,
-        source_host=job.source,
-        target_host=job.target,
-        repository=job.repository,
-        source_proxies=source.names,
-        target_proxies=target.names,
-        refused=(*source.reasons, *target.reasons),
-        priority=job.priority,
-        weight=job.weight,
-        job_max_tasks=job.max_tasks,
-        size_bytes=size_bytes,
     )

@@ -35,7 +35,6 @@ from standby.host.folder import inventory
 from standby.host.folder.checkpoint import Held
 from standby.host.folder.making import (
     create_replica_machine,
-    delete_replica_machine,
     new_machine,
     update_replica_machine,
 )
@@ -51,7 +50,6 @@ __all__ = [
     "FolderHost",
     "NoTracker",
     "create_replica_machine",
-    "delete_replica_machine",
     "new_machine",
     "update_replica_machine",
 ]

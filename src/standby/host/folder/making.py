@@ -116,8 +116,3 @@ def update_replica_machine(folder: Path, machine: Machine, disks: Mapping[str, s
 def _replica_of(machine: Machine, folder: Path, disks: tuple[MachineDisk, ...]) -> Machine:
     nvram = REPLICA_NVRAM if machine.nvram else ""
     return replace(machine, folder=folder.name, disks=disks, nvram=nvram)
-
-
-def delete_replica_machine(folder: Path) -> None:
-    """Remove the replica's vm.toml: no host can start it any more. Disks and points stay."""
-    files.remove_durably(folder / vm_toml.FILE_NAME)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from standby.model.session import TASK_ENDS, TaskRun, TaskState, next_task_state
 from standby.server.store import statements, tables
 from standby.server.store.database import Database
 from standby.server.store.lease import ServerLease
-from standby.server.store.runs import encoded, task_of
+from standby.server.store.runs import task_of
 
 _TASKS = tables.task_runs.c
 BATCH = 512
@@ -80,7 +80,7 @@ class TaskDispatch:
             if new:
                 rows = [
                     {column.name: getattr(task, column.name) for column in _TASKS}
-                    | {"transfers": "{}", "changed_at": now}
+                    | {"changed_at": now}
                     for task in new
                 ]
                 connection.execute(tables.task_runs.insert(), rows)
@@ -157,16 +157,9 @@ class TaskDispatch:
             found.update((row.id, task_of(row)) for row in rows)
         return [found[name] for name in wanted]
 
-    def move_task(
-        self, task: str, to: TaskState, *, detail: str = "", next_attempt_at: str = ""
-    ) -> TaskRun:
-        """Move the task on; IllegalStep where its state or owner forbids it. It becomes RUNNING by
-        `claim_tasks` only."""
-        return self.move_tasks([TaskMove(task, to, detail, next_attempt_at)])[0]
-
     def move_tasks(self, moves: Iterable[TaskMove]) -> list[TaskRun]:
-        """Move several tasks on in one transaction: all, or none and IllegalStep for the first
-        that may not."""
+        """Move tasks on in one transaction: all, or none and IllegalStep for the first whose state
+        or owner forbids it. One becomes RUNNING by `claim_tasks` only."""
         return self.move_and_claim(moves, ())[0]
 
     def move_and_claim(
@@ -226,24 +219,3 @@ class TaskDispatch:
         )
         where = f"{state} by {row.server} of generation {row.generation}" if is_foreign else state
         return IllegalStep("task", move.task, where, move.to, next_task_states(state))
-
-    def record_transfers(
-        self, task: str, source_mover: str, target_mover: str, transfers: Mapping[str, str]
-    ) -> None:
-        """Record, before they begin, under which ids which movers run the task's transfers
-        ({disk's place: id}): what a restarted server joins again. IllegalStep unless the task is
-        running and this server's."""
-        with self._database.writing(is_durable=False) as connection:
-            self._lease.guard(connection)
-            done = connection.execute(
-                tables.task_runs.update()
-                .where(_TASKS.id == task, _TASKS.state == TaskState.RUNNING, self._is_ours(_TASKS))
-                .values(
-                    source_mover=source_mover,
-                    target_mover=target_mover,
-                    transfers=encoded(dict(transfers)),
-                    changed_at=self._now(),
-                )
-            )
-            if done.rowcount == 0:
-                raise self._refused_task(connection, TaskMove(task, TaskState.RUNNING))

@@ -174,7 +174,6 @@ _TAKE = (
         started_at=sa.bindparam("now"),
         ended_at="",
         changed_at=sa.bindparam("now"),
-        transfers="{}",
         server=sa.bindparam("my_server"),
         generation=sa.bindparam("my_generation"),
     )

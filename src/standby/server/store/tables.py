@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from standby.model.machine import Checkpoint
 from standby.model.replica import ReplicaIdentity
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The revision `migrations/versions` ends with."""
 
 metadata = sa.MetaData()
@@ -194,9 +194,6 @@ task_runs = sa.Table(
     sa.Column("state", _text(16), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     _time("next_attempt_at"),
-    sa.Column("source_mover", _text(64), nullable=False),
-    sa.Column("target_mover", _text(64), nullable=False),
-    sa.Column("transfers", _text(), nullable=False),
     _time("started_at"),
     _time("ended_at"),
     sa.Column("changed_at", _text(40), nullable=False),

@@ -1,0 +1,108 @@
+"""Checkpoints that may still be there, and transfers that another process can go on with."""
+
+from __future__ import annotations
+
+import msgspec
+import sqlalchemy as sa
+
+from standby.clock import new_uuid
+from standby.errors import UnknownName
+from standby.model.machine import Checkpoint
+from standby.server.store import tables
+from standby.server.store.database import upsert
+from standby.server.store.part import StorePart
+from standby.server.store.tables import CheckpointIntent
+
+
+class Checkpoints(StorePart):
+    """Checkpoint intents and journeys. Its methods are the store's."""
+
+    # --- checkpoint intents ------------------------------------------------------------------
+
+    def record_intent(self, host: str, machine_id: str, session: str, recorded_at: str) -> str:
+        """Record, before a checkpoint is made, that it will be; the intent's id."""
+        intent = str(new_uuid())
+        with self._writing() as connection:
+            connection.execute(
+                tables.intents.insert().values(
+                    id=intent,
+                    host=host,
+                    machine_id=machine_id,
+                    session=session,
+                    recorded_at=recorded_at,
+                    state="intent",
+                    checkpoint="",
+                )
+            )
+        return intent
+
+    def checkpoint_made(self, intent: str, checkpoint: Checkpoint) -> None:
+        """Record what was made for the intent."""
+        text = msgspec.json.encode(checkpoint).decode()
+        self._set_intent(intent, state="made", checkpoint=text)
+
+    def checkpoint_released(self, intent: str) -> None:
+        """Record that nothing is left of it; harmless when repeated."""
+        self._set_intent(intent, state="released", checkpoint="")
+
+    def _set_intent(self, intent: str, **values: str) -> None:
+        with self._writing() as connection:
+            done = connection.execute(
+                tables.intents.update().where(tables.intents.c.id == intent).values(**values)
+            )
+            if done.rowcount == 0:
+                raise UnknownName("checkpoint intent", intent)
+
+    def open_intents(self, host: str | None = None) -> list[CheckpointIntent]:
+        """Intents whose checkpoint may still be there, oldest first."""
+        query = tables.intents.select().where(tables.intents.c.state != "released")
+        if host is not None:
+            query = query.where(tables.intents.c.host == host)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(tables.intents.c.recorded_at)).all()
+        return [
+            CheckpointIntent(
+                row.id,
+                row.host,
+                row.machine_id,
+                row.session,
+                row.recorded_at,
+                row.state,
+                msgspec.json.decode(row.checkpoint, type=Checkpoint) if row.checkpoint else None,
+            )
+            for row in rows
+        ]
+
+    # --- transfers under way -----------------------------------------------------------------
+
+    def save_journey(self, job: str, machine_id: str, intent: str, journey: str) -> None:
+        """Record how far the VM's transfer by movers of other machines is, as text, so that another
+        process can go on with it. One per job and VM."""
+        values = {"intent": intent, "journey": journey, "changed_at": self._now()}
+        with self._writing() as connection:
+            upsert(connection, tables.journeys, {"job": job, "machine_id": machine_id}, values)
+
+    def journey(self, job: str, machine_id: str) -> str:
+        """What `save_journey` recorded last, '' for nothing."""
+        query = sa.select(tables.journeys.c.journey).where(
+            tables.journeys.c.job == job, tables.journeys.c.machine_id == machine_id
+        )
+        with self._database.reading() as connection:
+            return str(connection.execute(query).scalar() or "")
+
+    def journey_intents(self) -> dict[str, tuple[str, str]]:
+        """(job, time of recording) of each checkpoint intent that a journey needs."""
+        query = sa.select(
+            tables.journeys.c.intent, tables.journeys.c.job, tables.journeys.c.changed_at
+        )
+        with self._database.reading() as connection:
+            return {row.intent: (row.job, row.changed_at) for row in connection.execute(query)}
+
+    def drop_journey(self, job: str, machine_id: str) -> None:
+        """The transfer has ended, or is not gone on with."""
+        with self._writing() as connection:
+            connection.execute(
+                tables.journeys.delete().where(
+                    tables.journeys.c.job == job, tables.journeys.c.machine_id == machine_id
+                )
+            )
