@@ -62,7 +62,7 @@ TUNED: Mapping[str, Any] = {
     "standby.wire.link.USER_TIMEOUT_S": 3,
     "standby.server.service_mover.PING_S": 1.0,
     "standby.server.service_mover.SILENCE_S": 8.0,
-    "standby.server.transfer.GRACE_S": 5.0,
+    "standby.server.task_ends.GRACE_S": 5.0,
     "standby.road.service.LOOK_S": 1.0,
     "standby.server.fleet.CONNECT_TIMEOUT_S": 3.0,
     "standby.road.connections.CONNECT_TIMEOUT_S": 5.0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import standby
 from road.plain import Machine, PlainPeer
@@ -135,13 +135,15 @@ class CuttableMachine(Machine):
 class SeveralSite(Site):
     """A source site with a host, two proxies and a repository, and a target site with two."""
 
+    roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES
+
     def __init__(self, folder: Path, restore_points: int = 7, more: str = "") -> None:
         super().__init__(folder, restore_points, more)
         self.control: list[Link] = []
         self.is_cut_off = False
         self.hung: set[str] = set()
         self.released = threading.Event()
-        self.machines = {name: self.make_mover(name) for name in ROLES}
+        self.machines = {name: self.make_mover(name) for name in self.roles}
         movers = "\n".join(
             f'[movers.{name}]\naddress = "{machine.listener.address}"'
             for name, machine in self.machines.items()
@@ -153,7 +155,7 @@ class SeveralSite(Site):
     def make_mover(self, name: str) -> CuttableMachine:
         """The mover of that name, with its listener."""
         home = self.folder / HOMES.get(name, "target")
-        return CuttableMachine(name, home, ROLES[name], accept_timeout_s=20)
+        return CuttableMachine(name, home, self.roles[name], accept_timeout_s=20)
 
     def link(self, mover: MoverConfig) -> Link:
         """A control connection to whoever listens for that mover now."""

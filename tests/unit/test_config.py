@@ -15,6 +15,7 @@ from standby.model.job import ReplicationJob
 from standby.server.config import Config, Limits, MoverConfig, ProxyConfig, load_config
 from standby.server.schedule import Calendar, CalendarTime, Schedule
 from standby.server.template import config_template
+from standby.server.wan_config import WanConfig
 from standby.server.watch_config import LogConfig
 from standby.strict_toml import format_duration, parse_duration
 from standby.units import GiB, MiB
@@ -291,6 +292,8 @@ def test_the_commented_keys_of_the_template_are_the_ones_that_are_known(tmp_path
     assert config.limits == Limits()
     assert config.webhooks["ops"].headers == {"Authorization": "env:HOOK_TOKEN"}
     assert config.logs == LogConfig(file=tmp_path / "standby-server.log")
+    assert (job.wan, config.hosts["production"].mover) == ("main", "a")
+    assert config.wans == {"main": WanConfig("main", "a", "b", "file:/etc/standby/wan.key")}
 
 
 def test_reading_a_configuration_imports_no_database_and_no_kernels() -> None:

@@ -21,7 +21,7 @@ ERRORS_EXIT = 15
 
 @click.group()
 def infrastructure() -> None:
-    """Hosts, movers, proxies and repositories of the configuration.
+    """Hosts, movers, proxies, repositories and WAN accelerators of the configuration.
 
     \b
     Example:
@@ -52,6 +52,10 @@ def list_parts(config: Path, as_json: bool) -> None:
         for item in found.proxies
     ]
     rows += [("repository", item.name, "", item.mover, item.path) for item in found.repositories]
+    rows += [
+        ("wan", item.name, f"{item.mode}, {item.if_away} if away", item.source, f"to {item.target}")
+        for item in found.wans
+    ]
     print_table("", ("part", "name", "what", "mover", "~place"), rows)
 
 

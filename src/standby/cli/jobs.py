@@ -17,7 +17,7 @@ from standby.cli.output import (
     warn,
 )
 from standby.cli.serving import config_option, opened_backup, server_option
-from standby.model.report import MachineReport, SessionReport
+from standby.model.report import MachineReport, SessionReport, WanReport
 
 if TYPE_CHECKING:
     from standby.server.local import Queued
@@ -353,6 +353,21 @@ def _show_machine(machine: MachineReport) -> None:
     ]
     if rows:
         print_table("", ("disk", "mode", ">read", ">changed", ">sent", ">written"), rows)
+    for disk in machine.disks:
+        if disk.wan is not None:
+            click.echo(_over_wan(disk.place, disk.wan))
     steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in machine.steps_s.items())
     if steps:
         click.echo(f"steps: {steps}")
+
+
+def _over_wan(place: str, told: WanReport) -> str:
+    """What WAN accelerators did for a disk, in a line."""
+    pieces = ", ".join(f"{count} {kind}" for kind, count in told.pieces.items() if count)
+    cpu = ", ".join(f"{seconds:.1f} s {side}" for side, seconds in told.cpu_s.items())
+    return (
+        f"{place} over wan {told.name} ({told.mode or 'not told'}): {size(told.sent)} sent, "
+        f"{size(told.received)} came back, directly about {size(told.direct)}; "
+        f"pieces: {pieces or 'none'}; {told.found} of {told.asked} asked for were in the cache; "
+        f"cpu: {cpu}"
+    )

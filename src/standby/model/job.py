@@ -17,6 +17,7 @@ class ReplicationJob:
     `compression` is none, fast or high; 'auto' means none between processes of one machine.
     `proxies` and `target_proxies` name those that may work for the job, () any. A higher `priority`
     goes first; among jobs of one priority, tasks begin and bandwidth is shared by `weight`.
+    `wan` names the pair of WAN accelerators that disks go over, '' none.
     """
 
     name: str
@@ -41,3 +42,4 @@ class ReplicationJob:
     target_proxies: tuple[str, ...] = ()
     priority: int = 0
     weight: int = 1
+    wan: str = ""

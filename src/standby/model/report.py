@@ -6,13 +6,35 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
+class WanReport:
+    """What a pair of WAN accelerators did for one disk: `sent` and `received` on the wire between
+    them as the source's one counts, TLS apart; `direct` what the disk would have sent without them,
+    estimated from samples; `pieces` of 4 KiB by how they travelled, `resent` what had to come
+    again; `asked` pieces were looked for in the target's cache, `found` there, `cached` are new in
+    it; `cpu_s` by side; `mode` as it was used."""
+
+    name: str = ""
+    mode: str = ""
+    sent: int = 0
+    received: int = 0
+    direct: int = 0
+    pieces: dict[str, int] = field(default_factory=dict)
+    resent: int = 0
+    asked: int = 0
+    found: int = 0
+    cached: int = 0
+    cpu_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class DiskReport:
     """One disk task. `read` source bytes read; `skipped` allocated bytes not read (tracker, mark);
     `changed` bytes that differ from the last point; `sent` on the link, after packing; `written`
     into the point; `zeroed` made zero. `mode` is full, incremental, resume, seed or excluded;
     `reason` says why. `busy_s` maps station (source, proxy, network, target, verify) to seconds it
     was the one working. `retries` counts how often it went on after a proxy or link failed, and
-    `proxy` is the one that finished it, '' on one machine."""
+    `proxy` is the one that finished it, '' on one machine. `wan` is there where that went over WAN
+    accelerators; `sent` is what these put on the wire then."""
 
     disk_id: str
     place: str
@@ -29,6 +51,7 @@ class DiskReport:
     busy_s: dict[str, float] = field(default_factory=dict)
     retries: int = 0
     proxy: str = ""
+    wan: WanReport | None = None
 
 
 @dataclass(slots=True)

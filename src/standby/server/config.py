@@ -24,6 +24,7 @@ from standby.server.config_values import (
 )
 from standby.server.schedule_config import check_chains, parse_schedule, parse_zone
 from standby.server.traffic_config import parse_traffic
+from standby.server.wan_config import WanConfig, parse_wan
 from standby.server.watch_config import parse_logs, parse_webhook
 from standby.strict_toml import Table, nearest, read_toml
 from standby.units import MiB
@@ -75,7 +76,12 @@ def load_config(path: Path) -> Config:
     proxies = {name: _proxy(name, table, movers, hosts) for name, table in _named(root, "proxies")}
     stores = {n: _repository(n, table, movers) for n, table in _named(root, "repositories")}
     repositories = {name: store.path for name, store in stores.items()}
-    jobs = {n: _job(n, table, hosts, repositories, proxies) for n, table in _named(root, "jobs")}
+    plain = {mover.name: mover.plain for mover in movers.values()}
+    wans = {name: parse_wan(name, table, plain) for name, table in _named(root, "wan")}
+    jobs = {
+        name: _job(name, table, hosts, repositories, proxies, wans)
+        for name, table in _named(root, "jobs")
+    }
     schedules = {
         name: schedule
         for name, table in _named(root, "jobs")
@@ -104,6 +110,7 @@ def load_config(path: Path) -> Config:
         server=server,
         webhooks=webhooks,
         logs=logs,
+        wans=wans,
     )
 
 
@@ -287,6 +294,7 @@ def _job(
     hosts: dict[str, HostConfig],
     repositories: dict[str, Path],
     proxies: dict[str, ProxyConfig],
+    wans: dict[str, WanConfig],
 ) -> ReplicationJob:
     default = ReplicationJob(name, "", "", "", ())
     job = replace(
@@ -314,6 +322,7 @@ def _job(
         target_proxies=_proxies(table, "target_proxies", "target", proxies),
         priority=table.integer("priority", 0, minimum=-10, maximum=10),
         weight=table.integer("weight", 1, minimum=1, maximum=100),
+        wan=_wan_of(table, wans),
     )
     parse_schedule(table.table("schedule"), name)
     table.done()
@@ -327,6 +336,10 @@ def _job(
         raise table.error(
             "target", f"is the source, {job.source}", "a replica belongs on another host"
         )
+    for host in (hosts[job.source], hosts[job.target]) if job.wan else ():
+        if not host.mover:
+            problem = f"host {host.name} names no mover, and WAN accelerators work between movers"
+            raise table.error("wan", problem, f"leave it out, or add mover to [hosts.{host.name}]")
     both = sorted(set(job.map) & {machine for machine, wanted in job.seed.items() if wanted})
     if both:
         raise table.error("map", f"{both[0]} is in seed too", "a VM is seeded or mapped, not both")
@@ -343,6 +356,13 @@ def _repository_of(table: Table, repositories: dict[str, Path]) -> str:
     raise table.error(
         "repository", "is missing", 'add a table: [repositories.main] with path = "…"'
     )
+
+
+def _wan_of(table: Table, wans: dict[str, WanConfig]) -> str:
+    name = table.text("wan", "")
+    if name and name not in wans:
+        raise _unknown(table, "wan", "pair of WAN accelerators", name, wans)
+    return name
 
 
 def _patterns(table: Table, key: str, default: tuple[str, ...] | None) -> tuple[str, ...]:

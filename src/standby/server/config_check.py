@@ -127,11 +127,33 @@ def check_paths(config: Config) -> list[Finding]:
             findings.append(Finding(Level.WARNING, f"[hosts.{host.name}]", "no job uses this host"))
     for name, path in local_repositories(config).items():
         findings += _writable(f"[repositories.{name}] path", path)
+    findings += _wans(config)
     findings += _writable("[standby] state_database", config.state_database.parent)
     if not config.jobs:
         findings.append(
             Finding(Level.WARNING, str(config.path), "there is no job", "add a table [jobs.NAME]")
         )
+    return findings
+
+
+def _wans(config: Config) -> list[Finding]:
+    """Pairs of WAN accelerators that are of no use, or share their cache with nobody."""
+    findings = []
+    used = {job.wan for job in config.jobs.values()}
+    for name, wan in config.wans.items():
+        where = f"[wan.{name}]"
+        if name not in used:
+            hint = f'write wan = "{name}" into a job'
+            findings.append(Finding(Level.WARNING, where, "no job uses this pair", hint))
+        if wan.key:
+            try:
+                config.wan_key(name)
+            except ConfigurationError as exc:
+                findings.append(Finding(Level.ERROR, exc.where, exc.problem, exc.hint))
+        elif config.state_url:
+            problem = "is missing, and backup servers that share a database must have the same one"
+            hint = "`openssl rand -hex 32` makes one; name it with env:NAME or file:PATH"
+            findings.append(Finding(Level.WARNING, f"{where} key", problem, hint))
     return findings
 
 

@@ -12,6 +12,7 @@ from standby.model.job import ReplicationJob
 from standby.server.references import read_reference
 from standby.server.schedule import Schedule
 from standby.server.traffic import TrafficRule
+from standby.server.wan_config import WanConfig, tenant_key
 from standby.server.watch_config import LogConfig, WebhookConfig
 from standby.units import MiB
 
@@ -120,6 +121,11 @@ class Config:
     server: ServerConfig = ServerConfig(Path("identity"), Path("authority"))
     webhooks: dict[str, WebhookConfig] = field(default_factory=dict)
     logs: LogConfig = field(default_factory=LogConfig)
+    wans: dict[str, WanConfig] = field(default_factory=dict)
+
+    def wan_key(self, name: str) -> str:
+        """The tenant key of that pair of WAN accelerators, in hex (`wan_config.tenant_key`)."""
+        return tenant_key(self.wans[name], self.path.parent, self.state_database.parent)
 
     def state_place(self) -> Path | str:
         """The SQLite file, or the URL, of the state database: what `Store` opens."""

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from standby.clock import new_token
 from standby.errors import MoverLeft, RepositoryError, StandbyError
@@ -25,6 +25,9 @@ from standby.server.context import TaskSlots
 from standby.server.hanging import TaskWatch
 from standby.server.movers import MoverPair
 from standby.server.service_mover import Reconnect
+
+if TYPE_CHECKING:
+    from standby.server.wan_link import WanLink
 
 
 class Handle(Protocol):
@@ -55,7 +58,7 @@ class RepositoryView(Protocol):
 @dataclass(frozen=True, slots=True)
 class DiskTask:
     """A disk that is to be sent, as far as choosing who does it goes. `avoid` are proxies that
-    failed at it."""
+    failed at it; `may_use_wan`: over the job's WAN accelerators, where it has some."""
 
     task: str
     machine: str
@@ -65,6 +68,7 @@ class DiskTask:
     generation: int = 0
     size_bytes: int = 0
     avoid: frozenset[str] = frozenset()
+    may_use_wan: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ class DiskLink:
     repository as `source` knows them; `at_source` and `at_target` are the ends' connection specs
     (road.connections). `proxy` names who sends, '' on one machine. Where the repository lies with
     another mover, `keeper` is that one, and `at_keeper` its end of a connection from `source`.
+    `wan` are the WAN accelerators between the ends; `left_wan` why there are none although the task
+    might use them.
     """
 
     source: Handle
@@ -84,10 +90,14 @@ class DiskLink:
     keeper: Handle | None = None
     at_keeper: Any = None
     kept_at: str = ""
+    wan: WanLink | None = None
+    left_wan: str = ""
 
     def compression(self, wanted: str) -> str:
         """What the job's `compression` means here: between processes of one machine 'auto' is
-        none."""
+        none; WAN accelerators have to see the content and pack it themselves."""
+        if self.wan is not None:
+            return "none"
         return "none" if wanted == "auto" and not self.proxy else wanted
 
     def serve_leaves(self, send: Mapping[str, Any], *, stages: bool = True) -> None:
@@ -150,12 +160,15 @@ class Crew(Protocol):
     def disk_link(self, task: DiskTask) -> AbstractContextManager[DiskLink]:
         """Wait for everything the task needs and hold it until the block ends."""
 
-    def joined_link(self, task: DiskTask, proxy: str) -> AbstractContextManager[DiskLink]:
-        """What `disk_link` gave for a task that runs already, sent by `proxy`."""
+    def joined_link(
+        self, task: DiskTask, proxy: str, wan: str = ""
+    ) -> AbstractContextManager[DiskLink]:
+        """What `disk_link` gave for a task that runs already, sent by `proxy` over the WAN
+        accelerators `wan` ('': directly)."""
 
-    def watch(self, task: str, source: Handle) -> TaskWatch | None:
-        """Looks whether an end of the task, which `source` sends, hangs; None where nobody could
-        stand in."""
+    def watch(self, task: str, source: Handle, wan: WanLink | None = None) -> TaskWatch | None:
+        """Looks whether an end of the task, which `source` sends over `wan`, hangs; None where
+        nobody could stand in."""
 
     def hurry(self) -> float | None:
         """The point is committed, what is left can be made good later: from now on a mover that is
@@ -233,11 +246,13 @@ class LocalCrew:
             repository = str(self._repository)
             yield DiskLink(self.source, self.source_root, repository, number, number)
 
-    def joined_link(self, task: DiskTask, proxy: str) -> AbstractContextManager[DiskLink]:
+    def joined_link(
+        self, task: DiskTask, proxy: str, wan: str = ""
+    ) -> AbstractContextManager[DiskLink]:
         """Child movers end with their server: nothing runs that could be joined."""
         raise MoverLeft(proxy, "it ended with its server")
 
-    def watch(self, task: str, source: Handle) -> TaskWatch | None:
+    def watch(self, task: str, source: Handle, wan: WanLink | None = None) -> TaskWatch | None:
         """See Crew."""
         return None
 

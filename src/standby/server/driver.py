@@ -452,6 +452,7 @@ class MachineDriver:
             return transfer.run(journey.plans, self._checkpoint_started)
         finally:
             self._book.drop()
+            self.report.warnings.extend(transfer.warnings)
             for disk in reports.values():
                 lost = "; ".join(dict.fromkeys(transfer.losses.get(disk.place, ())))
                 if lost:

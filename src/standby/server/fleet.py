@@ -71,7 +71,7 @@ class Fleet:
         self._writers: Counter[str] = Counter()
         self._identity: IdentityFolder | None = None
         self._care: CertificateCare | None = None
-        self.traffic = TrafficServer(config.traffic, config.time_zone, self._made, clock)
+        self.traffic = TrafficServer(config.traffic, config.time_zone, self._senders, clock)
 
     def _link(self, mover: MoverConfig) -> Link:
         role = needed_roles(self._config, mover.name)[0]
@@ -105,6 +105,18 @@ class Fleet:
     def _made(self) -> list[ServiceMover]:
         with self._lock:
             return list(self._movers.values())
+
+    def _senders(self) -> list[ServiceMover]:
+        """All movers of the configuration, those that this process does not use too: what another
+        one has them send counts under the same rules. Does not wait for a connection."""
+        with self._lock:
+            is_closed = self._is_closed
+            new = [name for name in self._config.movers if name not in self._movers]
+        if not is_closed:
+            for name in new:
+                with contextlib.suppress(MoverLeft):  # it was closed meanwhile
+                    self.mover(name).wait_connected(0)
+        return self._made()
 
     def has_given_up(self, name: str) -> bool:
         """Whether the mover of that name does not answer and is waited for no more."""
@@ -248,4 +260,6 @@ def needed_roles(config: Config, mover: str) -> list[str]:
         roles.append("repository")
     if any(host.mover == mover for host in config.hosts.values()):
         roles.append("host")
+    if any(mover in (wan.source, wan.target) for wan in config.wans.values()):
+        roles.append("wan")
     return list(dict.fromkeys(roles)) or ["source"]

@@ -4,12 +4,13 @@ A mover whose control link is lost may be well: its task goes on without the ser
 is joined again when the link is back. So an end of a task is taken to hang only when, for
 `silence_s`, it could not be reached *and* the other end, which can, saw nothing of the task move,
 *and* there is another machine that could do its part. Where both ends are away it is the server
-that is cut off, and it waits.
+that is cut off, and it waits. WAN accelerators between the two count as ends too: nothing moves
+through one that hangs, and where disks may go directly they need no other one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from typing import Any, Protocol
@@ -46,10 +47,14 @@ class TaskWatch:
         has_stand_in: Callable[[AskableNow], bool],
         silence_s: float | None,
         clock: Clock,
+        between: Sequence[AskableNow] = (),
     ) -> None:
-        """`has_stand_in(end)`: another machine can do that end's part, and answers now."""
+        """`has_stand_in(end)`: another machine can do that end's part, and answers now, or the task
+        can do without it. `between` are the accelerators."""
         self._task = task
         self._ends = (source, target)
+        names = {source.name, target.name}
+        self._between = [end for end in between if end.name not in names]
         self._has_stand_in = has_stand_in
         self._silence_s = silence_limit_s(silence_s)
         self._clock = clock
@@ -64,7 +69,7 @@ class TaskWatch:
 
     def look(self) -> MoverAway | None:
         """The end that hangs, if one does."""
-        away = [end for end in self._ends if not end.is_connected]
+        away = [end for end in (*self._ends, *self._between) if not end.is_connected]
         if len(away) != 1:
             self._away = None
             return None

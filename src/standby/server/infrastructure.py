@@ -51,6 +51,17 @@ class RepositoryInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class WanInfo:
+    """A pair of WAN accelerators, without its key."""
+
+    name: str
+    source: str
+    target: str
+    mode: str
+    if_away: str
+
+
+@dataclass(frozen=True, slots=True)
 class Infrastructure:
     """Everything that the configuration names, and the slots in use by this process."""
 
@@ -59,6 +70,7 @@ class Infrastructure:
     proxies: tuple[ProxyInfo, ...]
     repositories: tuple[RepositoryInfo, ...]
     usage: Usage
+    wans: tuple[WanInfo, ...] = ()
 
 
 def infrastructure_of(config: Config, fleet: Fleet, usage: Usage) -> Infrastructure:
@@ -75,4 +87,8 @@ def infrastructure_of(config: Config, fleet: Fleet, usage: Usage) -> Infrastruct
         ),
         tuple(RepositoryInfo(it.name, str(it.path), it.mover) for it in config.stores.values()),
         usage,
+        tuple(
+            WanInfo(it.name, it.source, it.target, it.mode, it.if_away)
+            for it in config.wans.values()
+        ),
     )

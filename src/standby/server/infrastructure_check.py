@@ -36,6 +36,7 @@ from standby.road.probing import looked_at
 from standby.server.config import Config, MoverConfig
 from standby.server.fleet import Fleet, needed_roles
 from standby.server.proxies import all_proxies, mapped_path
+from standby.server.wan_config import WanConfig
 from standby.units import GiB, format_bytes
 from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Reply
@@ -93,7 +94,7 @@ def checked(
                 progress(done, total)
 
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="check") as pool:
-        later = [*_roads(config, movers), *_places(config, movers)]
+        later = [*_roads(config, movers), *_places(config, movers), *_keys(config)]
         try:
             run(tasks, len(tasks) + len(later))
             run(later, len(tasks) + len(later))
@@ -154,7 +155,11 @@ class _Movers:
             yield Check(Level.ERROR, SERVER, f"{what} roles", text, hint)
         else:
             yield Check(Level.OK, SERVER, f"{what} roles", roles)
-        if not told["roots"]:
+        if any(wan.target == name for wan in self._config.wans.values()) and not told.get("cache"):
+            text = "it keeps no global cache, so nothing is found again"
+            hint = f'Write cache = "PATH" into [wan] of {name}\'s mover.toml'
+            yield Check(Level.WARNING, SERVER, f"{what} cache", text, hint)
+        if not told["roots"] and told["roles"] != ["wan"]:
             hint = f"Add [roots] to {name}'s mover.toml"
             yield Check(Level.WARNING, SERVER, f"{what} roots", "it may open no folder", hint)
         kept = [f"{key} = {value}" for key, value in sorted(told["protect"].items()) if value]
@@ -245,7 +250,8 @@ def _clock_check(what: str, theirs: datetime, before: datetime, after: datetime)
 
 def _is_used(config: Config, mover: str) -> bool:
     tables = (config.proxies, config.hosts, config.stores)
-    return any(item.mover == mover for table in tables for item in table.values())
+    is_relay = any(mover in (wan.source, wan.target) for wan in config.wans.values())
+    return is_relay or any(item.mover == mover for table in tables for item in table.values())
 
 
 def _advice(error: StandbyError, mover: MoverConfig) -> str:
@@ -266,17 +272,22 @@ def _advice(error: StandbyError, mover: MoverConfig) -> str:
 
 def _roads(config: Config, movers: _Movers) -> list[Callable[[], list[Check]]]:
     """A check for each pair of movers that a job may use: those that send to those that receive,
-    and to those that keep the repository."""
-    pairs: set[tuple[str, str, str]] = set()
+    and to those that keep the repository; where there are WAN accelerators, the way over them."""
+    pairs: set[tuple[str, str, str, str]] = set()
     for job in config.jobs.values():
         source, target = config.hosts[job.source], config.hosts[job.target]
         if not source.mover or not target.mover:
             continue
         senders = _side(config, job.proxies, "source", source.name)
         receivers = _side(config, job.target_proxies, "target", target.name)
-        pairs |= {(one, other, "target") for one in senders for other in receivers}
+        pairs |= {(one, other, "target", "source") for one in senders for other in receivers}
         keeper = config.stores[job.repository].mover
-        pairs |= {(one, keeper, "repository") for one in senders if keeper}
+        pairs |= {(one, keeper, "repository", "source") for one in senders if keeper}
+        wan = config.wans.get(job.wan)
+        if wan is not None and wan.mode != "direct":
+            pairs |= {(one, wan.source, "wan", "source") for one in senders}
+            pairs.add((wan.source, wan.target, "wan", "wan"))
+            pairs |= {(wan.target, other, "target", "wan") for other in receivers}
     return [
         lambda pair=pair: [_road(config, movers, *pair)]  # type: ignore[misc]
         for pair in sorted(pairs)
@@ -298,18 +309,39 @@ def _side(config: Config, chosen: Sequence[str], side: str, host: str) -> set[st
     }
 
 
-def _road(config: Config, movers: _Movers, sender: str, receiver: str, role: str) -> Check:
+def _road(
+    config: Config, movers: _Movers, sender: str, receiver: str, role: str, own_role: str
+) -> Check:
     address = config.movers[receiver].address
     what = f"mover {receiver} as {role}"
     try:
         took_s = movers.call(
-            sender, "probe", name=receiver, address=address, role=role, own_role="source"
+            sender, "probe", name=receiver, address=address, role=role, own_role=own_role
         )
     except StandbyError as exc:
         hint = f"{sender} must reach {address}: name, route, firewall; both enrolled here"
         return Check(Level.ERROR, f"mover {sender}", what, str(exc), hint)
     text = f"connected at {address} in {took_s * 1000:.0f} ms"
     return Check(Level.OK, f"mover {sender}", what, text)
+
+
+def _keys(config: Config) -> list[Callable[[], list[Check]]]:
+    """A check for each tenant key that the file names; one that is not named is made when it is
+    needed."""
+    return [
+        lambda wan=wan: [_key(config, wan)]  # type: ignore[misc]
+        for wan in config.wans.values()
+        if wan.key
+    ]
+
+
+def _key(config: Config, wan: WanConfig) -> Check:
+    what = f"WAN accelerators {wan.name} key"
+    try:
+        config.wan_key(wan.name)
+    except StandbyError as exc:
+        return Check(Level.ERROR, SERVER, what, str(exc))
+    return Check(Level.OK, SERVER, what, "can be read")
 
 
 # --- folders ---------------------------------------------------------------------------------

@@ -26,10 +26,12 @@ from standby.server.plan import DiskPlan
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """A disk's transfer: the movers' id of it, and the proxy that sends."""
+    """A disk's transfer: the movers' id of it, the proxy that sends, and the pair of WAN
+    accelerators that it goes over, '' none."""
 
     task: str
     proxy: str
+    wan: str = ""
 
 
 @dataclass(slots=True)

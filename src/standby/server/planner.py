@@ -27,7 +27,7 @@ from standby.server import facts
 from standby.server.crew import Crew, DiskTask, RepositoryView, replica_name
 from standby.server.plan import PIECE, Basis, DiskPlan, Figure, JobPlan, MachinePlan, Mode
 from standby.server.store import Store
-from standby.server.transfer import both
+from standby.server.task_ends import both
 from standby.units import format_bytes
 
 

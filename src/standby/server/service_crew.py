@@ -8,79 +8,35 @@ the least busy one that answers; who reads a disk is chosen per disk, when its t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import DiskError, MoverDied, RepositoryError
+from standby.errors import DiskError, MoverDied, RepositoryError, StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
-from standby.repository import DiskState, StagedDisk
-from standby.road.connections import TO_REPOSITORY, TO_TARGET, new_ticket
+from standby.road.connections import (
+    BETWEEN_WANS,
+    FROM_WAN,
+    TO_REPOSITORY,
+    TO_TARGET,
+    TO_WAN,
+    new_ticket,
+)
 from standby.server.config import Config
 from standby.server.crew import DiskLink, DiskTask, Handle, RepositoryView, replica_name
 from standby.server.crew_handle import CrewHandle
 from standby.server.fleet import Fleet, Station
 from standby.server.hanging import AskableNow, TaskWatch
+from standby.server.remote_repository import RemoteRepository
 from standby.server.resources import Resources, TaskRequest
 from standby.server.waits import waits_end_when
-
-
-class RemoteRepository:
-    """The repository with a mover, as a session asks it."""
-
-    def __init__(self, mover: Handle, folder: str, create: bool) -> None:
-        self._mover = mover
-        self._folder = folder
-        # Whether it is there, or made now: what follows opens it as it is.
-        self._call("states", replica="", create=create)
-
-    def _call(self, verb: str, **arguments: Any) -> Any:
-        return self._mover.call(f"repository_{verb}", repository=self._folder, **arguments)
-
-    def states(self, replica: str) -> dict[str, DiskState]:
-        """See Repository."""
-        found = self._call("states", replica=replica)
-        return {
-            disk: DiskState(
-                state["point_id"],
-                bytes.fromhex(state["root"]),
-                state["virtual_size"],
-                state["sequence"],
-            )
-            for disk, state in found.items()
-        }
-
-    def points(self, replica: str) -> list[str]:
-        """See Repository."""
-        return list(self._call("points", replica=replica))
-
-    def staged(self, replica: str) -> list[StagedDisk]:
-        """See Repository."""
-        return msgspec.convert(self._call("staged", replica=replica), list[StagedDisk])
-
-    def commit(self, replica: str, point_id: str, disks: Mapping[str, bytes]) -> None:
-        """See Repository."""
-        roots = {disk: root.hex() for disk, root in disks.items()}
-        self._call("commit", replica=replica, point_id=point_id, disks=roots)
-
-    def discard(self, replica: str, disk: str | None = None) -> None:
-        """See Repository."""
-        self._call("discard", replica=replica, disk=disk)
-
-    def drop_points(self, replica: str, keep: Collection[str]) -> None:
-        """See Repository."""
-        self._call("drop_points", replica=replica, keep=sorted(keep))
-
-    def forget(self, replica: str) -> None:
-        """See Repository."""
-        self._call("forget", replica=replica)
-
-    def close(self) -> None:
-        """Nothing: each call opens and closes it at the mover."""
+from standby.server.wan_config import WanConfig
+from standby.server.wan_link import WanLink, WanPair
 
 
 class _Sources:
@@ -157,8 +113,12 @@ class ServiceCrew:
         if joins and joins[1] in targets:
             self.target_proxy = joins[1]
         self._sources = fleet.stations(job, "source")
-        for station in self._sources.values():  # `disk_link` asks who answers: known by then
-            fleet.mover(station.mover).wait_connected(0)
+        wan = config.wans.get(job.wan)
+        self._wan = wan if wan is not None and wan.mode != "direct" else None
+        relays = [] if self._wan is None else [self._wan.source, self._wan.target]
+        # `disk_link` asks who answers: known by then
+        for mover in (*(station.mover for station in self._sources.values()), *relays):
+            fleet.mover(mover).wait_connected(0)
         self._targets = targets
         self._patience_s = patience_s
         # Where there are others, one that is away is not waited for longer than one attempt.
@@ -168,6 +128,13 @@ class ServiceCrew:
             for station in side.values()
             if len(side) > 1
         }
+        if self._wan is not None and self._wan.if_away == "direct":
+            needed = {
+                station.mover for side in (targets, self._sources) for station in side.values()
+            }
+            needed |= {config.hosts[name].mover for name in (job.source, job.target)}
+            needed.add(self._keeper().mover)
+            self._patience_of |= dict.fromkeys({*relays} - needed, fleet.reconnect.every_s)
         station = targets[self.target_proxy]
         self.target_root = self._place(station)  # may fail: no handle is to be closed by then
         self.target: Handle = self._handle(station.mover)
@@ -268,7 +235,8 @@ class ServiceCrew:
 
     @contextlib.contextmanager
     def disk_link(self, task: DiskTask) -> Iterator[DiskLink]:
-        """See Crew; both ends get one ticket, and so do source and repository."""
+        """See Crew; both ends get one ticket, and so do source and repository. With accelerators
+        there is one for each of the three ways that lie one behind the other."""
         if len(self._sources) > 1:  # who is away is passed over, once that is known
             for name, found in self._sources.items():
                 mover = self._fleet.mover(found.mover)
@@ -278,33 +246,88 @@ class ServiceCrew:
         with self._resources.taken(self._request(task, proxies)) as grant:
             station = self._sources[grant.source_proxy]
             keeper = self._keeper()
-            at_target, at_source = self._tickets(task, station.mover, self.target.name, TO_TARGET)
+            pair, left_wan = self._pair_for(task)
+            if pair is None:
+                ends = self._tickets(task, station.mover, self.target.name, TO_TARGET)
+                at_target, at_source = ends
+                wan = None
+            else:
+                at_target, at_source, wan = self._over_wan(task, station.mover, pair)
             source = self._handle(station.mover)
             root, kept_at = self._place(station), self._place(keeper)
-            if keeper.mover == station.mover:
-                yield DiskLink(source, root, kept_at, at_source, at_target, grant.source_proxy)
-                return
-            at_keeper, to_keeper = self._tickets(task, station.mover, keeper.mover, TO_REPOSITORY)
-            yield DiskLink(
+            link = DiskLink(
                 source,
                 root,
-                to_keeper,
+                kept_at,
                 at_source,
                 at_target,
                 grant.source_proxy,
-                self._handle(keeper.mover),
-                at_keeper,
-                kept_at,
+                wan=wan,
+                left_wan=left_wan,
             )
+            if keeper.mover != station.mover:
+                at_keeper, to_keeper = self._tickets(
+                    task, station.mover, keeper.mover, TO_REPOSITORY
+                )
+                link = replace(
+                    link,
+                    repository=to_keeper,
+                    keeper=self._handle(keeper.mover),
+                    at_keeper=at_keeper,
+                    kept_at=kept_at,
+                )
+            yield link
+
+    def _pair_for(self, task: DiskTask) -> tuple[tuple[WanConfig, str] | None, str]:
+        """The job's accelerators and their key, or None, and why not those that it has. Waits for
+        them where disks may not go directly."""
+        wan = self._wan
+        if wan is None or not task.may_use_wan:
+            return None, ""
+        try:
+            for name in (wan.source, wan.target):
+                if wan.if_away == "wait":
+                    self._handle(name).call("ping")
+                elif not self._fleet.mover(name).answers():
+                    raise self._fleet.mover(name).why_away()
+            return (wan, self._config.wan_key(wan.name)), ""
+        except StandbyError as exc:
+            if wan.if_away == "wait" or self._is_cut:
+                raise
+            return None, str(exc)
+
+    def _over_wan(
+        self, task: DiskTask, source: str, pair: tuple[WanConfig, str]
+    ) -> tuple[dict[str, Any], dict[str, Any], WanLink]:
+        """The connection of the task's target, that of its source, and what lies between."""
+        wan, key = pair
+        from_source, at_source = self._tickets(task, source, wan.source, TO_WAN)
+        from_wan, to_wan = self._tickets(task, wan.source, wan.target, BETWEEN_WANS)
+        at_target, to_target = self._tickets(task, wan.target, self.target.name, FROM_WAN)
+        made = WanPair(
+            wan.name,
+            self._handle(wan.source),
+            self._handle(wan.target),
+            wan.if_away == "direct",
+            wan.mode,
+            {"incoming": from_source, "outgoing": to_wan},
+            {"incoming": from_wan, "outgoing": to_target},
+            key,
+        )
+        return at_target, at_source, WanLink(made)
 
     @contextlib.contextmanager
-    def joined_link(self, task: DiskTask, proxy: str) -> Iterator[DiskLink]:
+    def joined_link(self, task: DiskTask, proxy: str, wan: str = "") -> Iterator[DiskLink]:
         """See Crew; it takes the slots that it had."""
         if proxy not in self._sources:
             raise MoverDied(proxy, "it is no longer among the source's proxies")
         with self._resources.taken(self._request(task, (proxy,))):
             station = self._sources[proxy]
-            yield DiskLink(self._handle(station.mover), "", "", None, None, proxy)
+            known, between = self._config.wans.get(wan), None
+            if known is not None:
+                ends = self._handle(known.source), self._handle(known.target)
+                between = WanLink(WanPair(wan, *ends, known.if_away == "direct"))
+            yield DiskLink(self._handle(station.mover), "", "", None, None, proxy, wan=between)
 
     def hurry(self) -> float:
         """See Crew."""
@@ -313,18 +336,23 @@ class ServiceCrew:
             handle.patience_s = self._patience(name)
         return self._patience_s
 
-    def watch(self, task: str, source: Handle) -> TaskWatch | None:
+    def watch(self, task: str, source: Handle, wan: WanLink | None = None) -> TaskWatch | None:
         """See Crew."""
+        is_optional = wan is not None and wan.pair.is_optional
+        between = [] if wan is None else [wan.pair.source, wan.pair.target]
 
         def has_stand_in(end: AskableNow) -> bool:
+            if end is not source and end is not self.target:
+                return is_optional
             side = self._targets if end is self.target else self._sources
             others = {station.mover for station in side.values()} - {end.name}
             return any(self._fleet.mover(name).answers() for name in others)
 
-        if max(len(self._sources), len(self._targets)) < 2:
+        if max(len(self._sources), len(self._targets)) < 2 and not is_optional:
             return None
         silence_s = self.reconnect.silence_s
-        return TaskWatch(task, source, self.target, has_stand_in, silence_s, self._clock)
+        ends = (task, source, self.target)
+        return TaskWatch(*ends, has_stand_in, silence_s, self._clock, between)
 
     def _tickets(
         self, task: DiskTask, source: str, target: str, direction: str

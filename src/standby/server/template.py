@@ -23,10 +23,12 @@ installation = {installation}
 [hosts.production]
 kind = "folder"
 path = {source}  # <- the folder with your VMs
+# mover = "a"                         # on another machine: the mover there, [movers.a]
 
 [hosts.recovery]
 kind = "folder"
 path = {target}  # <- the folder for the replicas, on other storage
+# mover = "b"
 # A file standby-target.toml in that folder is the target's own say, whoever orders otherwise:
 #   keep_points_min = 3
 #   keep_days_min = 7
@@ -35,6 +37,7 @@ path = {target}  # <- the folder for the replicas, on other storage
 
 [repositories.main]
 path = {repository}
+# mover = "a"
 
 # --- jobs -----------------------------------------------------------------------------------
 
@@ -54,6 +57,7 @@ rpo = "24h"                           # alarm when the newest point is older
 # checkpoint_max_age = "12h"          # the longest a checkpoint is kept on the source
 # checkpoint_max_growth = "64 GiB"    # and the most it may grow; without it: no limit
 # repository = "main"                 # needed when there are several
+# wan = "main"                        # the WAN accelerators that disks go over
 
 # [jobs.nightly.schedule]             # acted on by `standby server`; without it: by hand
 # daily = "22:00"                     # or ["12:00", "22:00"]; instead of daily, one of
@@ -80,6 +84,11 @@ rpo = "24h"                           # alarm when the newest point is older
 
 # --- several machines ------------------------------------------------------------------------
 
+# [movers.a]                          # `standby mover run` at work on each
+# address = "192.0.2.1:9440"
+# [movers.b]
+# address = "192.0.2.2:9440"
+
 # [server]
 # enrol = "0.0.0.0:9442"              # `standby server` takes enrolments of movers here; without it
 #                                       `standby ca serve` does while it runs
@@ -90,6 +99,15 @@ rpo = "24h"                           # alarm when the newest point is older
 # [server.tls]                        # without it the API answers this machine only
 # certificate = "api.pem"
 # key = "api.key"
+
+# --- WAN accelerators: little is sent that the other site has seen before --------------------
+
+# [wan.main]                          # for jobs with wan = "main"; both movers have the role wan
+# source = "a"                        # the mover near the VMs
+# target = "b"                        # the one near the replicas, which keeps the global cache
+# if_away = "direct"                  # disks go on without them; "wait": as for any mover
+# mode = "auto"                       # or "cache"; "direct": not used
+# key = "file:/etc/standby/wan.key"   # which sources share the cache; without it: this server's
 
 # --- traffic between machines -----------------------------------------------------------------
 # What movers and server together send from these addresses to those; headers count. The `weight`

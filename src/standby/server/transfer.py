@@ -3,15 +3,16 @@
 A task that fails leaves the others to finish: what they bring stays at the target and is not sent
 again. Where several machines take part (`Crew.can_retry`), a disk whose proxy died, lost its
 storage or its link goes on through another proxy, or through the same one when it is back, from
-what the target holds by then. What ends all of them at once is the checkpoint's age limit: the
-movers are cut off, close their files, and the next session goes on.
+what the target holds by then; past WAN accelerators that fail it goes directly. What ends all of
+them at once is the checkpoint's age limit: the movers are cut off, close their files, and the next
+session goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -31,16 +32,14 @@ from standby.model.machine import Checkpoint, CheckpointDisk, Machine
 from standby.model.report import DiskReport
 from standby.server.context import SessionContext
 from standby.server.crew import Crew, DiskLink, DiskTask, Handle, replica_name
-from standby.server.hanging import TaskWatch
 from standby.server.journey import JourneyBook, Sender
 from standby.server.plan import DiskPlan, Mode
 from standby.server.service_mover import Reconnect
+from standby.server.task_ends import GRACE_S, both, most_telling, one_end_failed
 from standby.server.waits import LOOK_S
+from standby.server.wan_link import WanTries
 
 PROGRESS_INTERVAL_S = 0.25
-GRACE_S = 20.0
-CANCEL_TURN = 3
-"""After a second of the grace."""
 
 
 class Transfer:
@@ -81,6 +80,8 @@ class Transfer:
         """By task: bytes sent when its mover last said so."""
         self.losses: dict[str, list[str]] = {}
         """By controller place: who was lost while the disk was sent, and why."""
+        self.warnings: list[str] = []
+        """What else there is to say of disks."""
         self._files = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
 
     def run(self, plans: Mapping[str, DiskPlan], started: float) -> dict[str, str]:
@@ -100,7 +101,9 @@ class Transfer:
     def _disk(self, plan: DiskPlan, disk: CheckpointDisk) -> str:
         """Send the disk, through as many proxies as it takes."""
         failed: dict[str, StandbyError] = {}
-        patience = Patience(self._context.clock, self._crew.reconnect)
+        clock = self._context.clock
+        patience, tries = Patience(clock, self._crew.reconnect), WanTries()
+        without_wan = ""
         while True:
             running = self._running.pop(plan.place, None)
             task = running.task if running else f"{self._machine.name} {plan.place} {new_token(4)}"
@@ -113,27 +116,42 @@ class Transfer:
                 self._generation,
                 plan.send.value,
                 frozenset(failed),
+                may_use_wan=not without_wan,
             )
             proxy = running.proxy if running else ""
+            wan, began = None, clock.monotonic()
             try:
                 if running is not None:
-                    with self._crew.joined_link(wanted, running.proxy) as link:
+                    with self._crew.joined_link(wanted, running.proxy, running.wan) as link:
+                        wan = link.wan
                         self._senders[task] = link.source
                         return self._rejoin(plan, task, link)
                 with self._crew.disk_link(wanted) as link:
-                    proxy = link.proxy
+                    proxy, wan, began = link.proxy, link.wan, clock.monotonic()
+                    if link.left_wan:
+                        without_wan = self._leave_wan(plan, link.left_wan)
                     self._senders[task] = link.source
                     self._begin(plan, disk)
                     return self._send(plan, disk, task, link)
             except StandbyError as exc:
                 self._count_lost(plan, task)
-                plan = self._replanned(plan, exc, proxy, failed, patience)
+                why = ""
+                if wan is not None:
+                    tries.ended(clock.monotonic() - began)
+                    why = wan.why_left(exc, tries)
+                if why and self._may_go_on(proxy):
+                    without_wan = self._leave_wan(plan, why)
+                    plan = self._planned_again(plan, exc)
+                else:
+                    plan = self._replanned(plan, exc, proxy, failed, patience)
             finally:
                 self._senders.pop(task, None)
 
     def _rejoin(self, plan: DiskPlan, task: str, link: DiskLink) -> str:
         receiving = self._crew.target.start("rejoin", task=task, verb="receive_disk")
         sending = link.source.start("rejoin", task=task, verb="send_disk")
+        if link.wan is not None:
+            link.wan.rejoin(task)
         return self._ended(plan, task, link, sending, receiving)
 
     def _replanned(
@@ -145,8 +163,7 @@ class Transfer:
         patience: Patience,
     ) -> DiskPlan:
         """How to go on after `error` of `proxy`; raises it where that makes no sense."""
-        crew = self._crew
-        if not crew.can_retry or crew.is_broken or not proxy or self._replan is None:
+        if not self._may_go_on(proxy):
             raise error
         is_link = isinstance(error, LinkError | MoverDied) and not isinstance(error, ProtocolError)
         if not is_link and not (isinstance(error, DiskError) and proxy not in failed):
@@ -157,14 +174,35 @@ class Transfer:
         end = self._context.end_of(self._machine.name)
         if is_again and (is_definite or not patience.wait(end)):
             raise error
-        if self._context.is_cancelled.is_set() or crew.is_broken:
+        if self._context.is_cancelled.is_set() or self._crew.is_broken:
             raise error
-        again = self._replan(plan.place)  # fails where the target is the trouble
+        again = self._planned_again(plan, error)
         self.losses.setdefault(plan.place, []).append(f"{proxy} was lost ({error})")
+        return again
+
+    def _may_go_on(self, proxy: str) -> bool:
+        """Whether another attempt at a disk that `proxy` sent could be made."""
+        crew = self._crew
+        if not crew.can_retry or crew.is_broken or self._context.is_cancelled.is_set():
+            return False
+        return bool(proxy) and self._replan is not None
+
+    def _planned_again(self, plan: DiskPlan, error: StandbyError) -> DiskPlan:
+        """The disk's plan from what the target holds after `error`; fails where that is the
+        trouble."""
+        assert self._replan is not None
+        again = self._replan(plan.place)
         report = self._reports[plan.disk_id]
         report.retries += 1
         report.reason = f"{report.reason}; went on after: {error}"
         return again
+
+    def _leave_wan(self, plan: DiskPlan, why: str) -> str:
+        """The disk goes directly from now on; `why`."""
+        pair = self._context.job.wan
+        text = f"disk {plan.place}: sent directly, not over WAN accelerators {pair}: {why}"
+        self.warnings.append(text)
+        return why
 
     def _count_lost(self, plan: DiskPlan, task: str) -> None:
         """What an attempt that failed sent is in the report too, as far as its mover told."""
@@ -212,7 +250,8 @@ class Transfer:
             "weight": context.job.weight,
         }
         if self._book is not None and link.proxy:
-            self._book.sending(plan.place, Sender(task, link.proxy))
+            wan = link.wan.pair.name if link.wan is not None else ""
+            self._book.sending(plan.place, Sender(task, link.proxy, wan))
         receiving = self._crew.target.start(
             "receive_disk",
             path=self._path,
@@ -221,6 +260,8 @@ class Transfer:
             connection=link.at_target,
             verify_writes=context.job.verify_writes,
         )
+        if link.wan is not None:
+            self._start_wan(link, arguments, receiving)
         try:
             link.serve_leaves(arguments)
             sending = link.source.start("send_disk", **arguments)
@@ -229,6 +270,20 @@ class Transfer:
             raise
         killpoints.reach("disk under way")
         return self._ended(plan, task, link, sending, receiving)
+
+    def _start_wan(
+        self, link: DiskLink, arguments: Mapping[str, Any], receiving: Future[Any]
+    ) -> None:
+        """Where an accelerator cannot be asked, nobody will send: the receiver ends."""
+        assert link.wan is not None
+        try:
+            link.wan.start(arguments)
+        except StandbyError:
+            link.wan.cancel(arguments["task"])
+            with contextlib.suppress(StandbyError):
+                self._crew.target.start_now("cancel", task=arguments["task"])
+            wait([receiving], GRACE_S)
+            raise
 
     def _ended(
         self,
@@ -242,15 +297,19 @@ class Transfer:
         try:
             if self._crew.can_retry:
                 ends = {sending: link.source, receiving: self._crew.target}
-                one_of_two_ended(task, ends, self._crew.watch(task, link.source))
+                ends |= link.wan.ends if link.wan is not None else {}
+                watch = self._crew.watch(task, link.source, link.wan)
+                one_end_failed(task, ends, watch, (sending, receiving))
             sent, received = both(sending, receiving)
         except StandbyError:
             link.end_leaves(task)
+            if link.wan is not None:
+                link.wan.cancel(task)
             raise
         report = self._reports[plan.disk_id]
         report.read, report.changed = sent["read"], sent["changed"]
         report.zeroed = sent["zeroed"]
-        report.sent += sent["sent"]  # to what attempts that failed did
+        report.sent += self._on_the_wire(plan, link, sent["sent"])  # to what failed attempts did
         report.skipped = max(0, plan.allocated - sent["read"])
         report.written = received["written"]
         report.resent_blocks = received["resent_blocks"]
@@ -259,6 +318,15 @@ class Transfer:
         if sent["root"] != received["root"]:
             raise VerifyFailed(replica_name(self._path), plan.disk_id)
         return str(sent["root"])
+
+    def _on_the_wire(self, plan: DiskPlan, link: DiskLink, sent: int) -> int:
+        """The bytes that went to the other site when the proxy sent so many."""
+        if link.wan is None:
+            return sent
+        told, warnings = link.wan.told()
+        self._reports[plan.disk_id].wan = told
+        self.warnings += [f"disk {plan.place}: {text}" for text in warnings]
+        return told.sent or sent
 
     # --- waiting -----------------------------------------------------------------------------
 
@@ -315,65 +383,3 @@ class Patience:
             self._clock.sleep(min(LOOK_S, left_s))
             left_s -= LOOK_S
         return not is_over()
-
-
-def one_of_two_ended(
-    task: str, ends: Mapping[Future[Any], Handle], watch: TaskWatch | None = None
-) -> None:
-    """Wait for both ends of the task, but once one has failed no longer than GRACE_S for the other,
-    and not at all for one that cannot be reached: raises the failure then. One that does not end by
-    itself soon, for it waits for a connection that nobody makes, is told to. An end that hangs, by
-    what `watch` says, has failed."""
-    hung = None
-    look_s = None if watch is None else watch.look_s
-    while True:
-        done, pending = wait(ends, look_s, FIRST_EXCEPTION)
-        if not pending or any(end.exception() for end in done):
-            break
-        hung = watch.look() if watch is not None else None
-        if hung is not None:
-            raise _given_up(task, ends, hung)
-    for turn in range(int(GRACE_S / PROGRESS_INTERVAL_S)):
-        if not all(ends[end].is_connected for end in pending):
-            break
-        done, pending = wait(ends, PROGRESS_INTERVAL_S)
-        if not pending:
-            return
-        if turn == CANCEL_TURN:
-            for end in pending:
-                with contextlib.suppress(StandbyError):
-                    ends[end].start("cancel", task=task)
-    if pending:
-        failures = [error for end in done if (error := end.exception()) is not None]
-        raise most_telling(failures)
-
-
-def _given_up(task: str, ends: Mapping[Future[Any], Handle], hung: MoverDied) -> MoverDied:
-    """Have the end that is well close the task's connection, so that what hangs fails too when it
-    wakes up; the error."""
-    well = {end: handle for end, handle in ends.items() if handle.name != hung.mover}
-    for handle in well.values():
-        with contextlib.suppress(StandbyError):
-            handle.start_now("cancel", task=task)
-    wait(well, GRACE_S)
-    return hung
-
-
-def both(sending: Future[Any], receiving: Future[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The results of both ends of a task, or the error that explains."""
-    wait([sending, receiving])
-    failures = [error for end in (receiving, sending) if (error := end.exception()) is not None]
-    if failures:
-        raise most_telling(failures)
-    return sending.result(), receiving.result()
-
-
-def most_telling(failures: list[BaseException]) -> BaseException:
-    """A broken link is what one end sees of the other's error, or death."""
-
-    def rank(error: BaseException) -> int:
-        if isinstance(error, MoverDied):
-            return 1
-        return 2 if isinstance(error, LinkError) and not isinstance(error, ProtocolError) else 0
-
-    return min(failures, key=rank)

@@ -1,0 +1,296 @@
+"""Jobs over a pair of WAN accelerators between service movers: right, sending little, and going on
+whatever becomes of the accelerators."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from cli.processes import wait_until
+from simulation.several import HOMES, ROLES, CuttableMachine, SeveralSite
+from standby.errors import LinkError
+from standby.road.service_config import WanConfig
+from standby.server.service_crew import ServiceCrew
+from standby.units import MiB
+from standby.wan.limits import Limits
+
+MORE = """\
+wan = "main"
+[wan.main]
+source = "wa"
+target = "wb"
+"""
+
+
+class WanSite(SeveralSite):
+    """The two sites with an accelerator each; the server finds no way to those in `away`."""
+
+    roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES | {"wa": ("wan",), "wb": ("wan",)}
+
+    def __init__(self, folder: Path, more: str = MORE) -> None:
+        self.away: set[str] = set()
+        self.asked_away = threading.Event()
+        super().__init__(folder, more=more)
+
+    def make_mover(self, name: str) -> CuttableMachine:
+        home = self.folder / HOMES.get(name, "target")
+        wan = None
+        if name == "wb":
+            wan = WanConfig(
+                self.folder / "cache",
+                Limits(limit_bytes=512 * MiB, index_bytes=8 * MiB, keep_free_bytes=0),
+                20,
+            )
+        return CuttableMachine(name, home, self.roles[name], accept_timeout_s=20, wan=wan)
+
+    def link(self, mover):
+        if mover.name in self.away:
+            self.asked_away.set()
+            raise LinkError(mover.name, "no route to host")
+        return super().link(mover)
+
+    def twin(self, name: str) -> None:
+        """A VM with the first one's content."""
+        self.random = np.random.default_rng(7)
+        self.add_machine(name, sizes=SIZES)
+        self.write(0, DATA, machine=name)
+
+    def wire_bytes(self) -> int:
+        """What the source's accelerator has put on its links so far."""
+        return sum(link.sent_bytes for link in self.machines["wa"].made)
+
+
+SIZES = (32 * MiB,)
+DATA = 24 * MiB
+
+
+@pytest.fixture
+def make_site(tmp_path):
+    made = []
+
+    def make(more: str = MORE) -> WanSite:
+        site = WanSite(tmp_path / "site", more)
+        made.append(site)
+        site.twin("vm1")
+        return site
+
+    yield make
+    for site in made:
+        site.close()
+
+
+@pytest.fixture
+def site(make_site):
+    return make_site()
+
+
+def done(report, machine: int = 0):
+    """The one disk of a VM that got its point."""
+    found = report.machines[machine]
+    assert found.outcome == "done", found.error
+    (disk,) = found.disks
+    return disk
+
+
+def check(site: WanSite, *names: str) -> None:
+    for name in names or ("vm1",):
+        assert site.check_points(f"{name}_replica") >= 1
+        site.check_nothing_leaked(f"{name}_replica")
+    assert site.running_tasks() == []
+
+
+def test_a_disk_goes_over_the_pair_and_the_report_says_what_that_cost(site):
+    report = site.run()
+    disk = done(report)
+    assert report.machines[0].warnings == []
+    wan = disk.wan
+    assert (wan.name, disk.sent) == ("main", wan.sent)
+    assert wan.sent == site.wire_bytes()
+    assert DATA < wan.sent < 1.02 * DATA
+    assert DATA < 1.1 * wan.direct < 1.3 * DATA
+    assert sum(wan.pieces.values()) == DATA // 4096
+    assert wan.cached == DATA // 4096
+    assert set(wan.cpu_s) == {"source", "target"}
+    with site.server() as server:
+        assert server.store.session(report.id).machines[0].disks[0].wan == wan
+    check(site)
+
+
+def test_what_the_other_site_has_seen_is_not_sent_again(site):
+    done(site.run())
+    site.twin("vm2")
+    report = site.run()
+    again, twin = done(report), done(report, 1)
+    assert again.wan.sent < 64 * 1024
+    assert twin.wan.found == DATA // 4096
+    assert twin.sent < DATA // 20
+    check(site, "vm1", "vm2")
+
+
+def test_an_empty_cache_costs_bytes_only(site):
+    done(site.run())
+    with site.server() as server:
+        key = bytes.fromhex(server.config.wan_key("main"))
+    (role,) = (r for r in site.machines["wb"].mover._roles if hasattr(r, "cache"))
+    assert role.cache.opened().clear(key) > 0
+    site.twin("vm2")
+    twin = done(site.run(), 1)
+    assert twin.wan.found == 0
+    assert twin.sent > DATA
+    check(site, "vm1", "vm2")
+
+
+def test_jobs_without_a_pair_and_pairs_set_to_direct_use_no_accelerator(make_site):
+    site = make_site(MORE + 'mode = "direct"\n')
+    report = site.run()
+    assert done(report).wan is None
+    assert report.machines[0].warnings == []
+    assert site.machines["wa"].taken == site.machines["wb"].taken == []
+    check(site)
+
+
+# --- accelerators that fail ------------------------------------------------------------------
+
+
+def is_told_as_direct(report) -> bool:
+    """Whether the session warns, once, that the disk went directly."""
+    texts = [text for text in report.machines[0].warnings if "sent directly" in text]
+    return len(texts) == 1 and "not over WAN accelerators main" in texts[0]
+
+
+@pytest.mark.parametrize("name", ["wa", "wb"])
+def test_with_an_accelerator_away_disks_go_directly(site, name):
+    site.machines[name].vanish()
+    report = site.run()
+    disk = done(report)
+    assert is_told_as_direct(report)
+    assert (disk.wan, disk.retries) == (None, 0)
+    assert site.machines["wa"].made == []
+    check(site)
+
+
+@pytest.mark.parametrize("name", ["wa", "wb"])
+def test_an_accelerator_that_vanishes_leaves_its_disk_to_the_direct_way(site, name):
+    machine = site.machines[name]
+    machine.cut_after, machine.on_cut = 8 * MiB, machine.vanish
+    report = site.run()
+    disk = done(report)
+    assert is_told_as_direct(report)
+    assert disk.wan is None
+    assert 1 <= disk.retries <= 2
+    assert disk.written < DATA  # what came over the pair was kept
+    check(site)
+
+
+@pytest.mark.parametrize("name", ["wa", "wb", "px1"])
+def test_a_connection_that_drops_once_is_made_again_over_the_pair(make_site, name):
+    site = make_site('proxies = ["px1"]\n' + MORE)
+    site.machines[name].cut_after = 8 * MiB
+    report = site.run()
+    disk = done(report)
+    assert not is_told_as_direct(report)
+    assert (disk.retries, disk.wan.name) == (1, "main")
+    check(site)
+
+
+def test_a_pair_that_drops_every_connection_is_given_up(make_site):
+    site = make_site('proxies = ["px1"]\n' + MORE)
+    machine = site.machines["wa"]
+    machine.cut_after = 2 * MiB
+
+    def again():
+        machine.cut_after = 2 * MiB
+
+    machine.on_cut = again
+    report = site.run()
+    assert is_told_as_direct(report)
+    assert (done(report).wan, done(report).retries) == (None, 2)
+    check(site)
+
+
+def test_a_pair_that_is_to_be_waited_for_is(make_site):
+    site = make_site(MORE + 'if_away = "wait"\n')
+    site.away.add("wb")
+    found = {}
+    session = threading.Thread(target=lambda: found.update(report=site.run()))
+    session.start()
+    assert site.asked_away.wait(30)
+    site.away.clear()
+    session.join(60)
+    assert done(found["report"]).wan.name == "main"
+    assert found["report"].machines[0].warnings == []
+    check(site)
+
+
+def test_a_mover_without_the_role_is_told_and_done_without(make_site):
+    site = make_site(MORE.replace('"wb"', '"dr2"'))
+    report = site.run()
+    assert done(report).wan is None
+    assert is_told_as_direct(report)
+    check(site)
+
+
+# --- the server ------------------------------------------------------------------------------
+
+
+def test_a_stopped_session_ends_all_four_ends(site, monkeypatch):
+    noticed = threading.Event()
+    cut = ServiceCrew.cut
+
+    def cut_and_say(crew):
+        cut(crew)
+        noticed.set()
+
+    monkeypatch.setattr(ServiceCrew, "cut", cut_and_say)
+    machine = site.machines["wa"]
+    with site.server() as server:
+
+        def stop():
+            (report,) = server.store.unfinished_sessions()
+            server.store.ask_to_stop(report.id)
+            assert noticed.wait(30)
+
+        machine.cut_after, machine.cuts, machine.on_cut = 8 * MiB, False, stop
+        assert server.start("job").outcome == "interrupted"
+        wait_until(lambda: not site.running_tasks(), "tasks ended")
+        again = server.start("job")
+    site.remember(again)
+    assert done(again).mode == "resume"
+    assert done(again).wan.name == "main"
+    check(site)
+
+
+def test_a_server_that_was_cut_off_joins_all_four_ends(site):
+    machine = site.machines["wa"]
+    machine.cut_after, machine.cuts, machine.on_cut = 8 * MiB, False, site.cut_off_server
+    with site.server() as server:
+        found = {}
+        session = threading.Thread(target=lambda: found.update(report=server.start("job")))
+        session.start()
+        wait_until(lambda: site.is_cut_off, "the server was cut off")
+        wait_until(lambda: not site.running_tasks(), "the transfer ended without the server")
+        site.is_cut_off = False
+        session.join(60)
+    site.remember(found["report"])
+    disk = done(found["report"])
+    assert (disk.retries, disk.wan.sent) == (0, site.wire_bytes())
+    check(site)
+
+
+def test_an_accelerator_that_hangs_is_left(make_site):
+    site = make_site(MORE)
+    text = site.config.read_text()
+    site.config.write_text(text.replace("[server]", '[server]\nhung_after = "1s"'))
+    machine = site.machines["wb"]
+    machine.cut_after, machine.cuts = 8 * MiB, False
+    machine.on_cut = lambda: site.hang("wb")
+    report = site.run()
+    assert is_told_as_direct(report)
+    assert done(report).wan is None
+    site.released.set()
+    wait_until(lambda: not site.running_tasks(), "what hung has ended")
+    check(site)
