@@ -39,6 +39,7 @@ class Session:
         source_root: str = "data:",
         target_root: str = "data:",
     ) -> None:
+        self.compression = "fast"
         self.source_root = source_root
         self.target_root = target_root
         self.machines = source, target, keeper or source
@@ -202,7 +203,7 @@ class Session:
             builds_on_repository=self.builds_on_repository,
             candidates=None,
             resume_mark=mark,
-            compression="fast",
+            compression=self.compression,
             virtual_size=disk.virtual_size,
         )
 

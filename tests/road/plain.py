@@ -68,10 +68,14 @@ class PlainListener:
 
     def _serve(self, connection: socket.socket) -> None:
         link = Link(connection, "somebody")
-        with contextlib.suppress(LinkError):
+        try:
             hello, _ = link.receive()
-            assert isinstance(hello, Hello)
-            link.peer = hello.release
+        except LinkError:
+            link.close()
+            return
+        assert isinstance(hello, Hello)
+        link.peer = hello.release
+        with contextlib.suppress(LinkError):
             self._on_link(link, PlainPeer(hello.release, (hello.role,), hello.role))
 
     def close(self) -> None:

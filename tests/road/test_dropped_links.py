@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-import socket
-import struct
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from road.cutting import Cutter
 from road.driving import Session, content, write
 from road.plain import WAIT_S, Machine
 from standby.errors import LinkError
@@ -19,63 +16,6 @@ from standby.host.folder import new_machine
 from standby.road.connections import TO_REPOSITORY, TO_TARGET
 from standby.road.replica import ReplicaFolder
 from standby.units import KiB, MiB
-
-RST = struct.pack("ii", 1, 0)
-
-
-class Cutter:
-    """Forwards TCP connections to an address; each is reset, like a pulled cable's end, after so
-    many bytes in either direction."""
-
-    def __init__(self, address: str) -> None:
-        self.after = 1 << 62
-        self.cuts = 0
-        self._to = address
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KiB)
-        host, port = self._socket.getsockname()
-        self.address = f"{host}:{port}"
-        self._threads: list[threading.Thread] = []
-        self._start(self._accept)
-
-    def _start(self, target, *arguments) -> None:
-        thread = threading.Thread(target=target, args=arguments, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._socket.accept()
-                host, _, port = self._to.rpartition(":")
-                far = socket.create_connection((host, int(port)), WAIT_S)
-                left = [self.after]
-                self._start(self._forward, near, far, left)
-                self._start(self._forward, far, near, left)
-
-    def _forward(self, source: socket.socket, target: socket.socket, left: list[int]) -> None:
-        try:
-            while data := source.recv(64 * KiB):
-                left[0] -= len(data)
-                if left[0] <= 0:
-                    self.cuts += 1
-                    for end in (source, target):
-                        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
-                    break
-                target.sendall(data)
-        except OSError:
-            pass
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        for thread in self._threads:
-            thread.join(WAIT_S)
 
 
 class Road:

@@ -28,10 +28,11 @@ from standby.host.folder import new_machine
 from standby.model.replica import ReplicaIdentity, ReplicaState
 from standby.model.target_rules import TargetRules
 from standby.road.replica import ReplicaFolder
-from standby.road.service_config import load_service_config
+from standby.road.service_config import WanConfig, load_service_config
 from standby.road.surveying import ReplicaStatus
 from standby.road.verifying import PointVerdict
 from standby.units import MiB
+from standby.wan.limits import Limits
 from standby.wire.messages import Finish
 
 IDENTITY = msgspec.to_builtins(ReplicaIdentity("test", "prod", "id1", "job"))
@@ -451,6 +452,31 @@ def test_mover_toml_is_read(tmp_path):
     assert config.protect == TargetRules(3, 7)
 
 
+def test_mover_toml_of_a_wan_accelerator(tmp_path):
+    (tmp_path / "mover.toml").write_text(
+        'name = "w"\nstate = "state"\nroles = ["wan"]\n[wan]\ncache = "cache"\n'
+        'size = "10 GiB"\nmemory = "64 MiB"\nkeep_free = "2 GiB"\nwindow = "100 MiB"\n'
+    )
+    config = load_service_config(tmp_path)
+    limits = Limits(10 << 30, 64 << 20, keep_free_bytes=2 << 30)
+    assert (config.roles, config.roots) == (("wan",), {})
+    assert config.wan == WanConfig(tmp_path / "cache", limits, 26)
+    assert tmp_path / "cache" in config.folders
+
+
+def test_an_accelerator_needs_no_cache_and_others_need_no_accelerator(tmp_path):
+    (tmp_path / "mover.toml").write_text('name = "w"\nstate = "state"\nroles = ["wan"]\n[wan]\n')
+    config = load_service_config(tmp_path)
+    assert config.wan is not None
+    assert (config.wan.cache, config.wan.window_log) == (None, 27)
+    (tmp_path / "mover.toml").write_text(
+        'name = "w"\nstate = "state"\n[roots]\nvms = "."\n[protect]\n'
+    )
+    config = load_service_config(tmp_path)
+    assert config.wan is None
+    assert "wan" not in config.roles
+
+
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
@@ -463,6 +489,10 @@ def test_mover_toml_is_read(tmp_path):
         ('name = "px1"', "", "is missing"),
         ('"90s"', "90", "duration"),
         ("listen", "listens", "unknown key"),
+        ("[protect]", '[wan]\ncache = "c"\n[protect]', "only for WAN accelerators"),
+        ('"host"]', '"wan"]\n[wan]\ncaches = "c"', "unknown key"),
+        ('"host"]', '"wan"]\n[wan]\ncache = "c"\nsize = "1 MiB"', "a limit of 1.0 MiB"),
+        ('"host"]', '"wan"]\n[wan]\nwindow = "1 KiB"', "too few"),
     ],
 )
 def test_a_mover_toml_that_is_wrong_says_where(tmp_path, old, new, problem):

@@ -13,8 +13,12 @@ import pytest
 from road.plain import ManualClock, PlainListener, PlainPeer, connected
 from standby.errors import LinkError, ProtocolError, StandbyError, TicketRefused, error_to_wire
 from standby.road.connections import (
+    BETWEEN_WANS,
+    FROM_WAN,
+    ROLES,
     TO_REPOSITORY,
     TO_TARGET,
+    TO_WAN,
     Errand,
     InheritedConnections,
     ServiceConnections,
@@ -287,3 +291,42 @@ def test_a_spec_that_is_none_is_the_servers_mistake(target, spec):
 def test_a_child_mover_has_only_the_connections_it_was_given(spec):
     with pytest.raises(ProtocolError), InheritedConnections([], []).take(spec, ERRAND):
         pass
+
+
+# --- by way of WAN accelerators ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", [TO_WAN, BETWEEN_WANS, FROM_WAN])
+def test_each_hop_is_of_its_two_roles(target, clock, ticket, direction):
+    connects, waits = ROLES[direction]
+    assert "wan" in (connects, waits)
+    ticket = msgspec.structs.replace(ticket, direction=direction)
+    for role in ("source", "target", "wan", "server"):
+        link = connected(target.listener.address, "src", role, "dst")
+        link.send(Attach("task", ticket_text(ticket)))
+        if role == connects:
+            served = target.accept(ticket, replace(ERRAND, direction=direction))
+            assert isinstance(link.receive()[0], Attached)
+            link.send(Finish())
+            assert served.result(10) == "served"
+        else:
+            assert isinstance(link.receive()[0], Failed)
+            assert "another mover" in str(target.refused.result(10))
+            target.refused = Future()
+        link.close()
+
+
+@pytest.mark.parametrize("direction", [TO_WAN, BETWEEN_WANS, FROM_WAN])
+def test_a_way_through_accelerators_is_taken_where_it_will_do(target, ticket, direction):
+    ticket = msgspec.structs.replace(ticket, direction=direction)
+    target.connections._accept_timeout_s = 0.01
+    for or_wan in ("", TO_WAN, FROM_WAN):
+        error = LinkError if or_wan == direction else TicketRefused
+        with pytest.raises(error):
+            target.accept(ticket, replace(ERRAND, or_wan=or_wan)).result(10)
+        ticket = msgspec.structs.replace(ticket, secret=ticket.secret + "x")
+
+
+def test_no_accelerator_takes_a_ticket_past_it(target, ticket):
+    with pytest.raises(TicketRefused):
+        target.accept(ticket, replace(ERRAND, direction=TO_WAN)).result(10)

@@ -1,0 +1,382 @@
+"""Disks sent through a pair of WAN accelerators: every byte arrives, whatever happens to the cache,
+the links and either end; what is known travels as names."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from road.accelerating import KEY, LIMITS, Pair, WanSession, errors
+from road.driving import content, write
+from road.plain import WAIT_S
+from standby.disk import open_disk
+from standby.errors import DiskFull, LinkError, ProtocolError, SourceChanged
+from standby.road.partial import PartialDisk
+from standby.road.source_proxy import SourceProxy
+from standby.units import KiB, MiB
+from standby.wan.cache import GlobalCache, Namespace
+from standby.wan.transfers import CacheTransfer
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path, tmp_path / "cache")
+    yield made
+    made.close()
+
+
+def fill(disk: Path, *, seed: int = 1) -> None:
+    """Noise, something that compresses, and holes between."""
+    write(disk, 4 * KiB, 9 * MiB, seed)
+    opened = open_disk(disk, writable=True)
+    words = np.random.default_rng(seed).integers(97, 101, 4 * MiB, np.uint8)
+    opened.write(12 * MiB + 8 * KiB, words.tobytes())
+    opened.close()
+
+
+def zero(disk: Path, offset: int, length: int) -> None:
+    opened = open_disk(disk, writable=True)
+    opened.write(offset, bytes(length))
+    opened.close()
+
+
+def run(pair: Pair, name: str, **given: Any) -> WanSession:
+    """A whole session; the replica is the source."""
+    session = pair.session(name)
+    session.results(session.begin_all(**given))
+    session.end_all()
+    assert pair.replica(name) == content(pair.folder / "src" / name / name / "disk0.vhdx")
+    return session
+
+
+# --- what arrives ----------------------------------------------------------------------------
+
+
+def test_a_whole_disk_arrives_and_the_report_is_true(pair):
+    fill(pair.machine("vm1"))
+    session = run(pair, "vm1")
+    sent, received = session.wan_sent, session.wan_received
+    pieces = sum(sent["pieces"].values())
+    assert pieces * 4 * KiB == session.sent["changed"]
+    assert {"raw", "stream"} <= set(sent["pieces"])
+    assert 9 * MiB < sent["sent"] < 11.5 * MiB
+    assert abs(sent["direct"] - sent["sent"]) < sent["sent"] / 10
+    assert sent["received"] < 20 * KiB
+    assert (sent["resent"], sent["mode"]) == (0, "digest")
+    assert received["asked"] == received["cached"] == pieces
+    assert received["found"] == 0
+    assert received["warnings"] == []
+    assert min(sent["cpu_s"], received["cpu_s"]) > 0
+
+
+def test_the_same_disk_of_another_vm_is_only_named(pair):
+    for name in ("vm1", "vm2"):
+        fill(pair.machine(name))
+        session = run(pair, name)
+    sent = session.wan_sent
+    assert set(sent["pieces"]) == {"asked"}
+    # 6 bytes per piece, 32 per 64 of them; what is not data is a few hundred.
+    assert sent["sent"] + sent["received"] < session.sent["changed"] * 0.002
+    assert session.wan_received["found"] == session.wan_received["asked"]
+    assert session.wan_received["cached"] == 0
+    assert pair.servers["far"].call("wan_status")["counts"]["found"] > 0
+
+
+def test_the_next_point_carries_what_changed_and_what_is_zero_now(pair):
+    disk = pair.machine("vm1")
+    fill(disk)
+    run(pair, "vm1")
+    zero(disk, 2 * MiB, 3 * MiB)
+    write(disk, 20 * MiB + 512, 100 * KiB)
+    zero(disk, 12 * MiB + 8 * KiB, 4 * KiB)
+    session = run(pair, "vm1")
+    assert session.sent["zeroed"] >= 3 * MiB
+    assert session.wan_sent["sent"] < 120 * KiB
+
+
+def test_a_target_is_asked_for_what_it_holds(pair):
+    disk = pair.machine("vm1")
+    fill(disk)
+    run(pair, "vm1")
+    write(disk, 20 * MiB, 100 * KiB)
+    session = run(pair, "vm1", baseline="target")
+    assert session.sent["changed"] <= 128 * KiB
+
+
+def test_the_last_piece_may_be_short(pair):
+    size = 8 * MiB + 512
+    disk = pair.machine("vm1", size)
+    write(disk, 8 * MiB - 6 * KiB, 6 * KiB + 512)
+    run(pair, "vm1")
+    zero(disk, 8 * MiB, 512)
+    run(pair, "vm1")
+    write(disk, 8 * MiB, 512, 3)
+    run(pair, "vm1")
+
+
+def test_packed_batches_are_understood_too(pair):
+    fill(pair.machine("vm1"))
+    session = pair.session("vm1")
+    session.compression = "fast"
+    session.results(session.begin_all())
+    session.end_all()
+    assert pair.replica("vm1") == content(pair.folder / "src" / "vm1" / "vm1" / "disk0.vhdx")
+
+
+def test_disks_at_once_share_the_cache(pair):
+    names = ["vm1", "vm2", "vm3"]
+    for name in names:
+        fill(pair.machine(name), seed=int(name[2:]))
+    fill(pair.machine("seen"), seed=2)
+    run(pair, "seen")
+    sessions = [pair.session(name) for name in names]
+    begun = [session.begin_all() for session in sessions]
+    for session, futures in zip(sessions, begun, strict=True):
+        session.results(futures)
+        session.end_all()
+    for name in names:
+        assert pair.replica(name) == content(pair.folder / "src" / name / name / "disk0.vhdx")
+    assert sessions[1].wan_received["found"] == sessions[1].wan_received["asked"]
+    assert sessions[0].wan_received["found"] < sessions[0].wan_received["asked"]
+
+
+# --- read-back -------------------------------------------------------------------------------
+
+
+def test_blocks_that_read_back_wrong_come_again(pair, monkeypatch):
+    fill(pair.machine("vm1"))
+    right = PartialDisk.read_back
+    wrong = [(64 * KiB, 128 * KiB), (13 * MiB, 4 * KiB)]
+
+    def read_back(self: PartialDisk, *given: Any, **more: Any) -> list[tuple[int, int]]:
+        found, wrong[:] = [*right(self, *given, **more), *wrong], []
+        return found
+
+    monkeypatch.setattr(PartialDisk, "read_back", read_back)
+    session = run(pair, "vm1")
+    assert session.received["resent_blocks"] == 2
+    assert session.sent["resent"] >= 132 * KiB
+
+
+# --- the cache -------------------------------------------------------------------------------
+
+
+def damage(folder: Path) -> None:
+    """Flip a byte every 2 KiB of all content."""
+    for path in folder.glob("*.segment"):
+        data = bytearray(path.read_bytes())
+        for at in range(4 * KiB, len(data), 2 * KiB):
+            data[at] ^= 0xFF
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["while open", "between"])
+def test_a_damaged_cache_costs_bytes_only(pair, is_open):
+    fill(pair.machine("vm1"))
+    run(pair, "vm1")
+    if is_open:
+        pair.servers["far"].call("wan_status")
+        damage(pair.cache)
+    else:
+        pair.restart_far()
+        damage(pair.cache)
+    fill(pair.machine("vm2"))
+    session = run(pair, "vm2")
+    assert session.wan_sent["sent"] < 11.5 * MiB
+    if is_open:
+        assert session.wan_sent["resent"] > 0
+
+
+def test_a_wrong_hint_costs_one_unit_again(pair, monkeypatch):
+    fill(pair.machine("vm1"))
+    run(pair, "vm1")
+    fill(pair.machine("vm2"))
+    right = CacheTransfer.read_found
+    lies = [1]
+
+    def read_found(self: CacheTransfer, locations: Any) -> Any:
+        data, ok = right(self, locations)
+        if lies and ok.all() and len(data):
+            lies.pop()
+            data[0] ^= 1
+        return data, ok
+
+    monkeypatch.setattr(CacheTransfer, "read_found", read_found)
+    session = run(pair, "vm2")
+    assert session.wan_sent["resent"] == 1
+    assert session.wan_received["resent"] == 1
+    assert session.wan_sent["sent"] < 64 * 4 * KiB + session.sent["changed"] * 0.002
+
+
+def test_a_cache_that_is_cleared_is_filled_again(pair):
+    fill(pair.machine("vm1"))
+    run(pair, "vm1")
+    pair.restart_far()
+    with GlobalCache(pair.cache, LIMITS) as cache:
+        cache.clear()
+    fill(pair.machine("vm2"))
+    session = run(pair, "vm2")
+    assert session.wan_received["found"] == 0
+    assert session.wan_received["cached"] > 0
+
+
+def test_an_older_cache_put_back_is_used_as_far_as_it_goes(pair):
+    fill(pair.machine("vm1"))
+    run(pair, "vm1")
+    pair.restart_far()
+    shutil.copytree(pair.cache, pair.folder / "older")
+    fill(pair.machine("vm2"), seed=2)
+    run(pair, "vm2")
+    pair.servers["far"].close()
+    pair.far.close()
+    shutil.rmtree(pair.cache)
+    (pair.folder / "older").rename(pair.cache)
+    pair.restart_far()
+    for name, seed in (("vm3", 1), ("vm4", 2)):
+        fill(pair.machine(name), seed=seed)
+        session = run(pair, name)
+        assert (session.wan_received["found"] > 0) == (seed == 1)
+
+
+def test_a_cache_in_use_elsewhere_fails_nothing(pair):
+    with GlobalCache(pair.cache, LIMITS):
+        fill(pair.machine("vm1"))
+        session = run(pair, "vm1")
+    assert session.wan_received["asked"] == 0
+    assert "cannot be used" in session.wan_received["warnings"][0]
+
+
+def test_a_cache_that_fails_fails_nothing(pair, monkeypatch):
+    def take_in(*_: Any) -> Any:
+        raise ValueError("a bug")
+
+    def lookup(*_: Any, **__: Any) -> Any:
+        raise DiskFull("cache", 1, 0)
+
+    monkeypatch.setattr(Namespace, "take_in", take_in)
+    monkeypatch.setattr(Namespace, "lookup", lookup)
+    fill(pair.machine("vm1"))
+    session = run(pair, "vm1")
+    assert session.wan_received["cached"] == 0
+    assert any("a bug" in text for text in session.wan_received["warnings"])
+
+
+def test_an_accelerator_without_a_cache_sends_everything(tmp_path):
+    pair = Pair(tmp_path, None)
+    try:
+        fill(pair.machine("vm1"))
+        session = run(pair, "vm1")
+        assert session.wan_received["asked"] == 0
+        assert pair.servers["far"].call("wan_status") is None
+    finally:
+        pair.close()
+
+
+# --- what fails ------------------------------------------------------------------------------
+
+
+def test_what_fails_at_the_target_is_said_at_the_source(pair, monkeypatch):
+    fill(pair.machine("vm1"))
+
+    def receive(*_: Any) -> None:
+        raise DiskFull("replica", 100, 1)
+
+    monkeypatch.setattr(PartialDisk, "receive", receive)
+    session = pair.session("vm1")
+    ended = errors(session.begin_all())
+    assert [type(error) for error in ended] == [DiskFull] * 4
+
+
+def test_what_fails_at_the_source_ends_all_four(pair, monkeypatch):
+    fill(pair.machine("vm1"))
+
+    def scan(self: SourceProxy) -> None:
+        raise SourceChanged("vm1", "disk0.vhdx", "it was written to")
+
+    monkeypatch.setattr(SourceProxy, "_run_scanners", scan)
+    ended = errors(pair.session("vm1").begin_all())
+    assert [type(error) for error in ended] == [LinkError] * 3 + [SourceChanged]
+
+
+def test_an_accelerator_that_cannot_connect_says_so_at_the_source(pair):
+    fill(pair.machine("vm1"))
+    pair.cutter.address = "127.0.0.1:1"
+    pair.far.mover.connections._accept_timeout_s = 0.2
+    pair.target.mover.connections._accept_timeout_s = 0.2
+    session = pair.session("vm1")
+    ended = errors(session.begin_all())
+    assert all(isinstance(error, LinkError) for error in ended)
+    assert "cannot connect" in str(ended[3])
+
+
+def test_a_task_that_is_cancelled_ends_everywhere(pair, monkeypatch):
+    fill(pair.machine("vm1"))
+    right, begun, gate = PartialDisk.receive, threading.Event(), threading.Event()
+
+    def receive(*given: Any) -> None:
+        begun.set()
+        assert gate.wait(WAIT_S)
+        right(*given)
+
+    monkeypatch.setattr(PartialDisk, "receive", receive)
+    session = pair.session("vm1")
+    session.prepare()
+    session.take_checkpoint()
+    session.begin()
+    futures = session.transfer("task")
+    assert begun.wait(WAIT_S)
+    pair.servers["near"].call("cancel", task="task")
+    gate.set()
+    assert [type(error) for error in errors(futures)] == [LinkError] * 4
+
+
+@pytest.mark.parametrize("after", [100, 5 * KiB, 400 * KiB, 4 * MiB])
+def test_a_link_cut_between_the_accelerators_is_gone_on_from(pair, after):
+    fill(pair.machine("vm1"))
+    session = pair.session("vm1")
+    pair.cutter.after = after
+    for machine in (pair.far, pair.target):
+        machine.mover.connections._accept_timeout_s = 1
+    ended = errors(session.begin_all())
+    assert all(isinstance(error, LinkError) for error in ended)
+    for machine in (pair.far, pair.target):
+        machine.mover.connections._accept_timeout_s = WAIT_S
+    pair.cutter.after = 1 << 62
+    begun = session.begin()
+    session.results(session.transfer(mark=begun["mark"], baseline="target"))
+    session.end_all()
+    assert pair.replica("vm1") == content(pair.folder / "src" / "vm1" / "vm1" / "disk0.vhdx")
+
+
+def test_an_accelerator_that_died_is_gone_on_from(pair):
+    fill(pair.machine("vm1"))
+    session = pair.session("vm1")
+    pair.cutter.after = 19 * MiB // 2
+    errors(session.begin_all())
+    pair.restart_far()
+    begun = session.begin()
+    session.results(session.transfer(mark=begun["mark"], baseline="target"))
+    session.end_all()
+    # The frame of 8 MiB that had arrived is not sent again.
+    assert session.wan_sent["sent"] < 4 * MiB
+    assert pair.replica("vm1") == content(pair.folder / "src" / "vm1" / "vm1" / "disk0.vhdx")
+
+
+def test_a_key_that_is_none_is_refused_and_not_repeated(pair):
+    fill(pair.machine("vm1"))
+    session = pair.session("vm1")
+    session.key_text = KEY[:-2] + "xy"
+    for machine in (pair.source, pair.target):
+        machine.mover.connections._accept_timeout_s = 0.2
+        machine.mover.connections._park_s = 0.2
+    pair.near.mover.connections._park_s = 0.2
+    ended = errors(session.begin_all())
+    for error in ended[1:3]:
+        assert isinstance(error, ProtocolError)
+        assert session.key_text not in str(error)
