@@ -17,6 +17,7 @@ from standby.server.movers import child_movers
 from standby.server.resources import TaskRequest
 from standby.server.service_mover import Reconnect
 from standby.wire.link import Link
+from standby.wire.throttle import Throttle
 
 AWAY = ("px1", "px2")
 
@@ -119,3 +120,39 @@ def test_a_session_gives_back_what_its_tasks_held(site: SeveralSite) -> None:
         assert report.outcome == "done", report.machines[0].error
         assert server.crews.resources.running == 0
         assert server.crews.resources.usage().waiting == 0
+
+
+def test_two_servers_lend_one_limit_also_where_they_use_different_movers(tmp_path: Path) -> None:
+    rule = '[traffic.wan]\nfrom = ["127.0.0.0/8"]\nlimit = "100 Mbit/s"\n'
+    site = SeveralSite(tmp_path / "site", more=rule)
+    config = load_config(site.config)
+    limit_bps = config.traffic["wan"].limit_bps
+    fleets = [Fleet(config, make_link=site.link) for _ in range(2)]
+    used = ("px1", "px2")
+
+    def throttle(name: str) -> Throttle:
+        (found,) = site.machines[name].mover.throttles.covering("127.0.0.1", "127.0.0.1")
+        return found
+
+    try:
+        for fleet, name in zip(fleets, used, strict=True):
+            fleet.mover(name).call("ping")
+            fleet.traffic.lend()
+            throttle(name).flow()
+        movers = [mover for fleet in fleets for mover in fleet._made()]
+        assert len(movers) == 2 * len(config.movers)
+        wait_until(lambda: all(mover.is_connected for mover in movers), "all are asked")
+
+        def is_shared() -> bool:
+            for name in used:
+                throttle(name)._busy_s += 1e9  # a link of it has waited all the time
+            for fleet in fleets:
+                fleet.traffic.lend()
+            rates = [throttle(name).rate_bps() or 0.0 for name in used]
+            return sum(rates) <= limit_bps and min(rates) > limit_bps / 3
+
+        wait_until(is_shared, "the limit is shared")
+    finally:
+        for fleet in fleets:
+            fleet.close()
+        site.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +24,7 @@ from standby.server.traffic_server import TrafficServer
 from standby.wire.link import Link
 from standby.wire.messages import Call
 from standby.wire.pacing import pace
-from standby.wire.throttle import Throttles
+from standby.wire.throttle import Lease, Throttles
 
 LIMIT_BPS = 10_000_000
 MONDAY = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
@@ -118,6 +119,61 @@ def test_movers_get_shares_by_the_weights_of_their_links(
     assert rates[1] / rates[0] == pytest.approx(3, rel=0.02)
     assert sum(rates) == pytest.approx(LIMIT_BPS, rel=0.03)
     assert lent["px1"] == pytest.approx(rates[0])
+
+
+def test_two_servers_that_lend_the_same_limit_do_not_lend_it_twice(
+    movers: list[NearMover], clock: HeldClock
+) -> None:
+    """Such as a daemon, and a `job start` of its own beside it."""
+    servers = [made(movers, clock), made(movers, clock)]
+    for server in servers:
+        for mover in movers:
+            server.greet(mover.name, mover.ask)
+    turns = random.Random(5)
+    between: list[TrafficServer] = []
+
+    def lends_before_the_second_is_told(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def told(verb: str, **arguments: Any) -> Any:
+            if verb == "traffic_rules" and between:
+                between.pop().lend()
+            return ask(verb, **arguments)
+
+        return told
+
+    movers[1].ask = lends_before_the_second_is_told(movers[1].ask)  # type: ignore[method-assign]
+    rates = [0.0, 0.0]
+    for number in range(200):
+        for mover, weight in zip(movers, (1, 3), strict=True):
+            if number > 150 or turns.random() < 0.7:
+                load(mover, clock, weight)
+        clock.advance(turns.uniform(0.1, 3))
+        first, second = turns.sample(servers, 2)
+        between += [second] * (turns.random() < 0.5)
+        first.lend()
+        rates = [mover.rate_bps() or 0.0 for mover in movers]
+        assert sum(rates) <= LIMIT_BPS * (1 + 2 * FLOOR_SHARE), number
+    assert rates[1] / rates[0] == pytest.approx(3, rel=0.05)
+    assert sum(rates) == pytest.approx(LIMIT_BPS, rel=0.05)
+    for server in servers:
+        server.close()
+
+
+def test_a_mover_obeys_the_lowest_lease_that_is_not_over(
+    movers: list[NearMover], clock: HeldClock
+) -> None:
+    (mover, _) = movers
+    mover.throttles.configure([TrafficRule("wan", LIMIT_BPS, ("10.1.0.0/16",)).spec])
+    for lender, rate_bps, lasts_s in (("a", 5e6, 15.0), ("b", None, 60.0), ("c", 1e6, 3.0)):
+        mover.throttles.lend("wan", Lease(1, rate_bps, 1000.0, lasts_s), lender)
+    assert mover.rate_bps() == 1e6
+    clock.advance(3)
+    assert mover.rate_bps() == 5e6
+    clock.advance(12)
+    assert mover.rate_bps() is None
+    clock.advance(45)  # of all that ever lent nobody is left
+    assert mover.rate_bps() == 1000
+    assert mover.throttles.demands("b")["wan"].lease == 1
+    assert mover.throttles.demands("d")["wan"].lease == 0
 
 
 def test_a_mover_that_hangs_is_asked_again_when_it_has_answered(

@@ -11,15 +11,17 @@ from standby.wire.throttle import Lease, RuleSpec, Throttles
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """Arguments of `traffic_rules`: all rules there are, and leases by rule."""
+    """Arguments of `traffic_rules`: all rules there are, leases by rule, and the process that
+    lends."""
 
     rules: list[RuleSpec]
     leases: dict[str, Lease]
+    lender: str = ""
 
 
 class TrafficVerbs:
-    """`traffic_rules(rules, leases)`: these are the rules; leases for some of them.
-    `traffic_demands()`: {rule: Demand} since it was asked last."""
+    """`traffic_rules(rules, leases, lender)`: these are the rules; leases for some of them.
+    `traffic_demands(lender)`: {rule: Demand} since that lender asked last."""
 
     def __init__(self, throttles: Throttles) -> None:
         self._throttles = throttles
@@ -27,7 +29,7 @@ class TrafficVerbs:
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
         """See Verbs; NotImplemented for any other."""
         if verb == "traffic_demands":
-            return msgspec.to_builtins(self._throttles.demands())
+            return msgspec.to_builtins(self._throttles.demands(str(arguments.get("lender", ""))))
         if verb != "traffic_rules":
             return NotImplemented
         try:
@@ -36,7 +38,7 @@ class TrafficVerbs:
             raise ProtocolError("backup server", f"{verb}: {exc}") from exc
         self._throttles.configure(told.rules)
         for name, lease in told.leases.items():
-            self._throttles.lend(name, lease)
+            self._throttles.lend(name, lease, told.lender)
         return None
 
     def close(self) -> None:

@@ -18,8 +18,9 @@ Data of jobs shares the limit by weight, disk by disk. Control never waits: data
 for it. A mover that lost the server for 15 s sends at half a percent of the limit until it is back
 (`traffic.FLOOR_SHARE`), also when it was outside of the rule's hours and they have begun.
 
-A backup server lends the limit among the movers that it is connected to. So jobs that run in
-processes of their own (`job start` without a `server`) share it only where they use the same mover.
+A backup server lends the limit among all movers of the configuration. Where several processes do
+(`job start` without a `server` beside a daemon), each mover obeys the lowest rate that it was lent:
+the limit holds for all of them together, as far as each process reaches the movers that send.
 """
 
 from __future__ import annotations

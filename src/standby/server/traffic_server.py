@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from standby.clock import SYSTEM_CLOCK, Clock
+from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.server.service_mover import ServiceMover
 from standby.server.traffic import FLOOR_SHARE, LASTS_S, TrafficLedger, TrafficRule
 from standby.wire.throttle import Demand, Lease, Throttles
@@ -50,11 +50,14 @@ class TrafficServer:
         movers: Callable[[], Iterable[ServiceMover]],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`movers` are those that were ever connected; times of rules are those of `zone`."""
+        """`movers` are all that may send, also those that no session of this process uses: where
+        another process lends the same limit, a mover obeys the lower lease. Times of rules are
+        those of `zone`."""
         self._rules = dict(rules)
         self._zone = zone
         self._movers = movers
         self._clock = clock
+        self._lender = new_token(8)
         self._specs = [msgspec.to_builtins(rule.spec) for rule in self._rules.values()]
         self.throttles = Throttles(clock)
         """Of this process: its control links."""
@@ -92,7 +95,7 @@ class TrafficServer:
         """What a mover is told on a new link before anything else, also that there are no rules:
         the last server may have had some."""
         leases, _ = self._lent(mover, {})
-        ask("traffic_rules", rules=self._specs, leases=msgspec.to_builtins(leases))
+        ask("traffic_rules", **self._told(leases))
         with self._changed:
             self._has_news = True
             self._changed.notify_all()
@@ -133,7 +136,7 @@ class TrafficServer:
             late = self._late.pop(mover.name, None)
             if late is not None and not late.done():
                 self._late[mover.name] = late
-            elif (future := mover.start_now("traffic_demands")) is not None:
+            elif (future := mover.start_now("traffic_demands", lender=self._lender)) is not None:
                 asked[mover] = future
         wait(asked.values(), ANSWER_S)
         is_settled = True
@@ -144,12 +147,16 @@ class TrafficServer:
                 demands = msgspec.convert(future.result(), dict[str, Demand])
                 leases, is_same = self._lent(mover.name, demands)
                 is_settled = is_settled and is_same
-                told = msgspec.to_builtins(leases)
-                mover.tell("traffic_rules", rules=self._specs, leases=told)
+                mover.tell("traffic_rules", **self._told(leases))
         leases, is_same = self._lent(_SERVER, self.throttles.demands())
         for name, lease in leases.items():
             self.throttles.lend(name, lease)
         return is_settled and is_same
+
+    def _told(self, leases: dict[str, Lease]) -> dict[str, Any]:
+        """The arguments of `traffic_rules`."""
+        told = msgspec.to_builtins(leases)
+        return {"rules": self._specs, "leases": told, "lender": self._lender}
 
     def _lent(self, mover: str, demands: Mapping[str, Demand]) -> tuple[dict[str, Lease], bool]:
         """The mover's next leases, and whether they are about those that it had."""

@@ -1,9 +1,11 @@
 """Traffic rules on a mover: how fast the links of a process may send, shared fairly among them.
 
 A *rule* limits what travels from some addresses to others, over all movers together. The backup
-server lends each mover a rate for it (`server.traffic`); a `Throttle` holds the process to that
-rate, and every link that the rule covers is a `Flow` of it with a weight. A link asks its `Pace`
-before each write, some tens of KiB at a time, so that the rate is smooth.
+server lends each mover a rate for it (`server.traffic`), so that all rates add up to the limit; two
+servers, which do not know of each other, both lend all of it. A `Throttle` holds the process to the
+lowest of the rates that it was lent, so the sum holds whoever lends. Every link that the rule
+covers is a `Flow` of it with a weight. A link asks its `Pace` before each write, some tens of KiB
+at a time, so that the rate is smooth.
 
 What is counted is what an interface counts: payload, TLS records, TCP, IP and Ethernet headers.
 What the peer sends back (acknowledgements) and what is sent again are not known here.
@@ -41,6 +43,9 @@ ABSENCE_S = 0.2
 """How long a flow may take to come back for its next piece without losing its turn. On a machine
 with many more threads than cores that is tens of milliseconds; without this, 1 : 3 became 1 : 1.9.
 """
+
+LENDERS_MAX = 32
+"""Servers whose leases are kept: as a rule one, now and then some that were started beside it."""
 
 TLS_RECORD = 16 * KiB
 TLS_OVERHEAD = 22
@@ -136,8 +141,8 @@ class Throttle:
         self._clock = clock
         self._lock = threading.Lock()
         now = clock.monotonic()
-        self._lease = Lease(0, None, 0.0, 0.0)
-        self._leased_until = now
+        self._leases: dict[str, tuple[Lease, float]] = {}
+        """By lender: its last lease, and until when that holds."""
         self._level = 0.0
         self._levelled_at = now
         self._virtual = 0.0
@@ -147,7 +152,9 @@ class Throttle:
         self._sent = 0
         self._busy_s = 0.0
         self._busy_since = 0.0
-        self._told_at = now
+        self._made_at = now
+        self._told: dict[str, tuple[float, int, float]] = {}
+        """By lender: when it was told last, and what had been sent and waited by then."""
 
     def flow(self, weight: float = 1.0) -> Flow:
         """A new flow; among those that send, bandwidth goes by weight."""
@@ -156,12 +163,19 @@ class Throttle:
             self._flows.add(flow)
         return flow
 
-    def lend(self, lease: Lease) -> None:
-        """Work with this lease from now on."""
+    def lend(self, lease: Lease, lender: str = "") -> None:
+        """Work with this lease from now on, and with those of other lenders that are not over."""
         with self._lock:
             now = self._clock.monotonic()
             self._levelled(now)
-            self._lease, self._leased_until = lease, now + lease.lasts_s
+            others = [
+                (name, held)
+                for name, held in self._leases.items()
+                if name != lender and now < held[1]
+            ][-LENDERS_MAX:]
+            self._leases = {**dict(others), lender: (lease, now + lease.lasts_s)}
+            told = {name: self._told[name] for name in self._leases if name in self._told}
+            self._told = {lender: (now, self._sent, self._busy_s), **told}
             if self._waiting:
                 self._waiting[0][2].woken.set()
 
@@ -170,21 +184,23 @@ class Throttle:
         with self._lock:
             return self._rate(self._clock.monotonic())
 
-    def demand(self) -> Demand:
-        """What has happened since the last call."""
+    def demand(self, lender: str = "") -> Demand:
+        """What has happened since that lender's last call, or first lease."""
         with self._lock:
             now = self._clock.monotonic()
-            elapsed_s = max(1e-6, now - self._told_at)
             if self._waiting:
                 self._busy_s += now - self._busy_since
                 self._busy_since = now
-            sent, busy_s = self._sent, self._busy_s
-            self._sent, self._busy_s, self._told_at = 0, 0.0, now
+            told_at, sent, busy_s = self._told.get(lender, (self._made_at, 0, 0.0))
+            elapsed_s = max(1e-6, now - told_at)
+            held = self._leases.get(lender)
+            if held is not None or not lender:
+                self._told[lender] = now, self._sent, self._busy_s
             return Demand(
-                sent / elapsed_s,
-                busy_s / elapsed_s > 0.5,
+                (self._sent - sent) / elapsed_s,
+                (self._busy_s - busy_s) / elapsed_s > 0.5,
                 sum(flow.weight for flow in self._flows),
-                self._lease.number,
+                held[0].number if held is not None else 0,
             )
 
     def piece_bytes(self) -> int | None:
@@ -197,8 +213,10 @@ class Throttle:
     # --- under the lock ----------------------------------------------------------------------
 
     def _rate(self, now: float) -> float | None:
-        lease = self._lease
-        return lease.rate_bps if now < self._leased_until or not lease.number else lease.floor_bps
+        live = [lease.rate_bps for lease, until in self._leases.values() if now < until]
+        if live:
+            return min((rate for rate in live if rate is not None), default=None)
+        return min((lease.floor_bps for lease, _ in self._leases.values()), default=None)
 
     def _levelled(self, now: float) -> float | None:
         """Fill the bucket up to now; the rate."""
@@ -224,7 +242,7 @@ class Throttle:
 
     def _ask(self, flow: Flow, count: int) -> _Turn:
         """Stand in the order."""
-        rate = self._lease.rate_bps or 0.0
+        rate = self._rate(self._clock.monotonic()) or 0.0
         weights = sum(item.weight for item in self._flows)
         start = max(self._virtual - rate * ABSENCE_S / max(weights, flow.weight), flow.finish)
         flow.finish = start + count / flow.weight
@@ -352,18 +370,18 @@ class Throttles:
                 self._rules[rule.name] = (rule, throttle)
             self.generation += 1
 
-    def lend(self, name: str, lease: Lease) -> None:
+    def lend(self, name: str, lease: Lease, lender: str = "") -> None:
         """A lease for the rule of that name; one for a rule that is gone is dropped."""
         with self._lock:
             found = self._rules.get(name)
         if found is not None:
-            found[1].lend(lease)
+            found[1].lend(lease, lender)
 
-    def demands(self) -> dict[str, Demand]:
-        """What to tell the server, by rule."""
+    def demands(self, lender: str = "") -> dict[str, Demand]:
+        """What to tell that lender, by rule."""
         with self._lock:
             rules = list(self._rules.items())
-        return {name: throttle.demand() for name, (_, throttle) in rules}
+        return {name: throttle.demand(lender) for name, (_, throttle) in rules}
 
     def covering(self, source: str, target: str) -> list[Throttle]:
         """The throttles of all rules for what `source` sends to `target`, in order of name, so
