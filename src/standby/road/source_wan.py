@@ -169,13 +169,12 @@ class SourceWan(Relay):
                 self._changed.wait_for(lambda: self.has_ended or self._receipts or self._is_turn())
                 if self.has_ended:
                     return
-                receipt = self._receipts.popleft() if self._receipts else b""
-                waiting = None if receipt else self._queue.popleft()
-                asked = waiting is not None and waiting.pieces is not None
-                asked = asked and bool(waiting.pieces.question)  # type: ignore[union-attr]
-                answer = self._answers.popleft() if asked else b""
-                self._changed.notify_all()
-            if waiting is None:
+                receipt = self._receipts.popleft() if self._receipts else None
+                if receipt is None:
+                    waiting = self._queue.popleft()
+                    answer = self._answers.popleft() if _asks(waiting) else b""
+                    self._changed.notify_all()
+            if receipt is not None:
                 self._settle(receipt)
             elif waiting.message is not None:
                 self._far.send(waiting.message)
@@ -183,10 +182,7 @@ class SourceWan(Relay):
                 self._send(waiting, answer)
 
     def _is_turn(self) -> bool:
-        if not self._queue:
-            return False
-        pieces = self._queue[0].pieces
-        return pieces is None or not pieces.question or bool(self._answers)
+        return bool(self._queue) and (not _asks(self._queue[0]) or bool(self._answers))
 
     def _send(self, waiting: _Waiting, answer: bytes) -> None:
         frame = b""
@@ -234,3 +230,7 @@ class SourceWan(Relay):
                 raise ProtocolError(self._far.peer, "answers to what was not asked")
             kept.append(bytes(payload))
             self._changed.notify_all()
+
+
+def _asks(waiting: _Waiting) -> bool:
+    return waiting.pieces is not None and bool(waiting.pieces.question)
