@@ -4,13 +4,13 @@ own authority, the command line as its server. On one machine, over the loopback
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
+from cli.processes import wait_until
+from net.nursery import Child
 from simulation.site import Site
 from standby.wire.authority import Authority
 from standby.wire.identity import IdentityFolder
@@ -69,15 +69,14 @@ class Installation(Site):
         self.authority = Authority.create(folder / "authority", "test")
         self.enrol("server", folder / "identity", ("server",))
         self.ports = {name: free_port() for name in ROLES}
-        self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.processes: dict[str, Child] = {}
         for name in ROLES:
             self.write_mover(name)
         movers = "\n".join(
             f'[movers.{name}]\naddress = "127.0.0.1:{port}"' for name, port in self.ports.items()
         )
         self.config.write_text(TOML.format(folder=folder, movers=movers, more=more))
-        for name in ROLES:
-            self.start_mover(name)
+        self.start_movers(*ROLES)
 
     def enrol(self, name: str, folder: Path, roles: tuple[str, ...]) -> None:
         """Give a machine its certificate."""
@@ -103,55 +102,46 @@ class Installation(Site):
         ]
         (home / "mover.toml").write_text("\n".join(lines) + "\n")
 
-    def start_mover(self, name: str, **environment: str) -> None:
-        """Start the mover of that name and wait until it listens."""
-        home = self.folder / f"mover-{name}"
-        with (home / "log").open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "standby", "mover", "run", "--config", home / "mover.toml"],
-                env=os.environ | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
+    def start_movers(self, *names: str, **environment: str) -> None:
+        """Start the movers of those names side by side, and wait until all listen."""
+        assert self.nursery is not None
+        for name in names:
+            home = self.folder / f"mover-{name}"
+            self.processes[name] = self.nursery.start(
+                ["mover", "run", "--config", home / "mover.toml"],
+                home / f"log-{len(list(home.glob('log-*.err')))}",
+                environment=environment,
             )
-        self.processes[name] = process
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert "listens on" in line, (home / "log").read_text()
+        for name in names:
+            wait_until(partial(_listens, self.processes[name]), f"{name} listens")
 
     def kill_mover(self, name: str) -> None:
         """kill -9."""
-        process = self.processes[name]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        self.processes[name].kill()
 
     def stop_mover(self, name: str) -> None:
         """SIGTERM, and wait for its end."""
-        process = self.processes[name]
-        process.terminate()
-        process.wait(60)
-        assert process.stdout is not None
-        process.stdout.close()
+        self.processes[name].terminate()
+        self.processes[name].wait()
 
     def log(self, name: str) -> str:
-        """What the mover said so far."""
-        return (self.folder / f"mover-{name}" / "log").read_text()
+        """What the movers of that name said so far."""
+        home = self.folder / f"mover-{name}"
+        return "".join(path.read_text() for path in sorted(home.glob("log-*.err")))
 
     def close(self) -> None:
         """End every mover in good order; one that does not end is a failure."""
         for process in self.processes.values():
-            if process.poll() is None:
-                process.terminate()
-                process.send_signal(signal.SIGCONT)  # one that a test stopped
+            process.terminate()
+            process.send_signal(signal.SIGCONT)  # one that a test stopped
         for name, process in self.processes.items():
-            assert process.stdout is not None
-            process.stdout.close()
             try:
                 process.wait(30)
-            except subprocess.TimeoutExpired:
+            except TimeoutError:
                 process.kill()
-                process.wait()
                 raise AssertionError(f"mover {name} did not end: {self.log(name)}") from None
+
+
+def _listens(child: Child) -> bool:
+    assert child.poll() is None, child.log()
+    return "listens on" in child.said()

@@ -3,14 +3,19 @@ whatever becomes of the accelerators."""
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from cli.processes import wait_until
+from cli.processes import started, wait_until
+from simulation.installed import ROLES as PROCESSES
+from simulation.installed import Installation
 from simulation.several import HOMES, ROLES, CuttableMachine, SeveralSite
 from standby.errors import LinkError
 from standby.road.service_config import WanConfig
@@ -30,6 +35,7 @@ class WanSite(SeveralSite):
     """The two sites with an accelerator each; the server finds no way to those in `away`."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES | {"wa": ("wan",), "wb": ("wan",)}
+    caches = "wb"
 
     def __init__(self, folder: Path, more: str = MORE) -> None:
         self.away: set[str] = set()
@@ -39,7 +45,7 @@ class WanSite(SeveralSite):
     def make_mover(self, name: str) -> CuttableMachine:
         home = self.folder / HOMES.get(name, "target")
         wan = None
-        if name == "wb":
+        if name == self.caches:
             wan = WanConfig(
                 self.folder / "cache",
                 Limits(limit_bytes=512 * MiB, index_bytes=8 * MiB, keep_free_bytes=0),
@@ -72,8 +78,8 @@ DATA = 24 * MiB
 def make_site(tmp_path):
     made = []
 
-    def make(more: str = MORE) -> WanSite:
-        site = WanSite(tmp_path / "site", more)
+    def make(more: str = MORE, kind: type[WanSite] = WanSite) -> WanSite:
+        site = kind(tmp_path / "site", more)
         made.append(site)
         site.twin("vm1")
         return site
@@ -153,6 +159,39 @@ def test_jobs_without_a_pair_and_pairs_set_to_direct_use_no_accelerator(make_sit
     check(site)
 
 
+class SharedSite(WanSite):
+    """The accelerators are the proxies' own movers."""
+
+    roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES | {
+        "px1": ("source", "wan"),
+        "dr1": ("target", "host", "wan"),
+    }
+    caches = "dr1"
+
+
+def test_a_mover_may_be_proxy_and_accelerator_in_one(make_site):
+    pair = MORE.replace('"wa"', '"px1"').replace('"wb"', '"dr1"')
+    site = make_site('proxies = ["px1"]\ntarget_proxies = ["dr1"]\n' + pair, SharedSite)
+    disk = done(site.run())
+    assert (disk.wan.name, disk.proxy, disk.retries) == ("main", "px1", 0)
+    assert disk.wan.cached == DATA // 4096
+    check(site)
+
+
+def test_disks_and_machines_go_side_by_side(make_site):
+    site = make_site(MORE)
+    for name in ("vm2", "vm3"):
+        site.add_machine(name)
+        for number, length in enumerate((6 * MiB, 3 * MiB)):
+            site.write(MiB, length, number, machine=name)
+    report = site.run()
+    assert [machine.outcome for machine in report.machines] == ["done"] * 3
+    wans = [disk.wan for machine in report.machines for disk in machine.disks]
+    assert len(wans) == 5
+    assert sum(wan.sent for wan in wans) == site.wire_bytes()
+    check(site, "vm1", "vm2", "vm3")
+
+
 # --- accelerators that fail ------------------------------------------------------------------
 
 
@@ -212,7 +251,51 @@ def test_a_pair_that_drops_every_connection_is_given_up(make_site):
     check(site)
 
 
-def test_a_pair_that_is_to_be_waited_for_is(make_site):
+def test_a_pair_that_is_to_be_waited_for_is_never_given_up(make_site):
+    site = make_site('proxies = ["px1"]\n' + MORE + 'if_away = "wait"\n')
+    machine = site.machines["wa"]
+    drops = [MiB, MiB]
+    machine.cut_after = MiB
+
+    def again():
+        machine.cut_after = drops.pop() if drops else 0
+
+    machine.on_cut = again
+    report = site.run()
+    assert not is_told_as_direct(report)
+    assert (done(report).wan.name, done(report).retries) == ("main", 3)
+    check(site)
+
+
+def test_what_a_failed_attempt_put_on_the_wire_counts(make_site):
+    site = make_site('proxies = ["px1"]\n' + MORE)
+    machine = site.machines["wa"]
+    (role,) = (role for role in machine.mover._roles if hasattr(role, "wan_progress"))
+    asked = []
+
+    def told():
+        asked.append(machine.cut_after)
+        return role.wan_progress()
+
+    role._verbs["wan_progress"] = told
+    machine.cut_after, machine.cuts = 8 * MiB, False
+
+    def drop():
+        wait_until(lambda: asked.count(0) > 1, "the server was told of what was sent so far")
+        machine.made[0].shutdown()
+
+    machine.on_cut = drop
+    with site.server() as server:
+        report = server.start("job", progress=lambda *told: None)
+    site.remember(report)
+    disk = done(report)
+    assert (disk.retries, disk.wan.name) == (1, "main")
+    assert disk.sent > DATA > disk.wan.sent
+    assert disk.sent <= site.wire_bytes()
+    check(site)
+
+
+def test_a_pair_that_is_away_is_waited_for_if_so_configured(make_site):
     site = make_site(MORE + 'if_away = "wait"\n')
     site.away.add("wb")
     found = {}
@@ -294,3 +377,65 @@ def test_an_accelerator_that_hangs_is_left(make_site):
     site.released.set()
     wait_until(lambda: not site.running_tasks(), "what hung has ended")
     check(site)
+
+
+# --- processes -------------------------------------------------------------------------------
+
+
+class WanInstallation(Installation):
+    """The processes of `Installation`, and an accelerator at each site."""
+
+    roles: ClassVar[dict[str, tuple[str, ...]]] = PROCESSES | {"wa": ("wan",), "wb": ("wan",)}
+
+    def more_of(self, name: str) -> list[str]:
+        cache = ['cache = "cache"', 'size = "256 MiB"', 'memory = "8 MiB"', "keep_free = 0"]
+        return ["[wan]", *cache] if name == "wb" else []
+
+
+@pytest.fixture
+def installation(tmp_path):
+    made = WanInstallation(tmp_path / "site", MORE)
+    made.add_machine(sizes=(64 * MiB,))
+    made.write(0, 48 * MiB)
+    yield made
+    made.close()
+
+
+def disk_of(outcome):
+    assert outcome.returncode in (0, 3), outcome.stdout + outcome.stderr
+    (machine,) = json.loads(outcome.stdout)["machines"]
+    assert machine["outcome"] == "done", machine
+    return machine["disks"][0], machine["warnings"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals")
+def test_a_killed_server_joins_all_four_ends_and_a_killed_accelerator_is_done_without(installation):
+    died = installation.start(STANDBY_KILL_POINT="disk under way")
+    assert died.returncode == -9
+    disk, warnings = disk_of(installation.start())
+    assert "went on with what another process began" in warnings
+    assert (disk["retries"], disk["wan"]["name"]) == (0, "main")
+    assert 48 * MiB < disk["wan"]["sent"] < 49 * MiB
+    tried = installation.command("infrastructure", "check")
+    assert tried.returncode == 0, tried.stdout
+    for line in ("mover px -> mover wa as wan", "mover wa -> mover wb", "mover wb -> mover dr"):
+        assert line in tried.stdout
+    (key,) = installation.folder.glob("*-wan.key")
+    for name in installation.roles:
+        assert key.read_text().strip() not in installation.log(name)
+
+    installation.write(0, 48 * MiB)
+    installation.states.append(installation.content("vm1"))
+    with started("job", "start", "job", "--json", "--config", installation.config) as process:
+        partials = (installation.folder / "target").rglob
+        wait_until(
+            lambda: sum(p.stat().st_blocks * 512 for p in partials("*.partial.vhdx")) > 8 * MiB,
+            "some data arrived",
+        )
+        installation.kill_mover("wb")
+        out, err = process.communicate(timeout=120)
+    disk, warnings = disk_of(SimpleNamespace(returncode=process.returncode, stdout=out, stderr=err))
+    assert any("sent directly, not over WAN accelerators main" in text for text in warnings)
+    assert (disk["wan"], disk["retries"] > 0) == (None, True)
+    assert installation.check_points() == 2
+    installation.check_nothing_leaked()

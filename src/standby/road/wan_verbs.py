@@ -25,6 +25,7 @@ from standby.road.wan_cache import CachedContent, Caching, SharedCache
 from standby.road.wan_relay import telling
 from standby.wan.cache import KEY_BYTES
 from standby.wan.compressing import WINDOW_LOG_MAX
+from standby.wire.link import Link
 
 
 class WanSent(msgspec.Struct, frozen=True):
@@ -66,7 +67,9 @@ class WanVerbs:
             "wan_send": self.wan_send,
             "wan_receive": self.wan_receive,
             "wan_status": lambda: self.cache.status(),
+            "wan_progress": self.wan_progress,
         }
+        self._sending: dict[str, Link] = {}
 
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Run `verb`; NotImplemented for one of another role."""
@@ -101,7 +104,11 @@ class WanVerbs:
             self._connections.take(outgoing, far_errand) as (far, _),
         ):
             station = SourceWan(task, near, far, tenant, virtual_size, self._window_log)
-            station.run()
+            self._sending[task] = far
+            try:
+                station.run()
+            finally:
+                del self._sending[task]
             sent = station.sent
             return WanSent(
                 far.sent_bytes,
@@ -112,6 +119,13 @@ class WanVerbs:
                 station.cpu_s,
                 "digest",
             )
+
+    def wan_progress(self) -> dict[str, list[int]]:
+        """{task: [bytes sent to the target's accelerator so far, received from it]}."""
+        return {
+            task: [link.sent_bytes, link.received_bytes]
+            for task, link in list(self._sending.items())
+        }
 
     def wan_receive(
         self,

@@ -76,8 +76,10 @@ class Transfer:
         self._book = book
         self._running = dict(running or {})
         self._senders: dict[str, Handle] = {}
+        self._relays: dict[str, Handle] = {}
+        """By task: the source's accelerator, of those that go over one."""
         self._sent: dict[str, int] = {}
-        """By task: bytes sent when its mover last said so."""
+        """By task: bytes sent to the other site when its mover last said so."""
         self.losses: dict[str, list[str]] = {}
         """By controller place: who was lost while the disk was sent, and why."""
         self.warnings: list[str] = []
@@ -124,13 +126,13 @@ class Transfer:
                 if running is not None:
                     with self._crew.joined_link(wanted, running.proxy, running.wan) as link:
                         wan = link.wan
-                        self._senders[task] = link.source
+                        self._attend(task, link)
                         return self._rejoin(plan, task, link)
                 with self._crew.disk_link(wanted) as link:
                     proxy, wan, began = link.proxy, link.wan, clock.monotonic()
                     if link.left_wan:
                         without_wan = self._leave_wan(plan, link.left_wan)
-                    self._senders[task] = link.source
+                    self._attend(task, link)
                     self._begin(plan, disk)
                     return self._send(plan, disk, task, link)
             except StandbyError as exc:
@@ -146,6 +148,13 @@ class Transfer:
                     plan = self._replanned(plan, exc, proxy, failed, patience)
             finally:
                 self._senders.pop(task, None)
+                self._relays.pop(task, None)
+
+    def _attend(self, task: str, link: DiskLink) -> None:
+        """Have the task's movers asked how far they are."""
+        self._senders[task] = link.source
+        if link.wan is not None:
+            self._relays[task] = link.wan.pair.source
 
     def _rejoin(self, plan: DiskPlan, task: str, link: DiskLink) -> str:
         receiving = self._crew.target.start("rejoin", task=task, verb="receive_disk")
@@ -335,7 +344,7 @@ class Transfer:
         here waits for a mover, which may hang."""
         context = self._context
         limit = context.job.checkpoint_max_age_s
-        asked: Future[Any] | None = None
+        verb, asked = "", None
         turn = 0
         while pending:
             _, pending = wait(pending, timeout=PROGRESS_INTERVAL_S)
@@ -347,20 +356,25 @@ class Transfer:
                 continue
             with contextlib.suppress(StandbyError):
                 if asked is None:
-                    senders = {mover.name: mover for mover in list(self._senders.values())}
-                    turn = (turn + 1) % max(1, len(senders))
-                    for mover in list(senders.values())[turn : turn + 1]:
-                        asked = mover.start_now("progress")
+                    senders = {("progress", it.name): it for it in list(self._senders.values())}
+                    relays = {("wan_progress", it.name): it for it in list(self._relays.values())}
+                    turn = (turn + 1) % max(1, len(senders) + len(relays))
+                    for (verb, _), mover in list((senders | relays).items())[turn : turn + 1]:
+                        asked = mover.start_now(verb)
                 elif asked.done():
                     answer, asked = asked, None
-                    self._show(answer.result())
+                    if verb == "progress":
+                        self._show(answer.result())
+                    else:
+                        told = answer.result().items()
+                        self._sent |= {task: it[0] for task, it in told if task in self._relays}
 
     def _show(self, progress: dict[str, list[int]]) -> None:
         assert self._context.progress is not None
         for task, (done, total, *sent) in progress.items():
             if task not in self._senders:
                 continue  # another session's, which asks for itself
-            if sent:
+            if sent and task not in self._relays:
                 self._sent[task] = sent[0]
             machine, place, _ = task.rsplit(" ", 2)
             self._context.progress(machine, place, done, total)
