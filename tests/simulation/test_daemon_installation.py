@@ -79,7 +79,7 @@ def test_a_server_that_dies_while_its_target_commits_is_gone_on_with(served):
     site.add_machine()
     site.fill()
     site.stop_mover("dr")
-    site.start_mover("dr", STANDBY_STOP_POINT="point renamed", STANDBY_KILL_PROCESS="dr")
+    site.start_movers("dr", STANDBY_STOP_POINT="point renamed", STANDBY_KILL_PROCESS="dr")
     session = site.queue()
     target = site.processes["dr"]
     with site.server() as process:
@@ -124,7 +124,7 @@ def test_a_proxy_revoked_in_mid_session_is_out_and_its_disk_goes_through_another
     site.add_machine()
     site.fill()
     site.stop_mover("px")
-    site.start_mover("px", STANDBY_STOP_POINT="last extent", STANDBY_KILL_PROCESS="px")
+    site.start_movers("px", STANDBY_STOP_POINT="last extent", STANDBY_KILL_PROCESS="px")
     session = site.queue()
     with site.server() as process:
         px = site.processes["px"]

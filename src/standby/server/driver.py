@@ -139,6 +139,7 @@ class MachineDriver:
         except StandbyError:
             self.report.warnings.append("left to the server that has taken over")
             return
+        self._book.end()
         if self._checkpoint is not None and not self._is_released:
             with contextlib.suppress(StandbyError):  # `release_left` tries again, and says so
                 self._release()
@@ -183,6 +184,7 @@ class MachineDriver:
             with self._step("commit"):
                 self._commit(checkpoint, plans, point, roots, trackers)
                 self.report.point = point
+                self._book.drop()
             # Nobody is waited for any more as a transfer waits: the next session makes good.
             source = impatient(context.source, self.crew.hurry())
             with self._step("repository"):
@@ -239,6 +241,9 @@ class MachineDriver:
         age = age_s(journey.checkpoint.taken_at, self.context.clock)
         self._checkpoint_started = self.context.clock.monotonic() - age
         self.report.disks = journey.reports
+        for disk in self.report.disks:  # those that had ended tell all that they sent once more
+            if disk.place in journey.senders:
+                disk.sent = journey.senders[disk.place].sent_before
         self.report.warnings = [*journey.warnings, "went on with what another process began"]
         self.crew.target.call("points", path=self._path)
         self._book.begin(journey)
@@ -449,9 +454,13 @@ class MachineDriver:
             dict(journey.senders) if self._journey is not None else {},
         )
         try:
-            return transfer.run(journey.plans, self._checkpoint_started)
-        finally:
+            roots = transfer.run(journey.plans, self._checkpoint_started)
+            self._book.sent()
+            return roots
+        except BaseException:
             self._book.drop()
+            raise
+        finally:
             self.report.warnings.extend(transfer.warnings)
             for disk in reports.values():
                 lost = "; ".join(dict.fromkeys(transfer.losses.get(disk.place, ())))

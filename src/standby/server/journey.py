@@ -2,15 +2,17 @@
 
 Service movers finish what they were told whoever dies meanwhile (RULES 18). A server that starts
 again, or one that takes over, finds here what runs where: it joins those very tasks, and goes on
-behind them with release and commit. A journey begins when the disks are planned and ends with the
-transfer; outside of it a session that died is begun anew, which costs no data (RULES 8).
+behind them with release and commit. A journey begins when the disks are planned and can be joined
+until the transfer ends; outside of that a session that died is begun anew, which costs no data
+(RULES 8). Up to the commit it still says what was sent, for the report of that next attempt, which
+finds everything at the target and would tell of nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -27,11 +29,12 @@ from standby.server.plan import DiskPlan
 @dataclass(frozen=True, slots=True)
 class Sender:
     """A disk's transfer: the movers' id of it, the proxy that sends, and the pair of WAN
-    accelerators that it goes over, '' none."""
+    accelerators that it goes over, '' none; `sent_before` bytes by earlier attempts."""
 
     task: str
     proxy: str
     wan: str = ""
+    sent_before: int = 0
 
 
 @dataclass(slots=True)
@@ -51,6 +54,8 @@ class Journey:
     reports: list[DiskReport]
     warnings: list[str]
     senders: dict[str, Sender] = field(default_factory=dict)
+    is_sent: bool = False
+    """The transfer has ended well: nothing is left to be joined."""
 
 
 class JourneyBook:
@@ -73,7 +78,8 @@ class JourneyBook:
         except msgspec.MsgspecError:
             self.drop()
             return None
-        if is_too_old(self._context.job, journey.checkpoint.taken_at, self._context.clock):
+        is_old = is_too_old(self._context.job, journey.checkpoint.taken_at, self._context.clock)
+        if is_old and not journey.is_sent:
             self.drop()
             return None
         return journey
@@ -89,22 +95,39 @@ class JourneyBook:
         they do not is planned again."""
         with self._lock:
             if self._journey is not None:
-                self._journey.senders[place] = sender
+                sent = {report.place: report.sent for report in self._journey.reports}
+                self._journey.senders[place] = replace(sender, sent_before=sent.get(place, 0))
                 self._save()
 
+    def sent(self) -> None:
+        """The transfer has ended well, and its disks' reports are whole. The checkpoint is not kept
+        for the journey any more."""
+        with self._lock:
+            if self._journey is not None:
+                self._journey.is_sent = True
+                with contextlib.suppress(StandbyError):  # it costs a report its figures
+                    self._save()
+
     def drop(self) -> None:
-        """The transfer has ended."""
+        """The transfer has failed, or the point is committed."""
         with self._lock:
             self._journey = None
         with contextlib.suppress(StandbyError):
             self._context.store.drop_journey(self._context.job.name, self._machine_id)
+
+    def end(self) -> None:
+        """The attempt has ended, however it did: its own report tells what was sent."""
+        with self._lock:
+            is_open = self._journey is not None
+        if is_open:
+            self.drop()
 
     def _save(self) -> None:
         assert self._journey is not None
         self._context.store.save_journey(
             self._context.job.name,
             self._machine_id,
-            self._journey.intent,
+            "" if self._journey.is_sent else self._journey.intent,
             msgspec.json.encode(self._journey).decode(),
         )
 

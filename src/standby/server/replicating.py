@@ -3,13 +3,13 @@ that died or could not be reached."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from standby.errors import SessionStopped, StandbyError
 from standby.model.machine import Machine
-from standby.model.report import MachineReport
+from standby.model.report import DiskReport, MachineReport
 from standby.ports import IntentReleasing
 from standby.server.context import SessionContext
 from standby.server.crew import Crew
@@ -34,6 +34,9 @@ def _replicated(context: SessionContext, machine: Machine, lend: Lend) -> Machin
         text = str(SessionStopped(context.job.name, machine.name))
         return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
     journey = JourneyBook(context, machine.id).found() if context.may_join else None
+    sent = journey.reports if journey is not None and journey.is_sent else []
+    if journey is not None and journey.is_sent:
+        journey = None
     driver, proxy = _driven(context, machine, lend, (), journey)
     if driver is None:
         outcome = "interrupted" if context.end_of(machine.name)() else "failed"
@@ -54,12 +57,13 @@ def _replicated(context: SessionContext, machine: Machine, lend: Lend) -> Machin
         again, proxy = _driven(replace(context, take_over=True), machine, lend, (proxy,))
         if again is None:
             break
-        _count_lost(driver.report, again.report)
+        _count_lost(driver.report.disks, again.report)
         left_out |= again.crew.left_out
         driver = again
     if went_on and proxy:
         went_on[-1] += f"; through target proxy {proxy}"
     report = _healed(context, machine, lend, driver)
+    _count_lost(sent, report, is_whole=True)
     problem = release_left(context, machine, driver.crew.reconnect.every_s, joined)
     if problem:
         report.alarms.append(problem)
@@ -95,11 +99,23 @@ def release_left(
     return ""
 
 
-def _count_lost(before: MachineReport, now: MachineReport) -> None:
-    """What an attempt that failed sent is in the report of the next one too."""
-    lost = {disk.place: disk.sent for disk in before.disks}
+def _count_lost(
+    before: Sequence[DiskReport], now: MachineReport, *, is_whole: bool = False
+) -> None:
+    """What an attempt that failed sent is in the report of the next one too; of a transfer that was
+    `is_whole` also what was found: the next one finds only what is new since."""
+    lost = {disk.place: disk for disk in before}
     for disk in now.disks:
-        disk.sent += lost.get(disk.place, 0)
+        found = lost.get(disk.place)
+        if found is None:
+            continue
+        disk.sent += found.sent
+        if is_whole:
+            disk.read += found.read
+            disk.written += found.written
+            disk.changed = min(disk.virtual_size, disk.changed + found.changed)
+            disk.zeroed = min(disk.virtual_size, disk.zeroed + found.zeroed)
+            disk.resent_blocks += found.resent_blocks
 
 
 def _driven(

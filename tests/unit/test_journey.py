@@ -1,0 +1,87 @@
+"""How far a transfer is, as the next process finds it: what can be joined, and what was sent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from clocks import HeldClock
+from standby.host.memory import MemoryHost
+from standby.model.job import ReplicationJob
+from standby.model.machine import Checkpoint
+from standby.model.report import DiskReport, MachineReport
+from standby.server.context import SessionContext, TaskSlots
+from standby.server.journey import Journey, JourneyBook, Sender
+from standby.server.replicating import _count_lost
+from standby.server.store import Store
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+JOB = ReplicationJob("job", "prod", "dr", "main", ("*",))
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[SessionContext]:
+    clock = HeldClock(NOW)
+    with Store(tmp_path / "state.sqlite", clock) as store:
+        slots = TaskSlots(1, threading.Semaphore(1))
+        host = MemoryHost("prod", clock=clock)
+        yield SessionContext("s1", "test", JOB, host, store, slots, clock=clock)
+
+
+def begun(context: SessionContext) -> tuple[JourneyBook, Journey]:
+    book = JourneyBook(context, "vm1")
+    checkpoint = Checkpoint("c1", "vm1", "clone", NOW.isoformat(), "crash")
+    reports = [DiskReport("d0", "scsi:0:0", virtual_size=100), DiskReport("d1", "scsi:0:1")]
+    journey = Journey(
+        "crew", "dr1", "/dr/vm1", "vm1", "p1", 1, "intent", checkpoint, {}, reports, []
+    )
+    book.begin(journey)
+    return book, journey
+
+
+def test_what_earlier_attempts_sent_is_told_apart_from_what_the_joined_one_tells(
+    context: SessionContext,
+) -> None:
+    book, journey = begun(context)
+    journey.reports[0].sent = 7  # of an attempt through another proxy, which failed
+    book.sending("scsi:0:0", Sender("t1", "px1"))
+    journey.reports[0].sent += 50  # it has ended, and tells that again when it is joined
+    book.sending("scsi:0:1", Sender("t2", "px1"))
+    found = JourneyBook(context, "vm1").found()
+    assert found is not None
+    assert {place: sender.sent_before for place, sender in found.senders.items()} == {
+        "scsi:0:0": 7,
+        "scsi:0:1": 0,
+    }
+    assert list(context.store.journey_intents()) == ["intent"]
+
+
+def test_a_transfer_that_has_ended_tells_its_figures_until_the_commit_and_keeps_no_checkpoint(
+    context: SessionContext,
+) -> None:
+    book, journey = begun(context)
+    journey.reports[0].sent, journey.reports[0].changed = 50, 80
+    book.sent()
+    assert "intent" not in context.store.journey_intents()
+    context.clock.advance(10 * JOB.checkpoint_max_age_s)  # type: ignore[attr-defined]
+    found = JourneyBook(context, "vm1").found()
+    assert found is not None
+    assert found.is_sent
+    disk = DiskReport("d0", "scsi:0:0", virtual_size=100, sent=1, changed=30, read=5)
+    next_one = MachineReport("vm1", "vm1", disks=[replace(disk)])
+    _count_lost(found.reports, next_one, is_whole=True)
+    assert next_one.disks == [replace(disk, sent=51, changed=100)]  # of 100 bytes
+    book.drop()
+    assert JourneyBook(context, "vm1").found() is None
+
+
+def test_an_attempt_that_ends_leaves_nothing_to_count_once_more(context: SessionContext) -> None:
+    book, _ = begun(context)
+    book.sent()
+    book.end()
+    assert JourneyBook(context, "vm1").found() is None
