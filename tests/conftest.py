@@ -14,6 +14,7 @@ import pytest
 
 import databases
 import judging
+from net.nursery import Nursery
 
 # A process that a test spawns finds the test's module by its name, which counts from the root;
 # `python -m pytest` puts the root there by itself, `pytest` does not.
@@ -99,3 +100,10 @@ def state_place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
         return tmp_path / "state.sqlite"
     cluster: databases.Cluster = request.getfixturevalue("postgresql")
     return cluster.new_database()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where processes of the command line start in hundredths of a second; on Linux."""
+    with Nursery() as made:
+        yield made

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from net.network import require_network
@@ -11,8 +9,7 @@ from net.nursery import Nursery
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def nursery(nursery: Nursery) -> Nursery:
     """Where the processes of sites are started."""
     require_network()
-    with Nursery() as made:
-        yield made
+    return nursery

@@ -29,8 +29,9 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PR_SET_PDEATHSIG = 1
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
@@ -42,21 +43,11 @@ NOT_IMPORTED = (
 )
 
 
-class Child:
-    """A process of a nursery."""
+class Process:
+    """A process of a nursery, in this much a `subprocess.Popen`."""
 
-    def __init__(
-        self,
-        channel: socket.socket,
-        pid: int,
-        out: Path,
-        err: Path,
-        environment: Mapping[str, str],
-    ) -> None:
+    def __init__(self, channel: socket.socket, pid: int) -> None:
         self.pid = pid
-        self.environment = environment
-        self.out = out
-        self.err = err
         self._channel = channel
         self.returncode: int | None = None
 
@@ -81,10 +72,31 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """kill -9, and the end of it."""
         self.send_signal(signal.SIGKILL)
         self.wait()
+
+
+class Child(Process):
+    """One whose output is in files."""
+
+    def __init__(
+        self,
+        channel: socket.socket,
+        pid: int,
+        out: Path,
+        err: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        super().__init__(channel, pid)
+        self.environment = environment
+        self.out = out
+        self.err = err
 
     def said(self) -> str:
         """Its standard output so far."""
@@ -93,6 +105,37 @@ class Child:
     def log(self) -> str:
         """Its standard error so far."""
         return self.err.read_text()
+
+
+class Piped(Process):
+    """One whose output comes through pipes."""
+
+    def __init__(self, channel: socket.socket, pid: int, stdout: IO[str], stderr: IO[str]) -> None:
+        super().__init__(channel, pid)
+        self.stdout = stdout
+        self.stderr = stderr
+        self._said: tuple[str, str] | None = None
+
+    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+        """What it says until it has ended; TimeoutError when it still runs."""
+        if self._said is None:
+            with ThreadPoolExecutor(2) as pool:
+                said = [pool.submit(stream.read) for stream in (self.stdout, self.stderr)]
+                try:
+                    self.wait(timeout)
+                except TimeoutError:
+                    self.kill()  # else nothing would end the pipes, nor the threads
+                    raise
+            self._said = (said[0].result(), said[1].result())
+            self.stdout.close()
+            self.stderr.close()
+        return self._said
+
+    def close(self) -> None:
+        """Kill it if it still runs, and close the pipes."""
+        self.kill()
+        self.stdout.close()
+        self.stderr.close()
 
 
 class Nursery:
@@ -124,26 +167,54 @@ class Nursery:
     ) -> Child:
         """Run `standby arguments` in the namespace `space`; its output goes to `log`.out and
         `log`.err. `mounts` are (folder, where this process sees it)."""
-        self._wait()
         out, err = (log.with_name(f"{log.name}.{kind}") for kind in ("out", "err"))
-        channel = socket.socket(socket.AF_UNIX)
-        channel.connect(self._address)
+        given = dict(environment or {})
         request: dict[str, Any] = {
             "arguments": [str(item) for item in arguments],
             "space": space,
-            "environment": dict(environment or {}),
+            "environment": dict(os.environ) | given,
             "mounts": [(str(item), str(place)) for item, place in mounts],
             "tuned": dict(tuned or {}),
         }
         with out.open("ab") as first, err.open("ab") as second:
-            handles = array.array("i", [first.fileno(), second.fileno()])
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, handles)
-            channel.sendmsg([json.dumps(request).encode()], [rights])
-            channel.shutdown(socket.SHUT_WR)
-            pid = int.from_bytes(channel.recv(4), "little")
+            channel, pid = self._started(request, first.fileno(), second.fileno())
         if not pid:
             raise OSError(f"the nursery started nothing: {err.read_text()}")
-        return Child(channel, pid, out, err, request["environment"])
+        return Child(channel, pid, out, err, given)
+
+    def piped(
+        self, arguments: Sequence[object], environment: Mapping[str, str] | None = None
+    ) -> Piped:
+        """Run `standby arguments` here, its output at the other ends of two pipes."""
+        request: dict[str, Any] = {
+            "arguments": [str(item) for item in arguments],
+            "space": "",
+            "environment": dict(os.environ) | dict(environment or {}),
+            "mounts": [],
+            "tuned": {},
+        }
+        out, first = os.pipe()
+        err, second = os.pipe()
+        try:
+            channel, pid = self._started(request, first, second)
+        finally:
+            os.close(first)
+            os.close(second)
+        said, told = os.fdopen(out), os.fdopen(err)
+        if not pid:
+            with said, told:
+                raise OSError(f"the nursery started nothing: {told.read()}")
+        return Piped(channel, pid, said, told)
+
+    def _started(self, request: dict[str, Any], out: int, err: int) -> tuple[socket.socket, int]:
+        """The keeper's end of a new process, and its id (0: there is none)."""
+        self._wait()
+        channel = socket.socket(socket.AF_UNIX)
+        channel.connect(self._address)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [out, err]))
+        channel.sendmsg([json.dumps(request).encode()], [rights])
+        channel.shutdown(socket.SHUT_WR)
+        return channel, int.from_bytes(channel.recv(4), "little")
 
     def close(self) -> None:
         """Kill it, and with it all of its processes."""
@@ -190,6 +261,10 @@ def _import_all() -> None:
         if not found.name.startswith(NOT_IMPORTED):
             with contextlib.suppress(ImportError):  # of another system
                 importlib.import_module(found.name)
+    # Each process does this when it begins: what is learnt here it need not learn.
+    from standby.wire.learning import learn_values
+
+    learn_values()
 
 
 def _die_with_parent() -> None:
@@ -220,6 +295,9 @@ def _keep(channel: socket.socket) -> None:
             for number, handle in enumerate(handles, 1):
                 os.dup2(handle, number)
                 os.close(handle)
+            # Python's own know of the files that the nursery had there, whether one may seek.
+            sys.stdout = os.fdopen(1, "w", closefd=False)
+            sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
             code = _run(request)
         except BaseException:
             traceback.print_exc()
@@ -227,6 +305,8 @@ def _keep(channel: socket.socket) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+    for handle in handles:
+        os.close(handle)
     channel.sendall(child.to_bytes(4, "little"))
     _, status = os.waitpid(child, 0)
     channel.sendall(str(os.waitstatus_to_exitcode(status)).encode())
@@ -243,6 +323,7 @@ def _run(request: dict[str, Any]) -> int:
         for item, place in request["mounts"]:
             done = libc.mount(item.encode(), place.encode(), None, MS_BIND, None)
             _checked(done, f"mount {item}")
+    os.environ.clear()
     os.environ.update(request["environment"])
 
     from standby import cli, killpoints

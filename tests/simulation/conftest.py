@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from simulation.served import Served
+from simulation.site import Site
+
+
+@pytest.fixture(autouse=True)
+def _quick_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites start their processes in a nursery where there is one."""
+    if sys.platform == "linux":
+        monkeypatch.setattr(Site, "nursery", request.getfixturevalue("nursery"))
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import signal
 import socket
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from cli.processes import wait_until
 from net.nursery import Child
@@ -63,20 +65,27 @@ def free_port() -> int:
 class Installation(Site):
     """Movers as processes; `close` ends those that still run."""
 
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = ROLES
+    """By mover."""
+
+    def more_of(self, name: str) -> list[str]:
+        """More lines of the mover's mover.toml, tables of their own."""
+        return []
+
     def __init__(self, folder: Path, more: str = "") -> None:
         super().__init__(folder)
         (folder / "repository").mkdir()
         self.authority = Authority.create(folder / "authority", "test")
         self.enrol("server", folder / "identity", ("server",))
-        self.ports = {name: free_port() for name in ROLES}
+        self.ports = {name: free_port() for name in self.roles}
         self.processes: dict[str, Child] = {}
-        for name in ROLES:
+        for name in self.roles:
             self.write_mover(name)
         movers = "\n".join(
             f'[movers.{name}]\naddress = "127.0.0.1:{port}"' for name, port in self.ports.items()
         )
         self.config.write_text(TOML.format(folder=folder, movers=movers, more=more))
-        self.start_movers(*ROLES)
+        self.start_movers(*self.roles)
 
     def enrol(self, name: str, folder: Path, roles: tuple[str, ...]) -> None:
         """Give a machine its certificate."""
@@ -87,18 +96,19 @@ class Installation(Site):
     def write_mover(self, name: str) -> None:
         home = self.folder / f"mover-{name}"
         home.mkdir()
-        self.enrol(name, home / "identity", ROLES[name])
+        self.enrol(name, home / "identity", self.roles[name])
         roots = {"source": self.folder / "source", "repository": self.folder / "repository"}
-        if "target" in ROLES[name]:
+        if "target" in self.roles[name]:
             roots = {"target": self.folder / "target"}
         lines = [
             f'name = "{name}"',
             f'listen = "127.0.0.1:{self.ports[name]}"',
             'identity = "identity"',
             'state = "state"',
-            f"roles = {json.dumps(ROLES[name])}",
+            f"roles = {json.dumps(self.roles[name])}",
             "[roots]",
             *(f'{root} = "{path}"' for root, path in roots.items()),
+            *self.more_of(name),
         ]
         (home / "mover.toml").write_text("\n".join(lines) + "\n")
 

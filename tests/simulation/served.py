@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli.processes import started, wait_until
+from cli.processes import wait_until
+from net.nursery import Piped
 from simulation.installed import Installation
 from standby.model.report import MachineReport, SessionReport
 from standby.model.session import SESSION_ENDS, Reason, SessionRun, SessionState
@@ -44,17 +44,20 @@ class Served(Installation):
         return run.id
 
     @contextmanager
-    def server(self, state: str = "active", **environment: str) -> Iterator[subprocess.Popen[str]]:
+    def server(self, state: str = "active", **environment: str) -> Iterator[Piped]:
         """A server that is active, or stands by."""
+        assert self.nursery is not None
         arguments = ("server", "run", "--config", self.config, "--json")
-        with started(*arguments, "--listen", "127.0.0.1:0", **environment) as process:
-            assert process.stdout is not None
+        process = self.nursery.piped([*arguments, "--listen", "127.0.0.1:0"], environment)
+        try:
             line = process.stdout.readline()
             assert line, process.communicate()
             told = json.loads(line)
             assert told["state"] == state
             self.api = told["api"]
             yield process
+        finally:
+            process.close()
 
     def expire_lease(self) -> None:
         """As after its 15 seconds."""
@@ -83,7 +86,7 @@ class Served(Installation):
         return sum("task begun" in line and "send_disk" in line for line in lines)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process: Piped) -> None:
     """SIGTERM, and a clean end."""
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,6 +34,9 @@ from standby.server.movers import MoverPair, thread_movers
 from standby.server.replicas import Replicas
 from standby.server.store import Store
 from standby.units import MiB
+
+if TYPE_CHECKING:
+    from net.nursery import Nursery
 
 TOML = """\
 [standby]
@@ -79,6 +83,9 @@ class JumpingClock(Clock):
 
 class Site:
     """A source and a target on one machine."""
+
+    nursery: Nursery | None = None
+    """Where its processes of the command line start; None: Python is executed for each."""
 
     def __init__(self, folder: Path, restore_points: int = 7, more: str = "") -> None:
         self.folder = folder
@@ -157,8 +164,14 @@ class Site:
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """The command line, as a process of its own."""
+        full = [*arguments, "--config", str(self.config)]
+        if self.nursery is not None:
+            process = self.nursery.piped(full, environment)
+            out, err = process.communicate(120)
+            assert process.returncode is not None
+            return subprocess.CompletedProcess(full, process.returncode, out, err)
         return subprocess.run(
-            [sys.executable, "-m", "standby", *arguments, "--config", str(self.config)],
+            [sys.executable, "-m", "standby", *full],
             env=os.environ | environment,
             capture_output=True,
             text=True,

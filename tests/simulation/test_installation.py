@@ -86,7 +86,7 @@ def test_a_killed_proxy_gives_its_disk_to_the_other(installation):
     (disk,) = machine["disks"]
     assert (disk["proxy"], disk["retries"]) == ("src", 1)
     assert installation.check_points() == 1
-    installation.start_mover("px")
+    installation.start_movers("px")
     installation.check_nothing_leaked()
 
 
@@ -95,7 +95,7 @@ def test_a_killed_target_goes_on_where_it_was_when_it_is_back(installation):
     with started("job", "start", "job", "--json", "--config", installation.config) as process:
         wait_until(lambda: partial_size(installation) > 32 * MiB, "some data arrived")
         installation.kill_mover("dr")
-        installation.start_mover("dr")
+        installation.start_movers("dr")
         machine = finished(process)
     assert any("went on after" in text for text in machine["warnings"])
     assert installation.check_points() == 1

@@ -4,7 +4,6 @@ command line and by the API, in mid-transfer."""
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from click.testing import CliRunner
 
 import standby.cli
 from cli.processes import wait_until
+from net.nursery import Piped
 from simulation.served import Served, check_done, finish
 from standby.model.session import SessionState, TaskState
 from standby.road.lease import is_processing
@@ -64,7 +64,7 @@ class Slow(Served):
         return self.api if "://" in self.api else f"http://{self.api}"
 
     @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[str]]:
+    def running(self) -> Iterator[Piped]:
         made = self.command("token", "add", "test", "--role", "operator", "--json")
         assert made.returncode == 0, made.stderr
         self.token = json.loads(made.stdout)["token"]
