@@ -18,7 +18,6 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -115,12 +114,7 @@ class RemoteServer:
     def __enter__(self) -> RemoteServer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Nothing is open between requests."""
 
     # --- requests ----------------------------------------------------------------------------

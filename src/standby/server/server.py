@@ -15,7 +15,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import MoverDied, ServerFenced, SessionStopped, StandbyError, UnknownName
@@ -106,12 +105,7 @@ class BackupServer:
     def __enter__(self) -> BackupServer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- one of several ----------------------------------------------------------------------

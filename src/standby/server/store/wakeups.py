@@ -11,7 +11,6 @@ import contextlib
 import selectors
 import socket
 import threading
-from types import TracebackType
 from typing import Any
 
 import sqlalchemy as sa
@@ -69,12 +68,7 @@ class Wakeups:
     def __enter__(self) -> Wakeups:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- PostgreSQL --------------------------------------------------------------------------
