@@ -19,6 +19,7 @@ from simulation.installed import Installation
 from simulation.several import HOMES, ROLES, CuttableMachine, SeveralSite
 from standby.errors import LinkError
 from standby.road.service_config import WanConfig
+from standby.server.infrastructure_check import checked
 from standby.server.service_crew import ServiceCrew
 from standby.units import MiB
 from standby.wan.limits import Limits
@@ -306,6 +307,44 @@ def test_a_pair_that_is_away_is_waited_for_if_so_configured(make_site):
     session.join(60)
     assert done(found["report"]).wan.name == "main"
     assert found["report"].machines[0].warnings == []
+    check(site)
+
+
+def test_a_proxy_that_vanishes_gives_its_disk_to_the_other_over_the_pair(site):
+    proxy = site.machines["px1"]
+    proxy.cut_after, proxy.on_cut = 8 * MiB, proxy.vanish
+    report = site.run()
+    disk = done(report)
+    assert not is_told_as_direct(report)
+    assert (disk.retries, disk.proxy, disk.wan.name) == (1, "px2", "main")
+    check(site)
+
+
+def test_a_target_that_vanishes_gives_its_replica_to_the_other_over_the_pair(site):
+    relay = site.machines["wb"]
+    relay.cut_after, relay.cuts, relay.on_cut = 8 * MiB, False, site.machines["dr1"].vanish
+    report = site.run()
+    assert not is_told_as_direct(report)
+    assert done(report).wan.name == "main"
+    assert site.replica().record().generation == 2
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
+
+
+def test_what_lacks_for_a_pair_is_found_by_the_infrastructure_check(make_site):
+    class Bare(WanSite):
+        caches = ""
+
+    site = make_site(MORE, Bare)
+    with site.server() as server:
+        checks = checked(server.crews.fleet, server.config, site.clock)
+        found = {(item.seen_from, item.what): item.level.value for item in checks}
+    assert found["server", "mover wb cache"] == "warning"
+    assert ("server", "mover wa cache") not in found
+    for way in (("px1", "wa as wan"), ("wa", "wb as wan"), ("wb", "dr1 as target")):
+        assert found[f"mover {way[0]}", f"mover {way[1]}"] == "ok"
+    report = site.run()
+    assert (done(report).wan.asked, done(report).wan.cached) == (0, 0)
     check(site)
 
 

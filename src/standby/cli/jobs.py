@@ -361,13 +361,24 @@ def _show_machine(machine: MachineReport) -> None:
         click.echo(f"steps: {steps}")
 
 
+PIECES = {
+    "asked": "in the cache",
+    "copy": "in known disks",
+    "parts": "in parts known",
+    "delta": "like known ones",
+    "stream": "compressed",
+    "raw": "as they are",
+    "zero": "zero",
+}
+"""How pieces travelled, for people."""
+
+
 def _over_wan(place: str, told: WanReport) -> str:
     """What WAN accelerators did for a disk, in a line."""
-    pieces = ", ".join(f"{count} {kind}" for kind, count in told.pieces.items() if count)
+    pieces = ", ".join(f"{n} {PIECES.get(kind, kind)}" for kind, n in told.pieces.items() if n)
     cpu = ", ".join(f"{seconds:.1f} s {side}" for side, seconds in told.cpu_s.items())
     return (
-        f"{place} over wan {told.name} ({told.mode or 'not told'}): {size(told.sent)} sent, "
-        f"{size(told.received)} came back, directly about {size(told.direct)}; "
-        f"pieces: {pieces or 'none'}; {told.found} of {told.asked} asked for were in the cache; "
-        f"cpu: {cpu}"
+        f"{place} over WAN accelerators {told.name}: {size(told.sent)} sent and "
+        f"{size(told.received)} received, directly about {size(told.direct)}; "
+        f"pieces of 4 KiB: {pieces or 'none'}; processor: {cpu}"
     )
