@@ -1,0 +1,207 @@
+"""Before a VM's transfer: its replica opened, its checkpoint taken, each disk planned."""
+
+from __future__ import annotations
+
+import contextlib
+
+import msgspec
+
+from standby import killpoints
+from standby.errors import (
+    DiskFull,
+    IllegalTransition,
+    ReplicaMissing,
+    RepositoryError,
+)
+from standby.model.machine import Checkpoint
+from standby.model.replica import (
+    Action,
+    legal_actions,
+    legal_commands,
+)
+from standby.model.report import DiskReport
+from standby.road.naming import new_point_id
+from standby.road.points import DiskMatches, TargetState, match_disks
+from standby.server import facts
+from standby.server.crew import RepositoryView, replica_name
+from standby.server.machine_work import MachineWork
+from standby.server.plan import DiskPlan, Mode
+
+
+class Preparing(MachineWork):
+    """Prepare, checkpoint and plan; and the release, which ends what the checkpoint began."""
+
+    # --- prepare -----------------------------------------------------------------------------
+
+    def _prepare(self, repository: RepositoryView) -> TargetState:
+        """Open the replica as its one writer; finish what a killed session left."""
+        context = self.context
+        known = context.store.known_replica(self._identity)
+        is_known = known is not None and known.points > 0
+        with contextlib.suppress(RepositoryError):
+            is_known = is_known or bool(repository.points(self.key))
+        found = self.crew.target.call(
+            "open_replica",
+            root=self.crew.target_root,
+            identity=msgspec.to_builtins(self._identity),
+            wanted=self.machine.name + context.job.suffix,
+            session=self.crew.name or context.session,  # by which its movers end it
+            take_over=context.take_over,
+            must_exist=not context.accept_loss and is_known,
+            expected=known.path if known is not None else self.crew.target_root,
+        )
+        self._path = found["path"]
+        self.report.replica = replica_name(self._path)
+        self.report.warnings.extend(found["warnings"])
+        state = msgspec.convert(found["state"], TargetState)
+        if known is not None and not state.points:
+            self._lost_points = known.points
+        lost = facts.points_lost(known, repository, self.key, state.newest)
+        if not lost and known is not None and len(state.points) < known.points:
+            lost = f"{len(state.points)} restore points where {known.points} were known"
+        if lost and not context.accept_loss:
+            raise ReplicaMissing(self.report.replica, self._path, lost)
+        if lost:
+            repository.forget(self.key)  # or it would say the same next time
+        if Action.SESSION not in legal_actions(state.state):
+            raise IllegalTransition(
+                self.report.replica,
+                state.state.value,
+                Action.SESSION.value,
+                legal_commands(state.state, self.report.replica, context.job.name),
+            )
+        facts.converge_repository(repository, self.key, state)
+        self._remember(state.state, list(state.points))
+        if not state.newest and self.machine.name in context.job.map:
+            state = self._map(state)
+        return state
+
+    def _map(self, state: TargetState) -> TargetState:
+        """Make the disks of an existing VM at the target the first point (RULES 16)."""
+        matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
+        self._register(matches)
+        found = self.crew.target.call(
+            "map_machine",
+            path=self._path,
+            folder=self.context.job.map[self.machine.name],
+        )
+        self.report.warnings.extend(found["warnings"])
+        self._is_mapped = True
+        state = msgspec.convert(found["state"], TargetState)
+        self._remember(state.state, list(state.points))
+        return state
+
+    def _register(self, matches: DiskMatches) -> None:
+        """Have the target keep the disks' ids before anything carries one (RULES 1)."""
+        self.crew.target.call(
+            "register_disks", path=self._path, disks=msgspec.to_builtins(matches.known)
+        )
+
+    def _take_checkpoint(self) -> Checkpoint:
+        """Record the intent, then fix the VM's disks (RULES 10)."""
+        context = self.context
+        intent = context.store.record_intent(
+            context.source.name, self.machine.id, context.session, context.clock.now().isoformat()
+        )
+        killpoints.reach("checkpoint intent")
+        self._intent = intent
+        self._checkpoint = context.source.take_checkpoint(self.machine, intent)
+        self._checkpoint_started = context.clock.monotonic()
+        self._keep_state_files()
+        killpoints.reach("checkpoint made")
+        context.store.checkpoint_made(intent, self._checkpoint)
+        return self._checkpoint
+
+    def _keep_state_files(self) -> None:
+        """Have the state files of the checkpoint's moment: the VM may be started before the commit,
+        as soon as the host allows it."""
+        if self._state_files is None:
+            self._state_files = self.context.source.state_files(self.machine)
+
+    def _release(self) -> dict[str, str]:
+        assert self._checkpoint is not None
+        trackers = self.context.source.release_checkpoint(self._checkpoint)
+        self._is_released = True
+        self.context.store.checkpoint_released(self._intent)
+        killpoints.reach("released")
+        return trackers
+
+    # --- plan --------------------------------------------------------------------------------
+
+    def _plans(
+        self,
+        repository: RepositoryView,
+        state: TargetState,
+        checkpoint: Checkpoint,
+        matches: DiskMatches,
+    ) -> dict[str, DiskPlan]:
+        """By controller place, with what the report has to say of them."""
+        plans = self._disk_plans(repository, state, checkpoint, matches)
+        for plan in plans.values():
+            disk = DiskReport(plan.disk_id, plan.place, plan.mode.value, plan.reason)
+            disk.virtual_size = plan.virtual_size
+            self.report.disks.append(disk)
+            known = any(held.disk_id == plan.disk_id for held in state.disks)
+            if plan.is_unforeseen:
+                self._alarm("full", f"disk {plan.place}: {plan.mode.value}: {plan.reason}")
+            elif plan.mode is Mode.NEW_CHAIN or (
+                known and not self._is_mapped and _is_compared_anew(plan)
+            ):
+                self.report.warnings.append(f"disk {plan.place}: {plan.reason}")
+        for removed in matches.removed:
+            if any(held.disk_id == removed.id for held in state.disks):
+                self.report.warnings.append(
+                    f"disk {removed.place} is gone from the VM; older points keep it"
+                )
+        return plans
+
+    def _disk_plans(
+        self,
+        repository: RepositoryView,
+        state: TargetState,
+        checkpoint: Checkpoint,
+        matches: DiskMatches,
+    ) -> dict[str, DiskPlan]:
+        return facts.disk_plans(
+            self.context.job,
+            self.machine,
+            checkpoint,
+            matches,
+            state,
+            repository,
+            self.key,
+            self.context.source,
+            self.crew.source_root,
+            self.crew.source,
+            self.context.store.changed_history(self._identity),
+            lost_points=self._lost_points,
+        )
+
+    def _replan(
+        self,
+        repository: RepositoryView,
+        checkpoint: Checkpoint,
+        place: str,
+    ) -> DiskPlan:
+        """How to go on with one disk whose transfer failed: from what the target holds now."""
+        held = self.crew.target.call("inspect_replica", path=self._path)
+        state = msgspec.convert(held, TargetState)
+        matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
+        return self._disk_plans(repository, state, checkpoint, matches)[place]
+
+    def _check_space(self, plans: dict[str, DiskPlan], free: int) -> None:
+        """A first full must fit before anything is sent; later ones are stopped by the file
+        system and go on when there is room."""
+        needed = sum(plan.space.value for plan in plans.values() if plan.mode is Mode.FULL)
+        if needed > free:
+            raise DiskFull(self._path, needed, free)
+
+    def _point_id(self, state: TargetState) -> str:
+        """The interrupted point's id, so that it is continued, else a new one."""
+        waiting = [item.point_id for item in state.partials if item.point_id > state.newest]
+        return max(waiting) if waiting else new_point_id(self.context.clock, state.newest)
+
+
+def _is_compared_anew(plan: DiskPlan) -> bool:
+    """Whether the repository's digests, which should be there, are of no use."""
+    return plan.mode is Mode.INCREMENTAL and plan.baseline == "target"
