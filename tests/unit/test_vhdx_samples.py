@@ -6,8 +6,10 @@ Of a large sample only what `extents` calls data is read; the rest goes into the
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import judging
@@ -30,6 +32,25 @@ _PARENTS = {
 }
 _NAMES = sorted(set(judging.known_samples()) - {_WRONG_LINKAGE})
 _SMALL = 128 * MiB
+_WINDOW = 4 * MiB
+_FULL = os.environ.get("STANDBY_FUZZ") == "full"
+
+_CONDENSED = {
+    # btrfs.vhdx
+    "0b959f9cb4e18348ad8b646f152178282542c8304f02fddf765e3fd1a1de6864":
+    "491a099f2f120370ac90ed00183280a8f76f5d6c1522b82ddf1baf86740c80a2",
+    # iotest-dirtylog-10G-4M.vhdx
+    "179cefe8b0587f123393eedf2aa7aa8d25798591178e6bc3950a09762f38f96f":
+    "423d34fc2df0ee71557c29c744ce621e9aacdd37a748c99c7c01ea6ef381d695",
+    # iotest-dynamic-1G.vhdx
+    "d3d112d8dab7fd360609f7d5a7b769904b7a2a7d7b6b8c535f65a23293c05478":
+    "8c85dbf7b8804b0a8b7a3a44a266f847470f9f02f03d9dc57b7a8e204c54784c",
+    # swap.vhdx
+    "60dd30b4c74361427d1089510cabb36e2eeda0cc4747f467ea43173acd358c49":
+    "931e0c441356fad09c37286307ab48f9fb9e17e4bcfa500a47ee0ca59d073af4",
+}  # fmt: skip
+"""By the manifest's sum of a large sample's content, that of `_condensed`, which takes no time for
+gigabytes of zeros. Both were added up over the same bytes; STANDBY_FUZZ=full does so again."""
 
 
 def _unpacked(name: str, folder: Path) -> Path:
@@ -51,6 +72,25 @@ def _sha256(disk: VirtualDisk) -> str:
     return digest.hexdigest()
 
 
+def _condensed(disk: VirtualDisk) -> str:
+    """A sum of the size and of every sector that is not zero, with its number: the same exactly
+    where the content is."""
+    digest = hashlib.sha256(f"{disk.virtual_size} ".encode())
+    windows: dict[int, None] = {}
+    for extent in disk.extents():
+        if extent.kind == Kind.DATA:
+            windows |= dict.fromkeys(range(extent.offset // _WINDOW, -(-extent.stop // _WINDOW)))
+    for window in windows:
+        offset = window * _WINDOW
+        buffer = bytearray(min(_WINDOW, disk.virtual_size - offset))
+        disk.read_into(offset, buffer)
+        sectors = np.frombuffer(buffer, np.uint8).reshape(-1, 512)
+        held = np.flatnonzero(sectors.any(axis=1))
+        digest.update((held + offset // 512).astype("<i8").tobytes())
+        digest.update(sectors[held].tobytes())
+    return digest.hexdigest()
+
+
 def _data(disk: VirtualDisk) -> list[tuple[int, bytes]]:
     found = []
     for extent in disk.extents():
@@ -69,8 +109,12 @@ def test_the_samples_are_here(samples: Path) -> None:
 @pytest.mark.parametrize("name", _NAMES)
 def test_reads_as_the_manifest_says(name: str, tmp_path: Path) -> None:
     path = _unpacked(name, tmp_path)
+    wanted = judging.known_samples()[name].content_sha256
     with open_disk(path) as disk:
-        assert _sha256(disk) == judging.known_samples()[name].content_sha256
+        if wanted in _CONDENSED:
+            assert _condensed(disk) == _CONDENSED[wanted]
+        if wanted not in _CONDENSED or _FULL:
+            assert _sha256(disk) == wanted
 
 
 @pytest.mark.parametrize("name", _NAMES)
