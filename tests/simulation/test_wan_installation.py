@@ -310,6 +310,19 @@ def test_a_pair_that_is_away_is_waited_for_if_so_configured(make_site):
     check(site)
 
 
+def test_a_pair_that_is_waited_for_in_vain_interrupts_the_session(make_site):
+    site = make_site(MORE + 'if_away = "wait"\n')
+    text = site.config.read_text()
+    site.config.write_text(text.replace('reconnect_for = "10s"', 'reconnect_for = "2s"'))
+    site.away.add("wb")
+    (machine,) = site.run().machines
+    assert machine.outcome == "interrupted"
+    assert "mover wb cannot be reached" in machine.error
+    site.away.clear()
+    assert done(site.run()).wan.name == "main"
+    check(site)
+
+
 def test_a_proxy_that_vanishes_gives_its_disk_to_the_other_over_the_pair(site):
     proxy = site.machines["px1"]
     proxy.cut_after, proxy.on_cut = 8 * MiB, proxy.vanish
