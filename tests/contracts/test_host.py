@@ -14,7 +14,7 @@ from standby.errors import SourceChanged
 from standby.host.folder import FolderHost, new_machine
 from standby.host.memory import MemoryHost
 from standby.model.extent import Extent
-from standby.model.machine import Machine, PowerState
+from standby.model.machine import Checkpoint, Machine, PowerState
 from standby.ports import Host
 from standby.units import KiB, MiB
 
@@ -28,9 +28,10 @@ class Setting:
     host: Any
     add: Callable[..., Machine]
     write: Callable[[Machine, str, int, bytes], None]
+    opened: Callable[[Checkpoint, str], Any]
 
-    def content(self, checkpoint: Any, place: str) -> bytes:
-        disk = self.host.open_checkpoint(checkpoint, place)
+    def content(self, checkpoint: Checkpoint, place: str) -> bytes:
+        disk = self.opened(checkpoint, place)
         data = bytearray(disk.virtual_size)
         disk.read_into(0, data)
         disk.close()
@@ -47,7 +48,12 @@ def folder_setting(tmp_path: Path) -> Setting:
     def add(name: str, disks: dict[str, int] = DISKS) -> Machine:
         return new_machine(tmp_path, name, disks)
 
-    return Setting(FolderHost("prod", tmp_path), add, write)
+    def opened(checkpoint: Checkpoint, place: str) -> Any:  # as source proxies do
+        (found,) = (disk for disk in checkpoint.disks if disk.place == place)
+        paths = [tmp_path / file for file in found.files]
+        return open_disk(paths[0], parents=paths[1:])
+
+    return Setting(FolderHost("prod", tmp_path), add, write, opened)
 
 
 def memory_setting(tmp_path: Path) -> Setting:
@@ -56,6 +62,7 @@ def memory_setting(tmp_path: Path) -> Setting:
         host,
         lambda name, disks=DISKS: host.add_machine(name, disks),
         lambda machine, place, offset, data: host.disk(machine, place).write(offset, data),
+        host.open_checkpoint,
     )
 
 

@@ -72,7 +72,8 @@ def test_files_are_listed_newest_first_relative_to_the_host(tmp_path: Path, kind
         folder = f"web01/{CLONE_PREFIX}00000000-intent-1"
         assert first == (f"{folder}/0-child.vhdx", f"{folder}/1-base.vhdx")
         assert second == (f"{folder}/2-data.raw",)
-    with_parents = host.open_checkpoint(checkpoint, "scsi:0:0")
+    paths = [tmp_path / file for file in first]
+    with_parents = open_disk(paths[0], parents=paths[1:])
     data = bytearray(512)
     with_parents.read_into(0, data)
     with_parents.close()

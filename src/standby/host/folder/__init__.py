@@ -42,7 +42,6 @@ from standby.host.folder.running import OWN_FILES, Running
 from standby.host.folder.vm_toml import Boot
 from standby.model.extent import Extent
 from standby.model.machine import Checkpoint, Inventory, Machine, PowerState
-from standby.ports import VirtualDisk
 
 __all__ = [
     "OWN_FILES",
@@ -229,14 +228,6 @@ class FolderHost:
                     problem.name, str(self.path / problem.folder), str(problem.error)
                 )
         raise SourceChanged(checkpoint.machine_id, str(self.path), "the VM is gone from the host")
-
-    def open_checkpoint(self, checkpoint: Checkpoint, place: str) -> VirtualDisk:
-        """The disk at `place` as the checkpoint fixed it, read-only."""
-        for disk in checkpoint.disks:
-            if disk.place == place:
-                paths = [inventory.plain_path(self.path, file) for file in disk.files]
-                return open_disk(paths[0], parents=paths[1:])
-        raise UnknownName("disk", place, tuple(disk.place for disk in checkpoint.disks))
 
     def release_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Give the checkpoint up; there are no tracker ids here. Repeating it is harmless."""
