@@ -53,8 +53,8 @@ IN_FLIGHT_MAX = 16
 IN_FLIGHT_BYTES = 64 * MiB
 """Of parts that are not settled: eight whole ones, 0.6 s of a line of 100 MB/s."""
 
-SAMPLES = 16
-SAMPLED = 8
+SAMPLES = 8
+SAMPLED = 4
 """Pieces of each of so many places of a part that are compressed as direct mode would, to know what
 it would have sent."""
 
