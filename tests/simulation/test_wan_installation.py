@@ -179,6 +179,38 @@ def test_a_mover_may_be_proxy_and_accelerator_in_one(make_site):
     check(site)
 
 
+class TwoSources(WanSite):
+    """Two accelerators at the source, one at the target."""
+
+    roles: ClassVar[dict[str, tuple[str, ...]]] = WanSite.roles | {"wa2": ("wan",)}
+
+
+SECOND = """\
+[wan.other]
+source = "wa2"
+target = "wb"
+[jobs.second]
+source = "source"
+target = "target"
+machines = ["vm2"]
+wan = "other"
+"""
+
+
+def test_pairs_with_one_target_share_what_it_knows(make_site):
+    site = make_site(MORE + SECOND, TwoSources)
+    site.config.write_text(site.config.read_text().replace('["*"]', '["vm1"]'))
+    site.twin("vm2")
+    with site.server() as server:
+        done(server.start("job"))
+        report = server.start("second")
+        site.remember(report)
+    assert done(report).wan.name == "other"
+    assert done(report).wan.found == DATA // 4096
+    assert site.machines["wa2"].made
+    check(site, "vm2")
+
+
 def test_disks_and_machines_go_side_by_side(make_site):
     site = make_site(MORE)
     for name in ("vm2", "vm3"):
