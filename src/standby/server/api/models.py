@@ -15,6 +15,8 @@ from standby.model.session import RequestKind, SessionRun, TaskRun
 from standby.road.repairing import RepairReport
 from standby.road.surveying import ReplicaStatus
 from standby.road.verifying import PointVerdict
+from standby.server.infrastructure_check import Check
+from standby.server.plan import JobPlan
 from standby.server.progress import DiskProgress
 from standby.server.serve import JobTimes
 from standby.server.store.tables import Alarm
@@ -271,8 +273,8 @@ class Step(BaseModel):
 
 class Operation(BaseModel):
     """Something that takes long. One whose server ended meanwhile has failed, and says so.
-    `result` is a JobPlan (plan), a Verdict (verify), a Repaired (repair), session reports (stop) or
-    the findings of a check."""
+    `result` is a JobPlan (plan), a Verdict (verify), a Repaired (repair), SessionReports (stop) or
+    the Checks of a check."""
 
     id: str
     kind: str
@@ -282,7 +284,7 @@ class Operation(BaseModel):
     started_at: str
     ended_at: str
     progress: list[Step]
-    result: Any = None
+    result: JobPlan | Verdict | Repaired | list[SessionReport] | list[Check] | None = None
     error: Error | None = None
 
 
