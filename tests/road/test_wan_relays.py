@@ -305,6 +305,25 @@ def test_a_slow_target_holds_the_source(monkeypatch, asks):
     line.close()
 
 
+def test_frames_are_made_while_others_wait_for_the_line():
+    wan = Wan(is_source=True)
+    wan.wan.send(WanReady(False, 16, WINDOW_LOG))
+    content = noise(MiB)
+    leaves = digesting.leaves(content)
+    for number in range(6):
+        rows = np.array([[number * MiB, MiB, 1]])
+        wan.peer.send(Batch(1, len(leaves), MiB), rows, leaves, content)
+    with wan.station._changed:
+        ahead = source_wan.READY_MAX
+        assert wan.station._changed.wait_for(lambda: len(wan.station._ready) == ahead, WAIT_S)
+    for _ in range(6):
+        assert isinstance(wan.wan.receive()[0], WanFrame)
+    wan.wan.send(Finished(1, 1))
+    assert wan.peer.receive()[0] == Finished(1, 1)
+    wan.ended.result(WAIT_S)
+    wan.close()
+
+
 # --- what is refused -------------------------------------------------------------------------
 
 

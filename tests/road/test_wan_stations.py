@@ -16,7 +16,7 @@ from road.accelerating import KEY, LIMITS, Pair, WanSession, errors
 from road.driving import content, write
 from road.plain import WAIT_S
 from standby.disk import open_disk
-from standby.errors import DiskFull, LinkError, ProtocolError, SourceChanged
+from standby.errors import DiskFull, LinkError, ProtocolError, SourceChanged, StandbyError
 from standby.road.partial import PartialDisk
 from standby.road.source_proxy import SourceProxy
 from standby.units import KiB, MiB
@@ -252,19 +252,30 @@ def test_a_cache_in_use_elsewhere_fails_nothing(pair):
     assert "cannot be used" in session.wan_received["warnings"][0]
 
 
+def test_a_cache_whose_folder_is_none_fails_nothing(pair):
+    pair.cache.write_bytes(b"")
+    fill(pair.machine("vm1"))
+    session = run(pair, "vm1")
+    assert "cannot be used" in session.wan_received["warnings"][0]
+    with pytest.raises(StandbyError):
+        pair.servers["far"].call("wan_status")
+
+
 def test_a_cache_that_fails_fails_nothing(pair, monkeypatch):
     def take_in(*_: Any) -> Any:
         raise ValueError("a bug")
 
     def lookup(*_: Any, **__: Any) -> Any:
-        raise DiskFull("cache", 1, 0)
+        raise ValueError("another bug")
 
     monkeypatch.setattr(Namespace, "take_in", take_in)
     monkeypatch.setattr(Namespace, "lookup", lookup)
     fill(pair.machine("vm1"))
     session = run(pair, "vm1")
     assert session.wan_received["cached"] == 0
-    assert any("a bug" in text for text in session.wan_received["warnings"])
+    asked, taken = session.wan_received["warnings"]
+    assert asked.endswith("not asked: another bug")
+    assert taken.endswith("takes nothing in: a bug")
 
 
 def test_an_accelerator_without_a_cache_sends_everything(tmp_path):

@@ -4,7 +4,7 @@ Everything but batches passes through in order. A batch is cut into parts; the q
 out at once, so that the answer is there when its turn comes, however long the line: up to as many
 parts as the target allows are on their way, and at most IN_FLIGHT_BYTES. A second thread encodes
 them in order, behind what the proxy said between them; it alone uses the encoder, so receipts are
-settled there too.
+settled there too. A third one sends, so that the line is in use while the next part is encoded.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ IN_FLIGHT_MAX = 16
 IN_FLIGHT_BYTES = 64 * MiB
 """Of parts that are not settled: eight whole ones, 0.6 s of a line of 100 MB/s."""
 
+READY_MAX = 2
+"""Frames that are made and wait for the line: at most 16 MiB, and one is mostly enough."""
+
 SAMPLES = 8
 SAMPLED = 4
 """Pieces of each of so many places of a part that are compressed as direct mode would, to know what
@@ -87,6 +90,7 @@ class SourceWan(Relay):
         self._queue: deque[_Waiting] = deque()
         self._answers: deque[bytes] = deque()
         self._receipts: deque[bytes] = deque()
+        self._ready: deque[tuple[Message, tuple[bytes, ...]]] = deque()
         self._sizes: dict[int, int] = {}
         self._questions = IN_FLIGHT_MAX
         self._encoder: Encoder
@@ -109,6 +113,7 @@ class SourceWan(Relay):
         window_log = min(ready.window_log, self._window_log)
         self._encoder = Encoder(self._key, None, 0, asks=ready.asks, window_log=window_log)
         self.begin(self._encode_all, "encodes")
+        self.begin(self._send_all, "sends")
         self.relay()
 
     # --- from the source proxy ---------------------------------------------------------------
@@ -177,19 +182,19 @@ class SourceWan(Relay):
             if receipt is not None:
                 self._settle(receipt)
             elif waiting.message is not None:
-                self._far.send(waiting.message)
+                self._hand_over(waiting.message)
             else:
-                self._send(waiting, answer)
+                self._encode(waiting, answer)
 
     def _is_turn(self) -> bool:
         return bool(self._queue) and (not _asks(self._queue[0]) or bool(self._answers))
 
-    def _send(self, waiting: _Waiting, answer: bytes) -> None:
+    def _encode(self, waiting: _Waiting, answer: bytes) -> None:
         frame = b""
         if waiting.pieces is not None:
             self.direct += self._packed_alone(waiting.pieces.data)
             frame = self._encoder.encode(waiting.pieces, answer)
-        self._far.send(WanFrame(len(waiting.zeros)), waiting.zeros, frame)
+        self._hand_over(WanFrame(len(waiting.zeros)), waiting.zeros, frame)
 
     def _packed_alone(self, data: NDArray[np.uint8]) -> int:
         """Bytes that direct mode would make of these pieces, about."""
@@ -200,11 +205,29 @@ class SourceWan(Relay):
     def _settle(self, receipt: bytes) -> None:
         again = self._encoder.settle(receipt)
         if again:
-            self._far.send(WanAgain(), again)
+            self._hand_over(WanAgain(), again)
             return
         with self._changed:
             self._sizes.pop(Receipt.from_bytes(receipt).serial, None)
             self._changed.notify_all()
+
+    # --- sending -----------------------------------------------------------------------------
+
+    def _hand_over(self, message: Message, *payload: bytes) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.has_ended or len(self._ready) < READY_MAX)
+            self._ready.append((message, payload))
+            self._changed.notify_all()
+
+    def _send_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self.has_ended or self._ready)
+                if self.has_ended:
+                    return
+                message, payload = self._ready.popleft()
+                self._changed.notify_all()
+            self._far.send(message, *payload)
 
     # --- from the target's accelerator -------------------------------------------------------
 

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import StandbyError
 from standby.road.service_config import WanConfig
 from standby.wan.cache import GlobalCache, Namespace
 from standby.wan.counting import CacheStatus
@@ -48,15 +47,15 @@ class SharedCache:
         self._clock = clock
         self._lock = threading.Lock()
         self._cache: GlobalCache | None = None
-        self._failure: StandbyError | None = None
+        self._failure: Exception | None = None
         self._retry_at = 0.0
         self._is_closed = False
         self._warnings: deque[str] = deque(maxlen=WARNINGS_MAX)
         self._warned = 0
 
     def opened(self) -> GlobalCache | None:
-        """The cache, None where the mover has none. Raises StandbyError where it cannot be opened,
-        which is tried again after a while."""
+        """The cache, None where the mover has none. Raises what kept it from being opened, which is
+        tried again after a while."""
         with self._lock:
             if self._cache is not None or self._is_closed:
                 return self._cache
@@ -69,7 +68,7 @@ class SharedCache:
                     )
                     self._failure = None
                     return self._cache
-                except StandbyError as exc:
+                except Exception as exc:
                     self._failure = exc
                     self._retry_at = self._clock.monotonic() + RETRY_S
             raise self._failure
@@ -78,7 +77,7 @@ class SharedCache:
         """A tenant's part of the cache; None, and why, where there is none to be had."""
         try:
             cache = self.opened()
-        except StandbyError as exc:
+        except Exception as exc:  # whatever it is: no replication fails of it
             return None, [f"the global cache cannot be used, everything is sent: {exc}"]
         return None if cache is None else cache.namespace(key), []
 
@@ -111,8 +110,8 @@ class SharedCache:
 
 
 class CachedContent:
-    """What one task's decoder finds in the cache (the cache's half of `decoding.Held`); whatever
-    fails in there is a miss. `close` it in the end."""
+    """What one task's decoder finds in the cache (`holding.Cached`); whatever fails in there is a
+    miss. `close` it in the end."""
 
     def __init__(self, namespace: Namespace | None) -> None:
         self._transfer = None if namespace is None else CacheTransfer(namespace)
@@ -129,8 +128,8 @@ class CachedContent:
             return nothing
         try:
             hits, locations = self._transfer.find(asked)
-        except (StandbyError, OSError) as exc:
-            self.problem = str(exc)
+        except Exception as exc:  # whatever it is: no replication fails of it
+            self.problem = f"the global cache was not asked: {exc}"
             return nothing
         self.found += int(np.count_nonzero(hits))
         return hits, locations
@@ -140,8 +139,8 @@ class CachedContent:
         if self._transfer is not None:
             try:
                 return self._transfer.read_found(locations)
-            except (StandbyError, OSError) as exc:
-                self.problem = str(exc)
+            except Exception as exc:  # as above
+                self.problem = f"the global cache was not read: {exc}"
         return np.zeros((len(locations), PIECE), np.uint8), np.zeros(len(locations), np.bool_)
 
     def release(self, locations: Locations) -> None:
