@@ -35,7 +35,8 @@ def show_server(context: Context, caller: Viewer) -> Response:
 
 @router.get("/infrastructure", response_model=Infrastructure)
 def show_infrastructure(context: Context, caller: Viewer) -> Response:
-    """Hosts, movers with the state of their connections, proxies, repositories, slots in use."""
+    """Hosts, movers with the state of their connections, proxies, repositories, pairs of WAN
+    accelerators, slots in use."""
     config, crews = context.server.config, context.server.crews
     return Told(infrastructure_of(config, crews.fleet, crews.resources.usage()))
 
