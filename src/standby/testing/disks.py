@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,12 @@ class MemoryDisk:
                 continue
             if first > position:
                 yield Extent(position, first - position, Kind.HOLE)
-            kinds = self._kinds[number]
-            for at in range(first, last, sector):
-                yield Extent(at, sector, Kind(int(kinds[(at - number * _PAGE) // sector])))
+            at = number * _PAGE
+            kinds = self._kinds[number][(first - at) // sector : (last - at) // sector]
+            cuts = (np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist()
+            for run, end in pairwise([0, *cuts, len(kinds)]):
+                kind = Kind(int(kinds[run]))
+                yield Extent(first + run * sector, (end - run) * sector, kind)
             position = last
         if position < stop:
             yield Extent(position, stop - position, Kind.HOLE)
