@@ -323,6 +323,6 @@ def check_extents(disk: VirtualDisk) -> None:
         if extent.kind != Kind.DATA:
             data = bytearray(extent.length)
             disk.read_into(extent.offset, data)
-            assert not any(data), extent
+            assert data.count(0) == len(data), extent
         position, previous = extent.stop, extent.kind
     assert position == disk.virtual_size
