@@ -72,6 +72,10 @@ def test_a_server_killed_anywhere_is_gone_on_with(served):
             finish(process)
         if point != "repository commit":  # the change was in the killed session's own point then
             assert machine.disks[0].changed >= 64 * 1024, point
+            assert sum(disk.sent for disk in machine.disks) > 0, point
+            shown = json.loads(site.command("replica", "show", "vm1_replica", "--json").stdout)
+            newest = max(shown["points"], key=lambda item: str(item["id"]))
+            assert newest["changed_bytes"] >= 64 * 1024, (point, newest)
     assert len(points) <= site.check_points() <= 2 * len(points)
     site.check_nothing_leaked()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from standby import killpoints
@@ -30,12 +30,12 @@ from standby.errors import (
     StandbyError,
 )
 from standby.model.machine import Machine
-from standby.model.report import MachineReport
+from standby.model.report import DiskReport, MachineReport
 from standby.road.points import match_disks
 from standby.server.committing import Committing
 from standby.server.context import ProgressCallback, SessionContext, TaskSlots
 from standby.server.crew import Crew, RepositoryView
-from standby.server.journey import Journey, JourneyBook, age_s
+from standby.server.journey import Journey, JourneyBook, add_transfer, age_s
 from standby.server.plan import DiskPlan
 from standby.server.preparing import Preparing
 from standby.server.remote_host import impatient
@@ -53,8 +53,10 @@ class MachineDriver(Preparing, Committing):
         machine: Machine,
         crew: Crew,
         journey: Journey | None = None,
+        before: Sequence[DiskReport] = (),
     ) -> None:
-        """`journey`: a transfer that the crew's movers were left with, to be gone on with."""
+        """`journey`: a transfer that the crew's movers were left with, to be gone on with;
+        `before`: what one that had ended brought, whose point was not committed."""
         super().__init__(context, machine, crew)
         self.is_broken = False
         self.is_link_trouble = False
@@ -65,6 +67,8 @@ class MachineDriver(Preparing, Committing):
         self.repository_error: RepositoryError | None = None
         """The damage of the repository that the session met, if that is why it failed."""
         self._journey = journey
+        self.before = before
+        """As given, until the report says it."""
         self._book = JourneyBook(context, machine.id)
 
     def run(self) -> MachineReport:
@@ -187,6 +191,7 @@ class MachineDriver(Preparing, Committing):
             plans,
             self.report.disks,
             self.report.warnings,
+            before=list(self.before),
         )
         if self.crew.can_retry:
             self._book.begin(journey)
@@ -199,7 +204,7 @@ class MachineDriver(Preparing, Committing):
         self._intent, self._checkpoint = journey.intent, journey.checkpoint
         age = age_s(journey.checkpoint.taken_at, self.context.clock)
         self._checkpoint_started = self.context.clock.monotonic() - age
-        self.report.disks = journey.reports
+        self.report.disks, self.before = journey.reports, journey.before
         for disk in self.report.disks:  # those that had ended tell all that they sent once more
             if disk.place in journey.senders:
                 disk.sent = journey.senders[disk.place].sent_before
@@ -233,6 +238,8 @@ class MachineDriver(Preparing, Committing):
         )
         try:
             roots = transfer.run(journey.plans, self._checkpoint_started)
+            add_transfer(self.report.disks, self.before)
+            self.before = ()
             self._book.sent()
             return roots
         except BaseException:

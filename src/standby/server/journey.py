@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -56,6 +57,8 @@ class Journey:
     senders: dict[str, Sender] = field(default_factory=dict)
     is_sent: bool = False
     """The transfer has ended well: nothing is left to be joined."""
+    before: list[DiskReport] = field(default_factory=list)
+    """What an earlier transfer for this point brought, which `reports` do not say until then."""
 
 
 class JourneyBook:
@@ -130,6 +133,22 @@ class JourneyBook:
             "" if self._journey.is_sent else self._journey.intent,
             msgspec.json.encode(self._journey).decode(),
         )
+
+
+def add_transfer(disks: Sequence[DiskReport], before: Sequence[DiskReport]) -> None:
+    """Have the reports of `disks` count a whole transfer `before` theirs, which belongs to the same
+    point: they found only what was new since."""
+    found = {disk.place: disk for disk in before}
+    for disk in disks:
+        other = found.get(disk.place)
+        if other is None:
+            continue
+        disk.sent += other.sent
+        disk.read += other.read
+        disk.written += other.written
+        disk.changed = min(disk.virtual_size, disk.changed + other.changed)
+        disk.zeroed = min(disk.virtual_size, disk.zeroed + other.zeroed)
+        disk.resent_blocks += other.resent_blocks
 
 
 def age_s(taken_at: str, clock: Clock) -> float:

@@ -34,10 +34,10 @@ def _replicated(context: SessionContext, machine: Machine, lend: Lend) -> Machin
         text = str(SessionStopped(context.job.name, machine.name))
         return MachineReport(machine.name, machine.id, outcome="interrupted", error=text)
     journey = JourneyBook(context, machine.id).found() if context.may_join else None
-    sent = journey.reports if journey is not None and journey.is_sent else []
+    before: Sequence[DiskReport] = ()
     if journey is not None and journey.is_sent:
-        journey = None
-    driver, proxy = _driven(context, machine, lend, (), journey)
+        before, journey = journey.reports, None
+    driver, proxy = _driven(context, machine, lend, (), journey, before)
     if driver is None:
         outcome = "interrupted" if context.end_of(machine.name)() else "failed"
         return MachineReport(machine.name, machine.id, outcome=outcome, error=proxy)
@@ -54,16 +54,16 @@ def _replicated(context: SessionContext, machine: Machine, lend: Lend) -> Machin
             break
         release_left(context, machine, driver.crew.reconnect.every_s, joined)
         # The writer that was lost may hang with the replica open: the next one fences it.
-        again, proxy = _driven(replace(context, take_over=True), machine, lend, (proxy,))
+        anew = replace(context, take_over=True)
+        again, proxy = _driven(anew, machine, lend, (proxy,), before=driver.before)
         if again is None:
             break
-        _count_lost(driver.report.disks, again.report)
+        _count_lost(driver.report, again.report)
         left_out |= again.crew.left_out
         driver = again
     if went_on and proxy:
         went_on[-1] += f"; through target proxy {proxy}"
     report = _healed(context, machine, lend, driver)
-    _count_lost(sent, report, is_whole=True)
     problem = release_left(context, machine, driver.crew.reconnect.every_s, joined)
     if problem:
         report.alarms.append(problem)
@@ -99,23 +99,11 @@ def release_left(
     return ""
 
 
-def _count_lost(
-    before: Sequence[DiskReport], now: MachineReport, *, is_whole: bool = False
-) -> None:
-    """What an attempt that failed sent is in the report of the next one too; of a transfer that was
-    `is_whole` also what was found: the next one finds only what is new since."""
-    lost = {disk.place: disk for disk in before}
+def _count_lost(before: MachineReport, now: MachineReport) -> None:
+    """What an attempt that failed sent is in the report of the next one too."""
+    lost = {disk.place: disk.sent for disk in before.disks}
     for disk in now.disks:
-        found = lost.get(disk.place)
-        if found is None:
-            continue
-        disk.sent += found.sent
-        if is_whole:
-            disk.read += found.read
-            disk.written += found.written
-            disk.changed = min(disk.virtual_size, disk.changed + found.changed)
-            disk.zeroed = min(disk.virtual_size, disk.zeroed + found.zeroed)
-            disk.resent_blocks += found.resent_blocks
+        disk.sent += lost.get(disk.place, 0)
 
 
 def _driven(
@@ -124,6 +112,7 @@ def _driven(
     lend: Lend,
     avoid: tuple[str, ...],
     journey: Journey | None = None,
+    before: Sequence[DiskReport] = (),
 ) -> tuple[MachineDriver | None, str]:
     """The driver, run to its end, and its target proxy; or None, and why no crew could be had."""
     try:
@@ -134,7 +123,7 @@ def _driven(
             if context.is_cancelled.is_set() or machine.name in context.stopped:
                 crew.cut()
             try:
-                driver = MachineDriver(context, machine, crew, journey)
+                driver = MachineDriver(context, machine, crew, journey, before)
                 driver.run()
                 return driver, crew.target_proxy
             finally:
@@ -167,7 +156,7 @@ def _healed(
     except StandbyError:
         return driver.report
     text = f"{error}; {done}"
-    again, _ = _driven(context, machine, lend, ())
+    again, _ = _driven(context, machine, lend, (), before=driver.before)
     if again is None:
         return driver.report
     again.report.alarms.append(text)
