@@ -17,6 +17,7 @@ from cli.processes import started, wait_until
 from simulation.installed import ROLES as PROCESSES
 from simulation.installed import Installation
 from simulation.several import HOMES, ROLES, CuttableMachine, SeveralSite
+from standby.disk import open_disk
 from standby.errors import LinkError
 from standby.road.service_config import WanConfig
 from standby.server.infrastructure_check import checked
@@ -125,6 +126,24 @@ def test_a_disk_goes_over_the_pair_and_the_report_says_what_that_cost(site):
     with site.server() as server:
         assert server.store.session(report.id).machines[0].disks[0].wan == wan
     check(site)
+
+
+def test_what_would_have_gone_directly_is_what_goes_directly(make_site):
+    site = make_site(MORE)
+    site.add_machine("vm2", sizes=SIZES)
+    words = site.random.integers(97, 123, (4000, 8), np.uint8)
+    text = words[site.random.zipf(1.3, 16 * MiB // 8) % len(words)].tobytes()
+    disk = open_disk(site.disk(0, "vm2"), writable=True)
+    disk.write(0, text)
+    disk.close()
+    told = done(site.run(), 1).wan.direct
+    directly = 'mode = "direct"\n[jobs.direct]\nsource = "source"\ntarget = "target"\n'
+    directly += 'machines = ["vm2"]\ncompression = "fast"\nsuffix = "_direct"\n'
+    site.config.write_text(site.config.read_text().replace(MORE, MORE + directly))
+    with site.server() as server:
+        sent = done(server.start("direct")).sent
+    assert sent < len(text) / 2
+    assert 0.85 * sent < told < 1.05 * sent, (told, sent)
 
 
 def test_what_the_other_site_has_seen_is_not_sent_again(site):

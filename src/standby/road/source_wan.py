@@ -56,10 +56,14 @@ IN_FLIGHT_BYTES = 64 * MiB
 READY_MAX = 2
 """Frames that are made and wait for the line: at most 16 MiB, and one is mostly enough."""
 
-SAMPLES = 8
-SAMPLED = 4
-"""Pieces of each of so many places of a part that are compressed as direct mode would, to know what
-it would have sent."""
+SAMPLED = 64
+PLACES = 8
+SAVED_MORE = 26
+"""Pieces in a row of each part that are compressed as direct mode would, from another of so many
+places each time, to know what it would have sent. Alone they come out too high, for zstd does not
+know what is in front of them: on 192 MiB of files of a system it saved a 26th more in whole batches
+(67.6 MiB, not 72.5), which is added; where content compresses better this is too much, and so says
+less for the accelerator. Short runs from all over a part came out 25 % too high."""
 
 MODES = ("auto", "digest", "full")
 """What a task may be told. All of them ask the target by name and compress the rest; more than that
@@ -94,6 +98,7 @@ class SourceWan(Relay):
         self._sizes: dict[int, int] = {}
         self._questions = IN_FLIGHT_MAX
         self._encoder: Encoder
+        self._samples = 0
         self.direct = 0
         """Bytes that zstd alone would have come to, as far as samples tell."""
 
@@ -198,9 +203,13 @@ class SourceWan(Relay):
 
     def _packed_alone(self, data: NDArray[np.uint8]) -> int:
         """Bytes that direct mode would make of these pieces, about."""
-        starts = np.linspace(0, max(0, len(data) - SAMPLED), SAMPLES).astype(np.int64)
-        chosen = np.unique((starts[:, None] + np.arange(SAMPLED)).clip(max=len(data) - 1))
-        return len(self._packer.pack(data[chosen])) * len(data) // len(chosen)
+        place = self._samples * (PLACES // 2 + 1) % PLACES
+        self._samples += 1
+        start = max(0, min(len(data) * place // PLACES, len(data) - SAMPLED))
+        chosen = data[start : start + SAMPLED]
+        saved = max(0, chosen.nbytes - len(self._packer.pack(chosen)))
+        sent = max(0, chosen.nbytes - saved - saved // SAVED_MORE)
+        return sent * len(data) // len(chosen)
 
     def _settle(self, receipt: bytes) -> None:
         again = self._encoder.settle(receipt)
