@@ -381,6 +381,31 @@ def test_what_the_target_said_before_it_ended_counts(line):
     assert [type(future.exception(WAIT_S)) for future in line.ended] == [VerifyFailed] * 2
 
 
+def test_what_had_arrived_before_the_line_broke_goes_on_to_the_target():
+    near, far = Wan(is_source=True), Wan(is_source=False)
+    assert isinstance(far.wan.receive()[0], WanReady)
+    near.wan.send(WanReady(False, 16, WINDOW_LOG))
+    content = noise(MiB)
+    leaves = digesting.leaves(content)
+    for number in range(4):
+        rows = np.array([[number * MiB, MiB, 1]])
+        near.peer.send(Batch(1, len(leaves), MiB), rows, leaves, content)
+        far.wan.send(*near.wan.receive())
+    far.wan.shutdown()  # the target has not taken in anything so far
+    for number in range(4):
+        message, payload = far.peer.receive()
+        assert isinstance(message, Batch)
+        batch = parsed_batch(message, payload, None, GiB, "far")
+        assert (batch.rows[0].tolist(), batch.data) == ([number * MiB, MiB, 1], content)
+    with pytest.raises(LinkError):
+        far.peer.receive()
+    for wan in (near, far):
+        wan.peer.close()
+        wan.wan.close()
+        assert isinstance(wan.ended.exception(WAIT_S), LinkError)
+        wan.close()
+
+
 class Wan:
     """One station alone, the other accelerator played by the test."""
 

@@ -1,12 +1,14 @@
 """The target's WAN accelerator as a station of one disk task: frames become batches again.
 
-What a frame gave is checked piece by piece (wan.decoding), sent on at once, and given to the global
-cache; only then its receipt goes out, so that a target that writes slowly slows the source down.
-`Mark` and `Finish` wait until every frame before them is whole.
+One thread answers questions and decodes frames, what they give checked piece by piece
+(wan.decoding). A second one sends that on, and gives it to the global cache; only then the receipt
+goes out, so that a target that writes slowly slows the source down. `Mark` and `Finish` wait until
+every frame before them is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import NamedTuple
 
@@ -14,8 +16,8 @@ from standby.errors import LinkError, ProtocolError
 from standby.road.read_ahead import Frame
 from standby.road.wan_batches import send_batch, unpacked_zeros
 from standby.road.wan_cache import CachedContent, Caching
-from standby.road.wan_relay import Relay
-from standby.wan.decoding import Decoded, Decoder
+from standby.road.wan_relay import READING_S, Relay
+from standby.wan.decoding import Decoded, Decoder, Rebuilt
 from standby.wan.holding import Holding
 from standby.wire.link import Link
 from standby.wire.messages import (
@@ -45,10 +47,22 @@ LAST_WORD_S = 2.0
 """How long a target that ended its link has for what it said before to be read."""
 
 
+DECODED_MAX = 2
+"""Frames whose content waits to be sent on: at most 32 MiB."""
+
+
 class _Held(NamedTuple):
     behind: int
     """The last frame before it."""
     message: Message
+
+
+class _Ready(NamedTuple):
+    """To be sent on in its turn: what a frame gave, or a message between frames."""
+
+    decoded: Decoded | None = None
+    zeros: bytes = b""
+    message: Message | None = None
 
 
 class TargetWan(Relay):
@@ -77,6 +91,8 @@ class TargetWan(Relay):
         self._decoder = Decoder(
             key, Holding(content), window_log_max=window_log, questions_max=QUESTIONS_MAX
         )
+        self._ready_ones: deque[_Ready] = deque()
+        self._is_passing = False
         self._incomplete: set[int] = set()
         self._last = 0
         self._held: deque[_Held] = deque()
@@ -86,6 +102,7 @@ class TargetWan(Relay):
     def run(self) -> None:
         """Returns when the target has all of it."""
         self._near.send(self._ready)
+        self.begin(self._pass_all, "sends on")
         self.relay()
 
     # --- from the source's accelerator -------------------------------------------------------
@@ -98,24 +115,61 @@ class TargetWan(Relay):
         elif isinstance(message, WanFrame):
             self._take_frame(message.zeros, payload)
         elif isinstance(message, WanAgain):
-            self._take(self._decoder.decode(payload), b"")
+            self._hand_over(_Ready(self._decoder.decode(payload)))
         elif isinstance(message, Mark | Finish):
-            self._held.append(_Held(self._last, message))
-            self._pass_held()
+            self._hand_over(_Ready(message=message))
         elif isinstance(message, Attach | GetIndex | GetLeaves):
-            self._send(message)
+            self._send(message)  # of no consequence for batches, so they need not queue
         else:
             raise self.unexpected(frame, self._near)
 
     def _take_frame(self, zeros: int, payload: memoryview) -> None:
         if not 0 <= zeros <= len(payload):
             raise ProtocolError(self._near.peer, f"{zeros} bytes of {len(payload)}")
-        if zeros < len(payload):
-            self._take(self._decoder.decode(payload[zeros:]), payload[:zeros])
-        else:
-            self._write(None, payload)
+        decoded = self._decoder.decode(payload[zeros:]) if zeros < len(payload) else None
+        self._hand_over(_Ready(decoded, bytes(payload[:zeros])))
 
-    def _take(self, decoded: Decoded, zeros: bytes | memoryview) -> None:
+    def _hand_over(self, ready: _Ready) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.has_ended or len(self._ready_ones) < DECODED_MAX)
+            self._ready_ones.append(ready)
+            self._changed.notify_all()
+
+    # --- sending on --------------------------------------------------------------------------
+
+    def _pass_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self.has_ended or self._ready_ones)
+                if self.has_ended:
+                    return
+                ready = self._ready_ones.popleft()
+                self._is_passing = True
+                self._changed.notify_all()
+            if ready.message is not None:
+                self._held.append(_Held(self._last, ready.message))
+            else:
+                self._pass(ready.decoded, ready.zeros)
+            self._pass_held()
+            with self._changed:
+                self._is_passing = False
+                self._changed.notify_all()
+
+    def before_failing(self, ended: Link) -> None:
+        """See Relay: what was decoded goes on to the target, which keeps it for a resume."""
+        if ended is not self._near:
+            return
+
+        def is_passed_on() -> bool:
+            return self.has_ended or not (self._ready_ones or self._is_passing)
+
+        with self._changed:
+            self._changed.wait_for(is_passed_on, READING_S)
+
+    def _pass(self, decoded: Decoded | None, zeros: bytes) -> None:
+        if decoded is None:
+            self._write([], zeros)
+            return
         self._last = max(self._last, decoded.serial)
         if decoded.is_complete:
             self._incomplete.discard(decoded.serial)
@@ -124,12 +178,11 @@ class TargetWan(Relay):
             self._incomplete.add(decoded.serial)
             if len(self._incomplete) > QUESTIONS_MAX:
                 raise ProtocolError(self._near.peer, "does not send again what is missing")
-        self._write(decoded, zeros)
-        self._near.send(WanReceipt(), decoded.receipt)
-        self._pass_held()
+        self._write(decoded.runs, zeros)
+        with contextlib.suppress(LinkError):  # whoever receives learns that the link is gone
+            self._near.send(WanReceipt(), decoded.receipt)
 
-    def _write(self, decoded: Decoded | None, zeros: bytes | memoryview) -> None:
-        runs = decoded.runs if decoded is not None else []
+    def _write(self, runs: list[Rebuilt], zeros: bytes) -> None:
         rows = unpacked_zeros(zeros, self._near.peer)
         if len(rows) or runs:
             try:

@@ -51,6 +51,9 @@ class Relay:
         """A message from the target's side."""
         raise NotImplementedError
 
+    def before_failing(self, ended: Link) -> None:
+        """That link ended, or its peer said that it failed: what came before may still be used."""
+
     # --- running -----------------------------------------------------------------------------
 
     def begin(self, work: Callable[[], None], name: str) -> None:
@@ -94,12 +97,14 @@ class Relay:
             try:
                 frame = incoming.receive()
             except BaseException as exc:
+                self.before_failing(link)
                 self.fail(exc)
                 return
             if self.has_ended:
                 continue
             try:
                 if isinstance(frame[0], Failed):
+                    self.before_failing(link)
                     self.fail(error_from_wire(frame[0].error), told_by=link)
                 else:
                     take(frame)
