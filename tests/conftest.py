@@ -50,6 +50,16 @@ def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     nothing there; a test that is about a real file system takes `disk_path`. The environment's
     STANDBY_TEST_FOLDER names another place.
     """
+    yield from _fresh_folder(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """As `tmp_path`, of this module."""
+    yield from _fresh_folder(tmp_path_factory)
+
+
+def _fresh_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     parent = _memory_folder()
     if parent is None:
         folder = tmp_path_factory.mktemp("test")

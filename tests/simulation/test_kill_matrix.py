@@ -6,6 +6,7 @@ before and after runs in this process, which is quicker.
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from pathlib import Path
@@ -118,6 +119,38 @@ def site(tmp_path, restore_points=7):
     return made
 
 
+class Kept:
+    """A site after some sessions, as every test gets it: the same files at the same place."""
+
+    def __init__(self, folder, sessions, **options):
+        self.site = site(folder, **options)
+        for _ in range(sessions):
+            self.site.run()
+            self.site.change()
+        self.folder = folder / "kept"
+        self.site.folder.rename(self.folder)
+
+    def fresh(self):
+        """The site, of which no other test knows."""
+        made = copy.copy(self.site)
+        made.points, made.states = copy.deepcopy((made.points, made.states))
+        made.random = copy.deepcopy(made.random)
+        made._digests = {}
+        shutil.rmtree(made.folder, ignore_errors=True)
+        shutil.copytree(self.folder, made.folder, symlinks=True)
+        return made
+
+
+@pytest.fixture(scope="module")
+def after_a_session(module_path):
+    return Kept(module_path / "one", 1)
+
+
+@pytest.fixture(scope="module")
+def after_two_sessions(module_path):
+    return Kept(module_path / "two", 2, restore_points=2)
+
+
 def killed(made, process, point):
     done = made.start(STANDBY_KILL_POINT=point, STANDBY_KILL_PROCESS=process)
     assert done.returncode not in (0, 2), f"was not killed: {done.stdout}{done.stderr}"
@@ -142,10 +175,8 @@ def test_a_first_session_killed_anywhere_converges(tmp_path, process, point):
 
 
 @pytest.mark.parametrize(("process", "point"), SESSION_POINTS)
-def test_an_incremental_session_killed_anywhere_converges(tmp_path, process, point):
-    made = site(tmp_path)
-    made.run()
-    made.change()
+def test_an_incremental_session_killed_anywhere_converges(after_a_session, process, point):
+    made = after_a_session.fresh()
     killed(made, process, point)
     written = converges(made)
     if (process, point) in EVERYTHING_ACKNOWLEDGED:
@@ -155,11 +186,8 @@ def test_an_incremental_session_killed_anywhere_converges(tmp_path, process, poi
 
 
 @pytest.mark.parametrize("point", MERGE_POINTS)
-def test_retention_killed_at_any_step_converges(tmp_path, point):
-    made = site(tmp_path, restore_points=2)
-    for _ in range(2):
-        made.run()
-        made.change()
+def test_retention_killed_at_any_step_converges(after_two_sessions, point):
+    made = after_two_sessions.fresh()
     done = made.start(STANDBY_KILL_POINT=point, STANDBY_KILL_PROCESS=TARGET)
     # The point was committed before: the session is done, with a warning.
     assert done.returncode == 3, done.stdout + done.stderr
