@@ -57,7 +57,7 @@ def refusal(folder: Path, text: str) -> str:
 
 def test_a_pair_has_every_default_filled_in(tmp_path: Path) -> None:
     config = load(tmp_path, BASE + JOB + PAIR)
-    assert config.wans == {"main": WanConfig("main", "a", "b", "", "direct", "auto")}
+    assert config.wans == {"main": WanConfig("main", "a", "b", "", "direct", "cache")}
     assert config.job("nightly").wan == "main"
     assert "wan" in needed_roles(config, "b")
 
@@ -83,7 +83,7 @@ def test_a_job_without_a_pair_needs_none(tmp_path: Path) -> None:
         (JOB + PAIR.replace('"b"', '"a"'), "[wan.main] target: is the source, a"),
         (JOB + PAIR.replace("target", "taget"), "[wan.main] target: is missing"),
         (JOB + PAIR + "tasks = 2\n", "[wan.main] tasks: unknown key"),
-        (JOB + PAIR + 'mod = "auto"\n', "did you mean mode?"),
+        (JOB + PAIR + 'mod = "cache"\n', "did you mean mode?"),
         (JOB + PAIR + 'mode = "chache"\n', "did you mean cache?"),
         (JOB + PAIR + 'if_away = "stop"\n', "one of direct, wait"),
         (JOB + PAIR + 'key = "0123456789"\n', "a secret must not stand in this file"),

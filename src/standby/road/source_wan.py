@@ -65,9 +65,8 @@ know what is in front of them: on 192 MiB of files of a system it saved a 26th m
 (67.6 MiB, not 72.5), which is added; where content compresses better this is too much, and so says
 less for the accelerator. Short runs from all over a part came out 25 % too high."""
 
-MODES = ("auto", "digest", "full")
-"""What a task may be told. All of them ask the target by name and compress the rest; more than that
-needs digests kept here, of which there are none yet."""
+MODES = ("digest",)
+"""What a task may be told: to ask the target by name, and to compress the rest."""
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import DiskError, MoverDied, RepositoryError, StandbyError
+from standby.errors import DiskError, MoverLeft, RepositoryError, StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.road.connections import (
@@ -320,7 +320,7 @@ class ServiceCrew:
     def joined_link(self, task: DiskTask, proxy: str, wan: str = "") -> Iterator[DiskLink]:
         """See Crew; it takes the slots that it had."""
         if proxy not in self._sources:
-            raise MoverDied(proxy, "it is no longer among the source's proxies")
+            raise MoverLeft(proxy, "it is no longer among the source's proxies")
         with self._resources.taken(self._request(task, (proxy,))):
             station = self._sources[proxy]
             known, between = self._config.wans.get(wan), None

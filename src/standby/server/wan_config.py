@@ -4,7 +4,7 @@
     source = "a"                      # the mover at the source site, with the role wan
     target = "b"                      # the one at the target site, which keeps the global cache
     if_away = "direct"                # disks go on without them; "wait": as for any mover
-    mode = "auto"                     # or "cache"; "direct": the pair is not used
+    mode = "cache"                    # "direct": the pair is not used
     key = "file:/etc/standby/tenant.key"
 
     [jobs.nightly]
@@ -31,22 +31,22 @@ from standby.strict_toml import Table, nearest
 KEY_FILE_NAME = "standby-wan.key"
 KEY_BYTES = 32
 IF_AWAY = ("direct", "wait")
-MODES = ("auto", "cache", "direct")
+MODES = ("cache", "direct")
 _KEY_HINT = "64 hexadecimal digits: `openssl rand -hex 32` makes such a key"
 
 
 @dataclass(frozen=True, slots=True)
 class WanConfig:
     """A pair of WAN accelerators: the movers `source` and `target`, and `key`, the reference to
-    their tenant key ('': the installation's own). `if_away` is direct or wait; `mode` auto, cache,
-    or direct, with which the pair is not used."""
+    their tenant key ('': the installation's own). `if_away` is direct or wait; `mode` cache, or
+    direct, with which the pair is not used."""
 
     name: str
     source: str
     target: str
     key: str = ""
     if_away: str = "direct"
-    mode: str = "auto"
+    mode: str = "cache"
 
 
 def parse_wan(name: str, table: Table, movers: Mapping[str, bool]) -> WanConfig:
@@ -65,7 +65,7 @@ def parse_wan(name: str, table: Table, movers: Mapping[str, bool]) -> WanConfig:
         target,
         table.secret("key", ""),
         table.text("if_away", "direct", choices=IF_AWAY),
-        table.text("mode", "auto", choices=MODES),
+        table.text("mode", "cache", choices=MODES),
     )
     table.done()
     return wan

@@ -46,7 +46,7 @@ TELLING_S = 10.0
 """How long the accelerators of a disk that is done are waited for."""
 
 MOVER_MODES = {"cache": "digest"}
-"""What movers call a mode, where that differs."""
+"""What movers call the modes of a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class WanLink:
             "wan_send",
             **task,
             **pair.at_source,
-            mode=MOVER_MODES.get(pair.mode, pair.mode),
+            mode=MOVER_MODES[pair.mode],
             weight=send["weight"],
         )
 
