@@ -129,7 +129,7 @@ class WanSession(Session):
             self.receive(task, at_target),
             pair.servers["far"].start("wan_receive", **given, incoming=at_far, outgoing=from_far),
             pair.servers["near"].start(
-                "wan_send", **given, mode="auto", incoming=at_near, outgoing=from_near
+                "wan_send", **given, mode="digest", incoming=at_near, outgoing=from_near
             ),
             self.send(task, at_source, "data:repository", mark, baseline),
         ]
