@@ -203,6 +203,61 @@ def test_a_source_that_runs_is_seen_beside_a_vm_that_cannot_be_read(run, replica
         held.close()
 
 
+@pytest.mark.parametrize("damage", ["noise", "folder", "no reference"])
+def test_replica_verbs_go_on_without_the_state_database(run, replicated, damage: str) -> None:
+    for file in replicated.folder.glob("standby-state.sqlite*"):
+        file.unlink()
+    database = replicated.folder / "standby-state.sqlite"
+    if damage == "noise":
+        database.write_bytes(os.urandom(9000))
+    elif damage == "folder":
+        database.mkdir()
+    else:
+        general = 'installation = "test"\n'
+        more = general + 'state_database = "env:STANDBY_TEST_NOT_SET"\n'
+        replicated.config.write_text(replicated.config.read_text().replace(general, more))
+    shutil.rmtree(replicated.folder / "repository")
+    site = ("--config", replicated.config)
+    listed = run("replica", "list", "--json", *site)
+    assert [item["name"] for item in listed.json["replicas"]] == ["vm1_replica"]
+    named = "state_database" if damage == "no reference" else str(database)
+    assert named in listed.err
+    assert "goes on without it" in listed.err
+    for arguments, words in (
+        (("show", "vm1"), "vm1_replica: ready"),
+        (("verify", "vm1"), "ok"),
+        (("failover", "vm1", "--yes"), "failed over to"),
+        (("power", "off", "vm1", "--force"), "off"),
+        (("undo-failover", "vm1", "--yes"), "ready again"),
+        (("failover", "vm1", "--yes"), "failed over to"),
+        (("permanent-failover", "vm1", "--yes"), "a VM of its own now"),
+    ):
+        done = run("replica", *arguments, *site)
+        assert words in done.out
+        assert named in done.err
+    if damage == "noise":
+        assert database.stat().st_size == 9000
+
+
+def test_a_source_that_runs_is_seen_without_the_state_database(run, replicated) -> None:
+    (replicated.folder / "standby-state.sqlite").write_bytes(b"no database at all" * 100)
+    held = open_disk(replicated.disk(), writable=True)  # as QEMU would
+    try:
+        arguments = ("replica", "failover", "vm1", "--yes", "--config", replicated.config)
+        assert "the source VM is running" in run(*arguments, expect=13).err
+    finally:
+        held.close()
+
+
+def test_a_configuration_that_cannot_be_read_names_what_needs_none(run, replicated) -> None:
+    replicated.config.write_text("no toml")
+    refused = run("replica", "list", "--config", replicated.config, expect=10)
+    assert "--target FOLDER" in refused.err
+    replicated.config.unlink()
+    refused = run("replica", "failover", "vm1", "--config", replicated.config, expect=10)
+    assert "--target FOLDER" in refused.err
+
+
 def test_an_unknown_point_is_refused_with_the_known_ones(replica, points: list[str]) -> None:
     refused = replica("failover", "vm1_replica", "--point", "2001-01-01", "--yes", expect=13)
     for point in points:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from standby.errors import ConfigurationError
+from standby.cli.output import warn
+from standby.errors import ConfigurationError, StandbyError
 
 if TYPE_CHECKING:
     from standby.client import RemoteReplicas, RemoteServer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 SERVER = "standby.server"
 """Where a command's context keeps the URL of the server to ask."""
+WITHOUT_CONFIG = "`standby replica` needs none with --target FOLDER, the folder of the replicas"
 
 config_option = click.option(
     "--config",
@@ -91,5 +93,28 @@ def opened_replicas(
             )
         yield Replicas.of_folder(target)
         return
-    with opened_backup(config) as server:
-        yield server.replicas
+    if click.get_current_context().meta.get(SERVER, ""):
+        with opened_backup(config) as server:
+            yield server.replicas
+        return
+    with contextlib.ExitStack() as stack:
+        yield _replicas_of(config, stack)
+
+
+def _replicas_of(config: Path, stack: contextlib.ExitStack) -> AllReplicas:
+    """The replicas of the configuration, without the state database where that cannot be used: the
+    day it is needed least is the day of a failover."""
+    from standby.server import BackupServer
+    from standby.server.all_replicas import replicas_alone
+    from standby.server.config import load_config
+
+    try:
+        loaded = load_config(config)
+    except ConfigurationError as exc:
+        exc.hint = f"{exc.hint or 'Correct it'}; {WITHOUT_CONFIG}"
+        raise
+    try:
+        return stack.enter_context(BackupServer(loaded)).replicas
+    except StandbyError as exc:
+        warn(f"{exc}. This command goes on without it")
+    return stack.enter_context(replicas_alone(loaded))

@@ -8,20 +8,21 @@ names it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from standby.clock import new_token
+from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import ConfigurationError, StandbyError, UnknownName
+from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
 from standby.model.point import RestorePoint
 from standby.model.replica import ReplicaRecord, ReplicaState
-from standby.ports import Progress
+from standby.ports import Host, Progress
 from standby.road.failing_over import FailoverResult
 from standby.road.repairing import RepairReport
 from standby.road.replica import ReplicaFolder
@@ -30,8 +31,9 @@ from standby.road.verb_plans import VerbPlan
 from standby.road.verifying import PointVerdict
 from standby.server.config import Config
 from standby.server.fleet import Fleet, Station
+from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
-from standby.server.service_mover import ServiceMover
+from standby.server.service_mover import Reconnect, ServiceMover
 
 PROGRESS_S = 0.25
 
@@ -279,3 +281,44 @@ class AllReplicas:
     def point_chain(self, name: str, point: str | None, disk_id: str) -> tuple[Path, ...]:
         """The files of one disk at a point, of a replica on this machine, newest layer first."""
         return self._local.point_chain(name, point, disk_id)
+
+
+# --- without a backup server -------------------------------------------------------------------
+
+
+class PlainHosts:
+    """The configuration's hosts with no backup server and no state database around them. Close it.
+    Who is away is tried once and not waited for."""
+
+    def __init__(self, config: Config, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._config = config
+        self._clock = clock
+        self._made: dict[str, Host] = {}
+        self.fleet = Fleet(config, clock, reconnect=Reconnect(every_s=1, for_s=0))
+
+    def close(self) -> None:
+        """End the connections to movers."""
+        self.fleet.close()
+
+    def host(self, name: str) -> Host:
+        """The host of that name."""
+        if name not in self._made:
+            found = self._config.hosts[name]
+            state = self._config.state_database.parent
+            self._made[name] = (
+                RemoteHost(name, self.fleet, Station(found.mover, str(found.path)))
+                if found.mover
+                else FolderHost(name, found.path, state, self._clock)
+            )
+        return self._made[name]
+
+
+@contextlib.contextmanager
+def replicas_alone(config: Config, clock: Clock = SYSTEM_CLOCK) -> Iterator[AllReplicas]:
+    """The replicas of the configuration, for when its state database cannot be used: no verb of
+    theirs needs it."""
+    with contextlib.closing(PlainHosts(config, clock)) as hosts:
+        local = Replicas(config, None, hosts.host, clock)
+        yield AllReplicas(
+            config, local, hosts.fleet, lambda status: local.is_source_running(status.identity)
+        )

@@ -12,7 +12,6 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from standby.clock import SYSTEM_CLOCK
 from standby.errors import LinkError, MoverDied, StandbyError
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
@@ -20,6 +19,7 @@ from standby.model.machine import Inventory, Machine
 from standby.ports import Host, inventory_of
 from standby.repository import Repository
 from standby.repository.database import FILE_NAME
+from standby.server.all_replicas import PlainHosts
 from standby.server.config import Config, HostConfig
 from standby.server.config_check import (
     Finding,
@@ -31,11 +31,8 @@ from standby.server.config_check import (
     selects,
     unusable_machines,
 )
-from standby.server.fleet import Fleet, Station
 from standby.server.inventory import GONE_HINT, gone_from, name_of, taken_by
-from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
-from standby.server.service_mover import Reconnect
 from standby.server.store.looking import problem_of
 
 Hosts = Callable[[str], Host]
@@ -45,24 +42,8 @@ Hosts = Callable[[str], Host]
 @contextlib.contextmanager
 def hosts_of(config: Config) -> Iterator[Hosts]:
     """The configuration's hosts with no backup server around them."""
-    # One attempt each: who is away is a finding, not worth waiting for.
-    fleet = Fleet(config, SYSTEM_CLOCK, reconnect=Reconnect(every_s=1, for_s=0))
-    made: dict[str, Host] = {}
-
-    def host(name: str) -> Host:
-        if name not in made:
-            found = config.hosts[name]
-            made[name] = (
-                RemoteHost(name, fleet, Station(found.mover, str(found.path)))
-                if found.mover
-                else FolderHost(name, found.path, config.state_database.parent)
-            )
-        return made[name]
-
-    try:
-        yield host
-    finally:
-        fleet.close()
+    with contextlib.closing(PlainHosts(config)) as hosts:
+        yield hosts.host
 
 
 def check_configuration(config: Config, host: Hosts) -> list[Finding]:
