@@ -25,7 +25,7 @@ from standby.model.replica import ReplicaState
 from standby.road import target_host
 from standby.server.movers import MoverPair
 from standby.server.replicas import Replicas
-from standby.units import MiB
+from standby.units import KiB, MiB
 
 
 @pytest.fixture
@@ -200,13 +200,28 @@ def test_an_unusual_share_of_changes_holds_retention_until_it_is_acknowledged(tm
     assert "far more than usual" in only(report).alarms[0]
     assert report.outcome == "warnings"
     site.write(0, 4096)
-    site.run()
+    report = site.run()
     assert site.check_points() == 4  # nothing was merged away
+    (warning,) = only(report).warnings  # said until somebody does something about it
+    assert "`standby job acknowledge job`" in warning
+    assert report.outcome == "warnings"
     with site.server() as server:
+        assert warning in server.plan("job").machines[0].warnings
         assert server.acknowledge("job") == 1
+        assert server.plan("job").machines[0].warnings == ()
     site.write(0, 4096)
     assert site.run().outcome == "done"
     assert site.check_points() == 2
+
+
+def test_a_small_change_after_idle_sessions_is_no_alarm(tmp_path):
+    site = made(tmp_path)
+    site.run()
+    for _ in range(3):
+        site.run()
+    site.write(0, 200 * KiB)
+    assert site.run().outcome == "done"
+    assert open_alarms(site) == []
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from standby.road.points import points_to_retire
 from standby.road.target_rules import load_target_rules
 from standby.server.retention import (
     changed_share,
+    is_change_worth_an_alarm,
     is_changed_share_unusual,
 )
+from standby.units import GiB, KiB, MiB, TiB
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -124,6 +126,29 @@ def test_five_times_the_median_of_the_last_ten_is_unusual(
     history: list[float], current: float, expected: bool
 ) -> None:
     assert is_changed_share_unusual(history, current) is expected
+
+
+@pytest.mark.parametrize(
+    ("size", "stored", "changed", "expected"),
+    [
+        (64 * MiB, 63 * MiB, 824 * KiB, False),  # a log of a small VM
+        (64 * MiB, 63 * MiB, 4 * MiB, True),
+        (10 * TiB, 100 * GiB, 4 * GiB, False),
+        (10 * TiB, 100 * GiB, 5 * GiB, True),  # a twentieth of what is there
+        (10 * TiB, 9 * TiB, 9 * GiB, False),
+        (10 * TiB, 9 * TiB, 10 * GiB, True),  # much in itself
+        (64 * GiB, 0, 2 * GiB, True),  # emptied: nothing is stored any more
+    ],
+)
+def test_a_small_part_of_what_is_stored_is_no_alarm(
+    size: int, stored: int, changed: int, expected: bool
+) -> None:
+    read = min(stored, changed)
+    disk = DiskReport(
+        "d", "", "incremental", "", size, read=read, skipped=stored - read, changed=changed
+    )
+    full = DiskReport("e", "", "full", "", size, read=size, changed=size)
+    assert is_change_worth_an_alarm(MachineReport("web", "id", disks=[disk, full])) is expected
 
 
 def test_without_a_file_the_target_has_no_say(tmp_path: Path) -> None:

@@ -21,7 +21,12 @@ from standby.model.replica import (
 from standby.server.crew import RepositoryView
 from standby.server.machine_work import MachineWork
 from standby.server.plan import DiskPlan, Mode
-from standby.server.retention import changed_share, is_changed_share_unusual
+from standby.server.retention import (
+    changed_share,
+    held_text,
+    is_change_worth_an_alarm,
+    is_changed_share_unusual,
+)
 from standby.server.store import CHANGED_SHARE
 
 
@@ -94,13 +99,16 @@ class Committing(MachineWork):
         share = changed_share(self.report)
         history = context.store.changed_share_history(self.report.replica, 10)
         is_held = context.store.holds_retention(self._identity)
-        if share is not None and is_changed_share_unusual(history, share):
+        is_unusual = share is not None and is_changed_share_unusual(history, share)
+        if is_unusual and is_change_worth_an_alarm(self.report):
             text = (
                 f"{share:.1%} of the disks changed, far more than usual; retention is held until "
                 f"`standby job acknowledge {context.job.name}`"
             )
             self._alarm(CHANGED_SHARE, text)
             is_held = True
+        elif is_held:
+            self.report.warnings.append(held_text(context.job.name))
         points: list[str]
         if is_held:
             points = self.crew.target.call("points", path=self._path)

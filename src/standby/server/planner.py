@@ -26,6 +26,7 @@ from standby.road.points import TargetState, match_disks
 from standby.server import facts
 from standby.server.crew import Crew, DiskTask, RepositoryView, replica_name
 from standby.server.plan import PIECE, Basis, DiskPlan, Figure, JobPlan, MachinePlan, Mode
+from standby.server.retention import held_text
 from standby.server.store import Store
 from standby.server.task_ends import both
 from standby.units import format_bytes
@@ -98,6 +99,8 @@ class Planner:
         )
         first = sum(disk.space.value for disk in disks if disk.mode is Mode.FULL)
         warnings = () if first <= self._free else (_refused(first, self._free),)
+        if self._store.holds_retention(identity):
+            warnings = (*warnings, held_text(self._job.name))
         return MachinePlan(
             machine.name,
             machine.id,
