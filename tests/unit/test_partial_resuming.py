@@ -24,6 +24,7 @@ from partials import (
 )
 from standby import digesting
 from standby.digesting import PAGE, PIECE
+from standby.disk.check import check_disk
 from standby.disk.vhdx import VhdxDisk
 from standby.errors import DiskCorrupt, DiskIO
 from standby.files import File
@@ -51,6 +52,29 @@ def test_a_resume_keeps_the_point_the_data_and_the_mark(tmp_path: Path) -> None:
     assert sealed.point_id == POINT
     assert sealed.root == root_of(content)
     assert partials.content_of(sealed.partial_path) == content
+
+
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "filled"])
+@pytest.mark.parametrize("generation", [1, 2], ids=["continued", "taken over"])
+def test_what_a_kill_cut_off_takes_no_space_after_the_resume(
+    generation: int, sparse: bool, tmp_path: Path
+) -> None:
+    """Blocks that were received and not committed lie in the file, and no table entry names
+    them: each kill left as much in the restore point, for good."""
+    content = noise(5, SIZE, 1.0)
+    partial = PartialDisk.open(tmp_path, spec_of(SIZE), sparse=sparse)
+    send_changes(partial, content, stop=4 * MiB)
+    partial.group_commit()
+    for _ in range(2):
+        send_changes(partial, content, start=4 * MiB, stop=PAGE)
+        abandoned(partial)
+        partial = PartialDisk.open(tmp_path, spec_of(SIZE, generation=generation), sparse=sparse)
+    send_changes(partial, content)
+    sealed = partial.seal()
+    report = check_disk(sealed.partial_path)
+    assert (report.findings, report.notes) == ((), ())
+    assert partials.content_of(sealed.partial_path) == content
+    assert sealed.root == root_of(content)
 
 
 def test_another_checkpoint_makes_the_mark_begin_again(tmp_path: Path) -> None:

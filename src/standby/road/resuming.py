@@ -191,6 +191,12 @@ def _open_writable(path: Path, spec: PartialSpec, sparse: bool) -> vhdx.VhdxDisk
         found = f"{disk.virtual_size} bytes, sectors of {disk.logical_sector_size}"
         disk.close()
         raise DiskCorrupt(str(path), "the partial disk is of another size", 0, found)
+    try:
+        # What a killed process took and never committed must not stay in the restore point.
+        disk.take_back_unowned()
+    except BaseException:
+        disk.close()
+        raise
     return disk
 
 

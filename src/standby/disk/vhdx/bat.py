@@ -23,6 +23,7 @@ from standby.errors import DiskCorrupt
 from standby.files import BlockFile
 
 Entries = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
 
 _STATE = np.uint64(STATE_MASK)
 _OFFSET = np.uint64(OFFSET_MASK)
@@ -185,8 +186,8 @@ class BlockTable:
         chunks = range(self.geometry.chunk_count)
         return [offset for chunk in chunks if (offset := self.bitmap_offset(chunk))]
 
-    def check_overlaps(self, step: int = 1 << 14) -> None:
-        """Raise DiskCorrupt when two blocks share space. Memory: 8 bytes per present block."""
+    def _blocks(self, step: int = 1 << 14) -> tuple[Places, Places]:
+        """File offsets where blocks, payload and bitmap, start and stop, ascending by start."""
         geometry = self.geometry
         found = []
         first = self.empty_until(0, geometry.block_count)
@@ -203,10 +204,26 @@ class BlockTable:
         starts = np.concatenate((payload, bitmaps))
         stops = np.concatenate((payload + geometry.block_size, bitmaps + BITMAP_BLOCK))
         order = np.argsort(starts, kind="stable")
-        starts, stops = starts[order], stops[order]
+        return starts[order], stops[order]
+
+    def check_overlaps(self) -> None:
+        """Raise DiskCorrupt when two blocks share space. Memory: 8 bytes per present block."""
+        starts, stops = self._blocks()
         clash = np.flatnonzero(starts[1:] < stops[:-1])
         if clash.size:
             raise self._corrupt("two blocks share space", self.offset, int(starts[clash[0] + 1]))
+
+    def unowned(self) -> list[tuple[int, int]]:
+        """The (start, stop) ranges of the file that no block, no region, neither the log nor the
+        headers own, ascending."""
+        starts, stops = self._blocks()
+        taken = np.array(self._taken, dtype=np.int64)
+        starts, stops = np.append(starts, taken[:, 0]), np.append(stops, taken[:, 1])
+        order = np.argsort(starts, kind="stable")
+        ends = np.maximum.accumulate(stops[order])
+        nexts = np.append(starts[order][1:], self.file.size)
+        gaps = np.flatnonzero(ends < nexts)
+        return list(zip(ends[gaps].tolist(), nexts[gaps].tolist(), strict=True))
 
     # --- changing ---
 

@@ -69,6 +69,15 @@ class Commits:
 
     # --- session ---
 
+    def take_back(self) -> None:
+        """Use again what a writer that was killed left in the file and nothing owns. Before the
+        first change; a file with a region of a kind that we do not know is left as it is."""
+        with self.lock:
+            assert not self._log_begun
+            if self.layer.table.regions.are_known:
+                self._space.take_back(self.layer, sparse=self.sparse)
+                self._synced_size = self._file.size
+
     def begin(self, *, data: bool) -> None:
         """Before the first change, and the first change of `data`: log and headers (2.2.2)."""
         if self._failure:

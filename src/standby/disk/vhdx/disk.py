@@ -232,6 +232,12 @@ class VhdxDisk:
         with self._writer.lock if self._writer is not None else contextlib.nullcontext():
             yield
 
+    def take_back_unowned(self) -> None:
+        """Cut off, or use again for new blocks, the space that no structure of the file owns: what
+        a writer that was killed took and never committed. Only for a file that nobody else ever
+        wrote, and before the first change."""
+        self._opened_writer().take_back()
+
     def grow(self, new_size: int) -> None:
         """Make the disk larger; the new part reads as zeros, whatever the parent has there."""
         housekeeping.grow(self._opened_writer(), self._parent, new_size)

@@ -29,6 +29,11 @@ class Regions:
     bat: Region
     metadata: Region
 
+    @property
+    def are_known(self) -> bool:
+        """Whether there are no others: another may mean space elsewhere in the file."""
+        return all(region in (self.bat, self.metadata) for region in self.all)
+
 
 def read_regions(file: BlockFile, header: Header) -> Regions:
     """The regions by the first table, or by the second when the first is damaged; DiskCorrupt when

@@ -15,18 +15,22 @@ _RUNS_MAX = 65536
 
 class Space:
     """The free space of one file, as far as this session knows it: what earlier sessions released
-    is not searched for (it is a hole already, where holes are wanted)."""
+    is not searched for (it is a hole already, where holes are wanted) unless `take_back` is asked
+    to."""
 
     def __init__(self, layer: Layer) -> None:
         self._file = layer.file
+        self._released: list[tuple[int, int]] = []
+        self._reusable: list[tuple[int, int]] = []
+        self._measure(layer)
+
+    def _measure(self, layer: Layer) -> None:
         end = layer.file.size
         geometry = layer.geometry
         entry = layer.table.entry(geometry.block_count - 1)
         if entry & STATE_MASK >= FULLY_PRESENT:  # a file may end inside the last block
             end = max(end, (entry & OFFSET_MASK) + geometry.block_size)
         self._end = -(-end // MiB) * MiB
-        self._released: list[tuple[int, int]] = []
-        self._reusable: list[tuple[int, int]] = []
 
     @property
     def mark(self) -> int:
@@ -65,6 +69,18 @@ class Space:
         firsts = starts[np.concatenate((np.zeros(1, dtype=np.int64), breaks))]
         lasts = starts[np.concatenate((breaks - 1, np.array([starts.size - 1]))).astype(np.int64)]
         self._released += zip(firsts.tolist(), (lasts + length).tolist(), strict=True)
+
+    def take_back(self, layer: Layer, *, sparse: bool) -> None:
+        """Cut off what nothing owns at the file's end, and offer again what nothing owns before:
+        punched out if `sparse`; else whoever takes it writes zeros where no data goes. For a file
+        whose table is as the last commit left it."""
+        gaps = layer.table.unowned()
+        if gaps and gaps[-1][1] == self._file.size:
+            self._file.resize(gaps.pop()[0])
+            self._measure(layer)
+        for start, stop in reversed(gaps[:_RUNS_MAX]):
+            if not sparse or self._file.punch(start, stop - start):
+                self._reusable.append((start, stop))
 
     def take_released(self) -> list[tuple[int, int]]:
         """The (start, stop) ranges released so far: a commit's, to be given to `committed` or
