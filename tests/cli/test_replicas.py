@@ -422,6 +422,25 @@ def test_verify_names_what_is_damaged_and_repair_heals_it(run, replicated) -> No
     assert run("replica", "list", *site).err == ""
 
 
+def test_damaged_digests_are_told_from_damaged_data_and_computed_again(run, replicated) -> None:
+    folder = replicated.folder / "target" / "vm1_replica"
+    points = points_of(replicated.folder / "target")
+    path = folder / "points" / f"{points[0]}.disk0.digests"
+    before = path.read_bytes()
+    path.write_bytes(before[:5000] + bytes([before[5000] ^ 1]) + before[5001:])
+    site = ("--config", replicated.config)
+    found = run("replica", "verify", "vm1", *site, expect=3)
+    assert f"{points[0]}: its digests are damaged, its data is intact" in found.out
+    assert "DAMAGED" not in found.out
+    assert "has damaged digests, its data is intact; try `standby replica verify" in found.err
+    assert run("replica", "list", *site).err == ""
+    mended = run("replica", "verify", "vm1", "--repair", *site)
+    assert f"digests of disk0 computed again from the disk: {points[0]}" in mended.out
+    assert mended.err == ""
+    assert path.read_bytes() == before
+    run("job", "start", "job", *site)
+
+
 def test_damage_that_nobody_can_heal_stays_named(replica, target: Path) -> None:
     damage(target, "")
     found = replica("verify", "vm1", "--repair", expect=13)

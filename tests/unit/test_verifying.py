@@ -138,7 +138,8 @@ def test_digests_are_not_believed_when_their_root_is_another(three) -> None:
     verdict = verify_point(folder, ids[2])
     assert not verdict.digests_ok
     assert verdict.root_ok  # the content was read, and it has the recorded root
-    assert "disk0.digests" in verdict.disks[0].problem
+    assert "disk0.digests" in verdict.disks[0].digests_problem
+    assert verdict.is_intact
     rebuild_digests(folder, ids[2])
     check_points(folder, contents)
 
@@ -273,6 +274,91 @@ def test_a_layer_that_had_to_grow_is_recorded_with_its_new_size(three) -> None:
     assert report.healed_bytes > 0
     assert report.is_complete
     check_points(folder, contents)
+
+
+def spoil(folder: ReplicaFolder, number: int, offset: int) -> Path:
+    """Damage one byte of the digests of disk0 at a point."""
+    path = folder.digests_path(folder.points()[number].id, "disk0")
+    with File(path, writable=True) as file:
+        file.write(bytes([file.read(offset, 1)[0] ^ 1]), offset)
+    return path
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("offset", [0, 5000, -60])
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_flipped_byte_of_the_digests_is_told_from_damage_and_mended(
+    three, number: int, offset: int, whole: bool
+) -> None:
+    folder, contents = three
+    path = folder.digests_path(folder.points()[number].id, "disk0")
+    before = path.read_bytes()
+    spoil(folder, number, offset % len(before))
+    verdicts = (
+        verify_replica(folder) if whole else [verify_point(folder, folder.points()[number].id)]
+    )
+    assert all(verdict.is_intact for verdict in verdicts)
+    assert not all(verdict.digests_ok for verdict in verdicts)
+    assert any("disk0.digests" in item.disks[0].digests_problem for item in verdicts)
+    with WriterLease.acquire(folder, "repair") as lease:
+        reports = [repair(folder, lease, item, lambda *_: None) for item in verdicts]
+    assert all(report.is_complete for report in reports)
+    mended = [report.digests for report in reports if report.digests]
+    assert mended == [{"disk0": (folder.points()[number].id,)}]
+    assert path.read_bytes() == before
+    check_points(folder, contents)
+
+
+def test_digests_of_a_newer_point_are_mended_with_those_below_it(three) -> None:
+    folder, contents = three
+    spoil(folder, 0, 5000)
+    spoil(folder, 2, 0)
+    report = repaired(folder, 2, lambda *_: None)
+    first, _, third = (point.id for point in folder.points())
+    assert report.digests == {"disk0": (first, third)}
+    check_points(folder, contents)
+
+
+def test_digests_and_another_page_of_the_disk_are_mended_together(three) -> None:
+    folder, contents = three
+    spoil(folder, 2, 5000)  # the leaves of the first page
+    flip(layer_path(folder, 2), SIZE - 512)  # in the second
+    verdict = verify_point(folder, folder.points()[2].id)
+    last = SIZE // PIECE * PIECE
+    assert verdict.damaged["disk0"] == (Extent(last, SIZE - last),)
+    assert not verdict.digests_ok
+    report = repaired(
+        folder, 2, lambda disk, offset, length: bytes(contents[2][disk][offset : offset + length])
+    )
+    assert report.is_complete
+    check_points(folder, contents)
+
+
+@pytest.mark.parametrize("offset", [0, 5000])
+def test_a_disk_that_nothing_proves_stays_damaged(three, offset: int) -> None:
+    folder, _ = three
+    path = spoil(folder, 0, offset)
+    before = path.read_bytes()
+    flip(layer_path(folder, 0), PIECE)
+    for verdict in (verify_replica(folder)[0], verify_point(folder, folder.points()[0].id)):
+        assert not verdict.is_intact
+        assert not verdict.root_ok
+        assert not verdict.digests_ok
+    report = repaired(folder, 0, lambda *_: None)
+    assert not report.is_complete
+    assert "disk0" in report.problems
+    assert path.read_bytes() == before
+
+
+def test_damage_below_shows_through_a_point_with_damaged_digests(three) -> None:
+    folder, _ = three
+    spoil(folder, 1, 5000)
+    flip(layer_path(folder, 0), PAGE + MiB + PIECE)
+    first, second, _ = verify_replica(folder)
+    assert first.damaged
+    assert first.digests_ok
+    assert not second.is_intact
+    assert not second.digests_ok
 
 
 def test_a_fenced_repair_stops(three) -> None:

@@ -144,7 +144,8 @@ def show(name: str, config: Path, target: Path | None, as_json: bool) -> int:
 def verify(
     name: str, point: str | None, repair: bool, config: Path, target: Path | None, as_json: bool
 ) -> int:
-    """Read every byte of the replica NAME and compare it with its digests. Exit code 13: damaged.
+    """Read every byte of the replica NAME and compare it with its digests. Exit code 13: damaged;
+    3: only digests are, every disk is intact.
 
     \b
     Example: standby replica verify web01_replica --repair
@@ -159,6 +160,7 @@ def verify(
             verdicts = replicas.verify(name, point=point)
             is_ok = all(item.is_ok for item in verdicts)
         found = replicas.show(name)
+    is_intact = all(item.is_intact for item in verdicts)
     if as_json:
         print_json({"points": verdicts, "repairs": repairs, "is_ok": is_ok})
     else:
@@ -167,8 +169,9 @@ def verify(
         for done in repairs:
             _show_repair(done)
         if not is_ok:
-            warn(f"{name} is damaged; {_way_out(found, verdicts, has_tried=repair)}")
-    return 0 if is_ok else DAMAGED_EXIT
+            what = "is damaged" if not is_intact else "has damaged digests, its data is intact"
+            warn(f"{name} {what}; {_way_out(found, verdicts, has_tried=repair)}")
+    return 0 if is_ok else WARNINGS_EXIT if is_intact else DAMAGED_EXIT
 
 
 def _way_out(found: ReplicaStatus, verdicts: list[PointVerdict], *, has_tried: bool) -> str:
@@ -176,14 +179,16 @@ def _way_out(found: ReplicaStatus, verdicts: list[PointVerdict], *, has_tried: b
     that were committed, are beyond it."""
     name = found.name
     can_be_tried = not has_tried and any(
-        disk.damaged and not disk.problem for item in verdicts for disk in item.disks
+        not disk.problem and (disk.damaged or not disk.digests_ok)
+        for item in verdicts
+        for disk in item.disks
     )
     if can_be_tried and found.state == "failover":
         return f"`standby replica verify {name} --repair` can be tried after an undo"
     if can_be_tried:
         return f"try `standby replica verify {name} --repair`"
     ways = []
-    sound = [item.point_id for item in verdicts if item.is_ok]
+    sound = [item.point_id for item in verdicts if item.is_intact]
     if sound:
         ways.append(f"`standby replica failover {name} --point {sound[-1]}` (an undamaged point)")
     ways.append(
@@ -195,8 +200,12 @@ def _way_out(found: ReplicaStatus, verdicts: list[PointVerdict], *, has_tried: b
 
 
 def _show_verdict(verdict: PointVerdict) -> None:
-    click.echo(f"{verdict.point_id}: {'ok' if verdict.is_ok else 'DAMAGED'}")
+    only_digests = "its digests are damaged, its data is intact"
+    state = "ok" if verdict.is_ok else only_digests if verdict.is_intact else "DAMAGED"
+    click.echo(f"{verdict.point_id}: {state}")
     for disk in verdict.disks:
+        if disk.digests_problem:
+            click.echo(f"  {disk.disk_id}: {disk.digests_problem}")
         if disk.problem:
             click.echo(f"  {disk.disk_id}: {disk.problem}")
         for extent in disk.damaged[:20]:
@@ -207,7 +216,10 @@ def _show_verdict(verdict: PointVerdict) -> None:
 
 def _show_repair(done: RepairReport) -> None:
     healed = f"repaired {size(done.healed_bytes)}" if done.healed_bytes else "not repaired"
-    click.echo(f"{done.point_id}: {healed}")
+    for disk_id, mended in done.digests.items():
+        click.echo(f"digests of {disk_id} computed again from the disk: {', '.join(mended)}")
+    if done.healed_bytes or not done.is_complete:
+        click.echo(f"{done.point_id}: {healed}")
     for disk_id, extents in done.missing.items():
         total = sum(extent.length for extent in extents)
         click.echo(f"  {disk_id}: {size(total)} are nowhere to be had")

@@ -61,6 +61,13 @@ class DigestChain:
             return np.full(LEAVES_PER_PAGE, ZERO_LEAF, np.uint64)
         return self._files[int(self._owners[at])].leaves(page_number)
 
+    def node(self, page_number: int) -> bytes:
+        """The node of a page, which its leaves have to make."""
+        at = int(np.searchsorted(self.page_numbers, page_number))
+        if at == len(self.page_numbers) or self.page_numbers[at] != page_number:
+            return zero_node(2)
+        return bytes(self.nodes[at])
+
     def root(self, virtual_size: int | None = None) -> bytes:
         """The digest root of the state, as a disk of `virtual_size` (default: this one's)."""
         size = self.virtual_size if virtual_size is None else virtual_size

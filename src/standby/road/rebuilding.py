@@ -10,8 +10,15 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from standby.digesting import PAGE, DigestChain, DigestWriter, page_nodes, root_of_pages
-from standby.errors import DiskCorrupt, PointDamaged
+from standby.digesting import (
+    PAGE,
+    DigestChain,
+    DigestFile,
+    DigestWriter,
+    page_nodes,
+    root_of_pages,
+)
+from standby.errors import DiskCorrupt, PointDamaged, StandbyError
 from standby.model.extent import Kind
 from standby.model.point import PointDisk, RestorePoint
 from standby.ports import Progress, VirtualDisk
@@ -39,6 +46,85 @@ def rebuild_digests(
     for disk in replicated_disks(point):
         if disk_id in ("", disk.disk_id):
             _rebuild(folder, point, disk, complete)
+
+
+def mend_digests(
+    folder: ReplicaFolder, point: RestorePoint, disk: PointDisk, check: Callable[[], None]
+) -> list[str]:
+    """Write the damaged ones among the digests that describe this disk at the point anew, from the
+    disk files: the ids of their points. `check` is called before each is looked at.
+
+    Leaves are believed when they make the node that the root proves; where that is lost, when the
+    whole disk has the root in the point's record. Raises PointDamaged when the disk has not.
+    """
+    mended = []
+    for other in folder.points():
+        part = disk_of(other, disk.disk_id)
+        if part is None or not _is_under(part, disk):
+            continue
+        check()
+        try:
+            if _mend(folder, other, part):
+                mended.append(other.id)
+        except PointDamaged:
+            if other.id == point.id:
+                raise
+    return mended
+
+
+def _is_under(part: PointDisk, disk: PointDisk) -> bool:
+    """Whether all layers of `part` are layers of `disk`, too."""
+    files = tuple(layer.file for layer in disk.chain)
+    return tuple(layer.file for layer in part.chain) == files[-len(part.chain) :]
+
+
+def _mend(folder: ReplicaFolder, point: RestorePoint, disk: PointDisk) -> bool:
+    """Whether the point's own digests of the disk were damaged, and are written anew."""
+    try:
+        with digests_of(folder, point, disk):
+            pass  # the index has the recorded root: its nodes are right
+    except StandbyError:
+        try:
+            _rebuild(folder, point, disk, complete=False)
+        except PointDamaged:
+            raise
+        except StandbyError:  # those below are not to be had
+            _rebuild(folder, point, disk, complete=True)
+        return True
+    path = folder.digests_path(point.id, disk.disk_id)
+    with contextlib.ExitStack() as stack:
+        old = stack.enter_context(DigestFile.open(path))
+        if not any(_is_lost(old, number) for number in old.page_numbers.tolist()):
+            return False
+        opened = open_layers(folder.chain_paths(point, disk.disk_id))
+        stack.callback(opened.close)
+        writer = stack.enter_context(DigestWriter(path, old.virtual_size, old.is_complete))
+        for place, number in enumerate(old.page_numbers.tolist()):
+            if not _is_lost(old, number):
+                writer.add(number, old.leaves(number))
+                continue
+            start, stop = page_range(number, disk.virtual_size)
+            leaves = zero_page()
+            read_leaves(opened, start, stop, data_mask(opened, start, stop), leaves)
+            if page_nodes(leaves.reshape(1, -1)).tobytes() != old.nodes[place].tobytes():
+                raise PointDamaged(
+                    folder.name,
+                    point.id,
+                    str(path),
+                    f"the leaves of page {number} are damaged, and so is the disk there",
+                )
+            writer.add(number, leaves)
+        old.close()
+        writer.finish(old.root)
+    return True
+
+
+def _is_lost(digests: DigestFile, page_number: int) -> bool:
+    try:
+        digests.leaves(page_number)
+    except StandbyError:
+        return True
+    return False
 
 
 def digests_of(folder: ReplicaFolder, point: RestorePoint, disk: PointDisk) -> DigestChain:

@@ -91,6 +91,7 @@ def repaired(
         else:
             report.healed_bytes += done.healed_bytes
             report.missing = done.missing
+            report.digests |= done.digests
         if not report.missing:
             break
         left = [

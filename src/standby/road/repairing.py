@@ -18,6 +18,7 @@ from standby.model.replica import LayerFile
 from standby.road.baseline import open_digests
 from standby.road.lease import WriterLease
 from standby.road.points import disk_of
+from standby.road.rebuilding import mend_digests
 from standby.road.records import inner_path, layer_facts
 from standby.road.replica import ReplicaFolder, encode_point
 from standby.road.verifying import DiskVerdict, PointVerdict
@@ -29,12 +30,14 @@ may be wrong ones; None where there are none."""
 
 @dataclass(slots=True)
 class RepairReport:
-    """What a repair did: bytes healed, and per disk the runs that nobody had right."""
+    """What a repair did: bytes healed, per disk the runs that nobody had right, and per disk the
+    points whose digests were computed again from the disk and written anew."""
 
     point_id: str
     healed_bytes: int = 0
     missing: dict[str, tuple[Extent, ...]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -56,7 +59,8 @@ def repair(
     is itself damaged must not make an older point pay.
 
     `sparse` False for hosts that refuse sparse files (RULES 13).
-    Disks whose digests are not sound, or whose files cannot be opened, are named in `problems`.
+    Damaged digests are written anew first, from a disk that is proved (`mend_digests`). Disks whose
+    digests nothing proves, or whose files cannot be opened, are named in `problems`.
     Verify again afterwards: points that share a layer may be healed too.
     """
     lease.check()
@@ -67,6 +71,10 @@ def repair(
         if disk is None or found.is_ok:
             continue
         try:
+            if not found.digests_ok:
+                mended = mend_digests(folder, point, disk, lease.check)
+                if mended:
+                    report.digests[found.disk_id] = tuple(mended)
             missing = _repair_disk(folder, lease, point, disk, found, read_piece, report, sparse)
         except StandbyError as exc:
             lease.check()

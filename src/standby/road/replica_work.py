@@ -236,8 +236,8 @@ class ReplicaWork:
         threads: int = 2,
     ) -> list[PointVerdict]:
         """Read every byte of a point (None: of all, what they share once) against its digests. A
-        damaged piece marks the replica damaged; a replica whose points all verify is no longer
-        damaged."""
+        damaged piece marks the replica damaged, damaged digests of an intact disk do not; a replica
+        whose points are all intact is no longer damaged."""
         folder = self.folder(name)
         if point is None:
             verdicts = verify_replica(folder, device=True, threads=threads, progress=progress)
@@ -254,7 +254,7 @@ class ReplicaWork:
     def _record_verdicts(
         self, folder: ReplicaFolder, verdicts: list[PointVerdict], *, is_whole: bool
     ) -> None:
-        bad = [item.point_id for item in verdicts if not item.is_ok]
+        bad = [item.point_id for item in verdicts if not item.is_intact]
         record = folder.record()
         state = record.state
         if bad and Action.MARK_DAMAGED in legal_actions(state):

@@ -1,7 +1,8 @@
 """Is a restore point what was committed? Every stored byte is read and compared with its digests.
 
 The digests are believed only when their root is the one in the point's record (RULES 6); then each
-piece that is wrong is named, and `repairing` can heal it from elsewhere.
+piece that is wrong is named, and `repairing` can heal it from elsewhere. Where the digests are
+damaged themselves, the disk is proved by what is left of them, down to the root in the record.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from standby.digesting import PAGE, PIECE, DigestChain
+from standby.digesting import PAGE, PIECE, DigestChain, page_nodes
 from standby.disk.vhdx import VhdxDisk
 from standby.errors import OperationCancelled, SessionStopped, StandbyError
 from standby.files import drop_cached
@@ -56,9 +57,10 @@ _ALL = np.ones(PAGE // PIECE, dtype=np.bool_)
 
 @dataclass(slots=True)
 class DiskVerdict:
-    """One disk of a point. `damaged` are runs of pieces that are not what was recorded;
-    `digests_ok` says that the digests have the recorded root, without which nothing can be said of
-    single pieces; `problem` what kept the files from being read, '' if nothing."""
+    """One disk of a point. `damaged` are runs of pieces that are not what was recorded (of whole
+    pages, where their leaves are lost); `digests_ok` says that the digests have the recorded root
+    and all leaves that were needed, else `digests_problem` what is wrong with them; `problem` what
+    kept the disk's files from being read, '' if nothing."""
 
     disk_id: str
     damaged: tuple[Extent, ...] = ()
@@ -66,11 +68,17 @@ class DiskVerdict:
     root_ok: bool = True
     problem: str = ""
     bytes_read: int = 0
+    digests_problem: str = ""
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the disk is exactly what was committed, whatever its digests are."""
+        return self.root_ok and not self.damaged and not self.problem
 
     @property
     def is_ok(self) -> bool:
         """Whether the disk is exactly what was committed, and provably so."""
-        return self.root_ok and self.digests_ok and not self.damaged and not self.problem
+        return self.is_intact and self.digests_ok
 
 
 @dataclass(slots=True)
@@ -84,6 +92,11 @@ class PointVerdict:
     def is_ok(self) -> bool:
         """Whether every disk is what was committed."""
         return all(disk.is_ok for disk in self.disks)
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether every disk is what was committed; at most digests are damaged."""
+        return all(disk.is_intact for disk in self.disks)
 
     @property
     def root_ok(self) -> bool:
@@ -163,7 +176,7 @@ def _verified(
             stack.callback(digests.close)
         except StandbyError as exc:
             verdict.digests_ok = False
-            verdict.problem = str(exc)
+            verdict.digests_problem = str(exc)
             digests = None
         try:
             if device:
@@ -174,16 +187,20 @@ def _verified(
             if digests is None:
                 root, verdict.bytes_read = root_read(opened, disk.virtual_size, threads, progress)
                 verdict.root_ok = root.hex() == disk.root
+                if not verdict.root_ok:
+                    verdict.problem = f"its content has the root {root.hex()}, not {disk.root}"
                 return verdict
             masks = None
             if below is not None and _is_above(disk, below[1], below[2]):
-                older = stack.enter_context(
-                    contextlib.closing(digests_of(folder, below[0], below[1]))
-                )
-                masks = _LayerMasks(opened, digests, older)
+                with contextlib.suppress(StandbyError):  # lost: then all is read
+                    older = digests_of(folder, below[0], below[1])
+                    stack.callback(older.close)
+                    masks = _LayerMasks(opened, digests, older)
             check = _Check(opened, disk.virtual_size, digests, masks, threads, progress)
             bad = check.run()
             verdict.bytes_read = check.bytes_read
+            verdict.digests_ok = not check.digests_problem
+            verdict.digests_problem = check.digests_problem
             if masks is not None and below is not None:
                 bad = _joined(bad, _inherited(below[2].damaged, masks))
             verdict.damaged = tuple(bad)
@@ -203,7 +220,6 @@ def _is_above(disk: PointDisk, below: PointDisk, verdict: DiskVerdict) -> bool:
         and tuple(layer.file for layer in disk.chain[1:])
         == tuple(layer.file for layer in below.chain)
         and disk.virtual_size == below.virtual_size
-        and verdict.digests_ok
         and not verdict.problem
     )
 
@@ -227,7 +243,10 @@ class _LayerMasks:
 
     def wanted(self, page_number: int, start: int, stop: int) -> Mask:
         """(4096,) bool: the pieces to check."""
-        mask = self._digests.leaves(page_number) != self._older.leaves(page_number)
+        try:
+            mask = self._digests.leaves(page_number) != self._older.leaves(page_number)
+        except StandbyError:  # leaves that are lost: the whole page, by its node
+            return _ALL
         for extent in self._disk.layer_extents(start, stop):
             if extent.kind is not Kind.HOLE:
                 first = (extent.offset - start) // PIECE
@@ -245,6 +264,7 @@ def _differing_pages(newer: DigestChain, older: DigestChain) -> set[int]:
 def _inherited(damaged: Sequence[Extent], masks: _LayerMasks) -> list[Extent]:
     """Damage of the point below that shows through this point's layer."""
     found: list[Extent] = []
+    read = masks.pages(masks._disk.virtual_size) if damaged else set()
     for extent in damaged:
         for page_number in range(extent.offset // PAGE, (extent.stop - 1) // PAGE + 1):
             start = page_number * PAGE
@@ -252,7 +272,9 @@ def _inherited(damaged: Sequence[Extent], masks: _LayerMasks) -> list[Extent]:
             bad = np.zeros(PAGE // PIECE, dtype=np.bool_)
             first = (max(extent.offset, start) - start) // PIECE
             bad[first : -(-(min(extent.stop, stop) - start) // PIECE)] = True
-            found += _extents(bad & ~masks.wanted(page_number, start, stop), start, stop)
+            if page_number in read:
+                bad &= ~masks.wanted(page_number, start, stop)
+            found += _extents(bad, start, stop)
     return found
 
 
@@ -269,6 +291,7 @@ class _Check:
         progress: Progress | None,
     ) -> None:
         self.bytes_read = 0
+        self.digests_problem = ""
         self._disk = disk
         self._size = size
         self._digests = digests
@@ -295,12 +318,20 @@ class _Check:
     def _check_page(self, page_number: int) -> list[Extent]:
         start, stop = page_range(page_number, self._size)
         mask = self._masks.wanted(page_number, start, stop) if self._masks else _ALL
-        expected = self._digests.leaves(page_number)
+        problem = ""
+        try:
+            expected = self._digests.leaves(page_number)
+        except StandbyError as exc:
+            problem, mask = str(exc), _ALL
         actual = zero_page()
         wanted = mask & data_mask(self._disk, start, stop)
         count = read_leaves(self._disk, start, stop, wanted, actual)
         with self._lock:
             self.bytes_read += count
+            self.digests_problem = self.digests_problem or problem
+        if problem:  # the node is proved by the root, and the disk by the node
+            is_same = page_nodes(actual.reshape(1, -1)).tobytes() == self._digests.node(page_number)
+            return [] if is_same else [Extent(start, stop - start)]
         return _extents(mask & (actual != expected), start, stop)
 
 
