@@ -114,6 +114,7 @@ def test_a_session_that_is_stopped_while_it_sends_is_tried_again_when_asked(
         (machine,) = report.machines
         assert machine.outcome == "interrupted"
         assert 0 < machine.disks[0].sent < DATA
+        assert 0 < machine.disks[0].read <= machine.disks[0].virtual_size
         site.until_left_alone()
         arrived = site.arrived()
         assert "asked: retry" in site.ask(way, "job", "retry", "job")

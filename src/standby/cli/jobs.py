@@ -17,7 +17,7 @@ from standby.cli.output import (
     warn,
 )
 from standby.cli.serving import config_option, opened_backup, server_option
-from standby.model.report import MachineReport, SessionReport, WanReport
+from standby.model.report import DiskReport, MachineReport, SessionReport, WanReport
 
 if TYPE_CHECKING:
     from standby.server.local import Queued
@@ -224,15 +224,14 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
         return
     rows = []
     for item in found:
-        disks = [disk for machine in item.machines for disk in machine.disks]
         rows.append(
             (
                 item.id,
                 item.job,
                 item.outcome or "unfinished",
                 str(len(item.machines)),
-                size(sum(disk.read for disk in disks)),
-                size(sum(disk.sent for disk in disks)),
+                _total(item, "read"),
+                _total(item, "sent"),
             )
         )
     if rows:
@@ -337,6 +336,27 @@ def show_report(found: SessionReport) -> None:
             click.echo(f"error: {machine.machine}: {machine.error}", err=True)
 
 
+FIGURES = ("read", "skipped", "changed", "sent", "written")
+
+
+def _told(count: int, *, is_known: bool) -> str:
+    """Bytes; a dash for nothing that only means that nobody said."""
+    return size(count) if count or is_known else "-"
+
+
+def _is_known(machine: MachineReport, disk: DiskReport) -> bool:
+    return not machine.is_cut or disk.is_whole or disk.mode == "excluded"
+
+
+def _total(found: SessionReport, name: str) -> str:
+    """One figure of all disks of a session."""
+    disks = [(machine, disk) for machine in found.machines for disk in machine.disks]
+    is_known = all(_is_known(machine, disk) for machine, disk in disks)
+    if found.outcome in ("", "interrupted"):  # it may have been killed before it noted its disks
+        is_known = is_known and all(item.disks or not item.is_cut for item in found.machines)
+    return _told(sum(getattr(disk, name) for _, disk in disks), is_known=is_known)
+
+
 def _show_machine(machine: MachineReport) -> None:
     point = f", restore point {machine.point}" if machine.point else ""
     click.echo(f"\n{machine.machine}: {machine.outcome or 'unfinished'}{point}")
@@ -344,15 +364,12 @@ def _show_machine(machine: MachineReport) -> None:
         (
             disk.place,
             disk.mode,
-            size(disk.read),
-            size(disk.changed),
-            size(disk.sent),
-            size(disk.written),
+            *(_told(getattr(disk, name), is_known=_is_known(machine, disk)) for name in FIGURES),
         )
         for disk in machine.disks
     ]
     if rows:
-        print_table("", ("disk", "mode", ">read", ">changed", ">sent", ">written"), rows)
+        print_table("", ("disk", "mode", *(f">{name}" for name in FIGURES)), rows)
     for disk in machine.disks:
         if disk.wan is not None:
             click.echo(_over_wan(disk.place, disk.wan))

@@ -32,9 +32,10 @@ class DiskReport:
     `changed` bytes that differ from the last point; `sent` on the link, after packing; `written`
     into the point; `zeroed` made zero. `mode` is full, incremental, resume, seed or excluded;
     `reason` says why. `busy_s` maps station (source, proxy, network, target, verify) to seconds it
-    was the one working. `retries` counts how often it went on after a proxy or link failed, and
-    `proxy` is the one that finished it, '' on one machine. `wan` is there where that went over WAN
-    accelerators; `sent` is what these put on the wire then."""
+    was the one working; it is empty until the task has ended well, and the figures are what its
+    mover told on the way then, 0 where it told nothing. `retries` counts how often it went on after
+    a proxy or link failed, and `proxy` is the one that finished it, '' on one machine. `wan` is
+    there where that went over WAN accelerators; `sent` is what these put on the wire then."""
 
     disk_id: str
     place: str
@@ -53,6 +54,11 @@ class DiskReport:
     proxy: str = ""
     wan: WanReport | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the figures are those of a task that has ended well."""
+        return bool(self.busy_s)
+
 
 @dataclass(slots=True)
 class MachineReport:
@@ -68,6 +74,11 @@ class MachineReport:
     alarms: list[str] = field(default_factory=list)
     disks: list[DiskReport] = field(default_factory=list)
     steps_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it did not get to its end: figures that nobody told are not known."""
+        return self.outcome not in ("done", "skipped")
 
 
 @dataclass(slots=True)

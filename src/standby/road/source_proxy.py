@@ -103,6 +103,7 @@ class SourceProxy:
         self._next_group = 0
         self._pages: PageNumbers = np.empty(0, np.int64)
         self._marked = task.resume_mark
+        self._scanners: list[PageScanner] = []
 
     # --- the whole task ----------------------------------------------------------------------
 
@@ -131,9 +132,11 @@ class SourceProxy:
         self.counters.busy_s = dict(self._busy)
         return self.counters
 
-    def progress(self) -> tuple[int, int, int]:
-        """(bytes of disk scanned, bytes to scan), by whole pages, and bytes sent, by batches."""
-        return self._next_group * PAGE, len(self._pages) * PAGE, self.counters.sent
+    def progress(self) -> tuple[int, int, int, int]:
+        """(bytes of disk scanned, bytes to scan), by whole pages, bytes sent, by batches, and bytes
+        read."""
+        read = sum(scanner.read for scanner in list(self._scanners))
+        return self._next_group * PAGE, len(self._pages) * PAGE, self.counters.sent, read
 
     def _make_private_slots(self, count: int, size: int) -> None:
         self._private = [comparing.aligned_buffer(size) for _ in range(count)]
@@ -258,6 +261,7 @@ class SourceProxy:
     def _scan(self, worker: int) -> None:
         try:
             scanner = PageScanner(self, worker)
+            self._scanners.append(scanner)
             while self._failure is None:
                 group = self._take_group(worker)
                 if len(group) == 0:

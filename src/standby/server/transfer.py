@@ -80,6 +80,8 @@ class Transfer:
         """By task: the source's accelerator, of those that go over one."""
         self._sent: dict[str, int] = {}
         """By task: bytes sent to the other site when its mover last said so."""
+        self._read: dict[str, int] = {}
+        """The same of bytes read."""
         self.losses: dict[str, list[str]] = {}
         """By controller place: who was lost while the disk was sent, and why."""
         self.warnings: list[str] = []
@@ -214,8 +216,10 @@ class Transfer:
         return why
 
     def _count_lost(self, plan: DiskPlan, task: str) -> None:
-        """What an attempt that failed sent is in the report too, as far as its mover told."""
-        self._reports[plan.disk_id].sent += self._sent.pop(task, 0)
+        """What an attempt that failed did is in the report too, as far as its mover told."""
+        report = self._reports[plan.disk_id]
+        report.sent += self._sent.pop(task, 0)
+        report.read = max(report.read, self._read.pop(task, 0))
 
     def _begin(self, plan: DiskPlan, disk: CheckpointDisk) -> None:
         self._crew.target.call(
@@ -371,11 +375,13 @@ class Transfer:
 
     def _show(self, progress: dict[str, list[int]]) -> None:
         assert self._context.progress is not None
-        for task, (done, total, *sent) in progress.items():
+        for task, (done, total, *more) in progress.items():
             if task not in self._senders:
                 continue  # another session's, which asks for itself
-            if sent and task not in self._relays:
-                self._sent[task] = sent[0]
+            if more and task not in self._relays:
+                self._sent[task] = more[0]
+            if len(more) > 1:
+                self._read[task] = more[1]
             machine, place, _ = task.rsplit(" ", 2)
             self._context.progress(machine, place, done, total)
 
