@@ -266,9 +266,10 @@ def _refuse_replica_file(path: Path, instead: str) -> None:
     """ConfigurationError for a file inside a replica: changing it behind the replica's back
     damages restore points."""
     from standby.errors import ConfigurationError
+    from standby.files import is_there
 
     for folder in list(path.absolute().parents)[:2]:
-        if (folder / "replica.json").exists():
+        if is_there(folder / "replica.json"):
             raise ConfigurationError(
                 str(path), f"belongs to the replica in {folder}", f"Leave it alone: {instead}"
             )

@@ -85,9 +85,10 @@ def opened_replicas(
 ) -> Iterator[Replicas | AllReplicas | RemoteReplicas]:
     """The replicas of a backup server, or of a target folder alone."""
     if target is not None:
+        from standby.files import is_there
         from standby.server.replicas import Replicas
 
-        if (target / "replica.json").exists():
+        if is_there(target / "replica.json"):
             raise ConfigurationError(
                 str(target), "is one replica's folder", f"Name the folder it is in: {target.parent}"
             )

@@ -5,8 +5,8 @@ Every system call that Windows lacks is here beside its Windows branch. Foreign 
 tear them, and to inject errors.
 
 `positioned` has `File`; `durability` what survives a power cut; `giving_back` removes large files;
-`storage` is room, clones and the cache below; `locks` byte locks; `confinement` the walk that keeps
-a mover below its folders.
+`storage` is room, clones and the cache below; `locks` byte locks; `listing` what lies in a folder;
+`confinement` the walk that keeps a mover below its folders.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from standby.files.durability import (
     write_plainly,
 )
 from standby.files.giving_back import remove_large
+from standby.files.listing import is_folder, is_there, listed
 from standby.files.locks import (
     ByteLock,
     is_byte_locked,
@@ -64,7 +65,10 @@ __all__ = [
     "drop_cached",
     "free_bytes",
     "is_byte_locked",
+    "is_folder",
     "is_range_locked",
+    "is_there",
+    "listed",
     "make_folder_durably",
     "make_folder_plainly",
     "open_confined",

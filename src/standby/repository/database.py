@@ -10,7 +10,7 @@ from pathlib import Path
 
 from standby.clock import SYSTEM_CLOCK
 from standby.errors import DiskFull, DiskIO, RepositoryBusy, RepositoryError
-from standby.files import free_bytes, make_folder_durably
+from standby.files import free_bytes, is_folder, is_there, make_folder_durably
 
 FILE_NAME = "repository.sqlite"
 
@@ -94,9 +94,13 @@ class Database:
         self.folder = folder
         self.path = folder / FILE_NAME
         self.lock = threading.RLock()
-        if folder.exists() and not folder.is_dir():
-            raise RepositoryError(str(folder), "is a file; a repository is a folder")
-        if not self.path.exists():
+        try:
+            if is_there(folder) and not is_folder(folder):
+                raise RepositoryError(str(folder), "is a file; a repository is a folder")
+            is_new = not is_there(self.path)
+        except DiskIO as exc:
+            raise RepositoryError(str(folder), f"cannot be read: {exc.reason}") from exc
+        if is_new:
             if not create:
                 raise RepositoryError(
                     str(folder), f"does not exist (no {FILE_NAME} in it); check the path"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from standby.clock import Clock
-from standby.files import free_bytes
+from standby.errors import DiskIO
+from standby.files import free_bytes, is_there
 from standby.road.places import Places, RootPlaces
 from standby.road.verbs import called
 from standby.wire.link import Link
@@ -67,10 +68,10 @@ def looked_at(path: Path, writes: bool, root: Path | None = None) -> dict[str, A
     `writes`. One that is not there yet is judged by the nearest folder above it, where it would be
     made; nothing above `root` is looked at or written to, for movers do not make their roots."""
     place = path
-    while writes and not place.exists() and place not in (root, place.parent):
-        place = place.parent
     problem = ""
     try:
+        while writes and not is_there(place) and place not in (root, place.parent):
+            place = place.parent
         with os.scandir(place) as entries:
             next(entries, None)
         if writes:
@@ -82,6 +83,8 @@ def looked_at(path: Path, writes: bool, root: Path | None = None) -> dict[str, A
             problem = f"the mover's root {root} does not exist, and is made by no mover"
     except NotADirectoryError:
         problem = "is not a folder"
+    except DiskIO as exc:
+        problem = f"cannot be read: {exc.reason}"
     except OSError as exc:
         problem = f"cannot be {'written' if os.access(place, os.R_OK) else 'read'}: {exc.strerror}"
     return {"problem": problem, "free_bytes": free_bytes(place) if not problem else 0}

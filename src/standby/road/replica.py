@@ -23,7 +23,7 @@ from standby.errors import (
     StandbyError,
 )
 from standby.errors.replicas import BEGIN_ANEW
-from standby.files import ByteLock, make_folder_durably, write_durably
+from standby.files import ByteLock, is_there, listed, make_folder_durably, write_durably
 from standby.model.point import RestorePoint
 from standby.model.replica import LayerFile, ReplicaIdentity, ReplicaRecord, ReplicaState
 from standby.road import naming
@@ -109,8 +109,9 @@ class ReplicaFolder:
     # --- the record ------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Whether there is a replica here; a folder with other things in it is none."""
-        return self.record_path.exists()
+        """Whether there is a replica here; a folder with other things in it is none. DiskIO where
+        the folder cannot be looked into."""
+        return is_there(self.record_path)
 
     def create(self, identity: ReplicaIdentity, name: str) -> ReplicaRecord:
         """Begin the replica of `identity` here, or find it; raises ReplicaConflict where another
@@ -190,8 +191,8 @@ class ReplicaFolder:
         valid: list[RestorePoint] = []
         void: list[RestorePoint] = []
         damaged: list[tuple[str, str]] = []
-        for path in sorted(self.points_path.glob("*.json")):
-            if not naming.is_point_id(path.stem):
+        for path in listed(self.points_path):
+            if path.suffix != ".json" or not naming.is_point_id(path.stem):
                 continue
             try:
                 point = self._read_point(path)
@@ -334,7 +335,7 @@ class ReplicaFolder:
         disks = {*known, *upcoming, *(disk.id for disk in record.disks)}
         for disk_id in sorted(disks):
             path = self.disk_path(disk_id) / naming.READY
-            if not path.exists():
+            if not is_there(path):
                 continue
             layers = [layers[disk_id] for layers in (known, upcoming) if disk_id in layers]
             evidence = [layer_evidence(self.path, layer, allowed(layer.file)) for layer in layers]

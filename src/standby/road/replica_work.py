@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import ConfigurationError, MachineRunning, StandbyError, UnknownName
+from standby.errors import ConfigurationError, DiskIO, MachineRunning, StandbyError, UnknownName
 from standby.errors.replicas import BEGIN_ANEW
+from standby.files import is_folder, listed
 from standby.host.folder import FolderHost, update_replica_machine
+from standby.host.folder.inventory import SYSTEM_FOLDERS
 from standby.model.machine import PowerState
 from standby.model.point import RestorePoint
 from standby.model.replica import (
@@ -68,21 +70,34 @@ class ReplicaWork:
     # --- which ---------------------------------------------------------------------------------
 
     def folders(self) -> list[ReplicaFolder]:
-        """Every replica's folder, in order of name."""
+        """Every replica's folder, in order of name; what cannot be looked into is left out, and
+        among `unreadable`."""
+        return self._survey()[0]
+
+    def _survey(self) -> tuple[list[ReplicaFolder], dict[Path, DiskIO]]:
+        """The replicas' folders, and the folders that cannot be looked into."""
         found = []
+        refused: dict[Path, DiskIO] = {}
         for root in self._roots.values():
-            if not root.is_dir():
+            try:
+                paths = listed(root)
+            except DiskIO as exc:
+                refused[root] = exc
                 continue
-            for path in sorted(root.iterdir()):
+            for path in paths:
                 folder = ReplicaFolder(path, self._clock)
-                if path.is_dir() and folder.exists():
-                    found.append(folder)
-        return sorted(found, key=lambda folder: folder.name)
+                try:
+                    if folder.exists():
+                        found.append(folder)
+                except DiskIO as exc:
+                    if path.name not in SYSTEM_FOLDERS:
+                        refused[path] = exc
+        return sorted(found, key=lambda folder: folder.name), refused
 
     def folder(self, name: str) -> ReplicaFolder:
         """The replica of that name (or folder), or of the VM of that name where that is
-        unambiguous."""
-        folders = self.folders()
+        unambiguous. DiskIO where none is found, and not everything can be looked into."""
+        folders, refused = self._survey()
         named = [folder for folder in folders if name in (folder.name, str(folder.path))]
         if not named:
             named = [folder for folder in folders if _machine_name(folder) == name]
@@ -94,6 +109,9 @@ class ReplicaWork:
             if len({folder.name for folder in named}) < len(named):
                 hint = "Name one of their target folders with --target"
             raise ConfigurationError(name, f"means several replicas: {places}", hint)
+        for path, exc in refused.items():
+            if path in self._roots.values() or name in (path.name, str(path)):
+                raise exc
         raise UnknownName("replica", name, tuple(folder.name for folder in folders))
 
     def all(self) -> list[ReplicaStatus]:
@@ -108,20 +126,22 @@ class ReplicaWork:
 
     def unreadable(self) -> dict[str, str]:
         """Folder and problem of all that `all` cannot show: replicas whose records are damaged,
-        target folders that are not there."""
-        found = {
-            str(root): "no such folder: nothing was replicated to it yet, or it is not mounted"
-            for root in self._roots.values()
-            if not root.is_dir()
-        }
-        for folder in self.folders():
+        folders that are not there or cannot be looked into."""
+        folders, refused = self._survey()
+        found = {str(path): str(exc) for path, exc in refused.items()}
+        missing = "no such folder: nothing was replicated to it yet, or it is not mounted"
+        for root in self._roots.values():
+            with contextlib.suppress(DiskIO):  # told already
+                if not is_folder(root):
+                    found[str(root)] = missing
+        for folder in folders:
             try:
                 status(folder)
             except StandbyError as exc:
                 found[str(folder.path)] = str(exc)
         for root in self._roots.values():
-            for path in sorted(root.iterdir()) if root.is_dir() else ():
-                if _has_lost_its_record(ReplicaFolder(path, self._clock)):
+            for path in listed(root) if root not in refused else ():
+                if path not in refused and _has_lost_its_record(ReplicaFolder(path, self._clock)):
                     found[str(path)] = (
                         "restore points are here, but replica.json is gone. The disk files are "
                         "untouched: `ready.vhdx` of each disk starts by hand. For replication to "
@@ -307,11 +327,15 @@ class ReplicaWork:
 
 def _has_lost_its_record(folder: ReplicaFolder) -> bool:
     """Whether points were committed here, and nothing says any more what they are of."""
-    return (
-        folder.points_path.is_dir()
-        and not folder.exists()
-        and any(is_point_id(path.stem) for path in folder.points_path.glob("*.json"))
+    return not folder.exists() and any(
+        path.suffix == ".json" and is_point_id(path.stem) for path in _points_in(folder)
     )
+
+
+def _points_in(folder: ReplicaFolder) -> list[Path]:
+    with contextlib.suppress(DiskIO):
+        return listed(folder.points_path)
+    return []
 
 
 def _machine_name(folder: ReplicaFolder) -> str:

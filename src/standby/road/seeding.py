@@ -18,7 +18,7 @@ from standby.errors import (
     ReplicaConflict,
     StandbyError,
 )
-from standby.files import remove_durably, rename_durably
+from standby.files import is_folder, listed, remove_durably, rename_durably
 from standby.host.folder import FolderHost
 from standby.model.machine import Machine, PowerState
 from standby.model.replica import ReplicaIdentity
@@ -44,24 +44,21 @@ class FoundReplica:
 def found_replica(root: Path, identity: ReplicaIdentity, wanted: str, clock: Clock) -> FoundReplica:
     """The replica of that identity below `root`, whatever it is called; else the folder that one
     called `wanted` would get, never one that belongs to something else. Raises what is wrong with
-    a replica.json in a folder of that name that cannot be read."""
+    a replica.json in a folder of that name that cannot be read, DiskIO for a `root` that cannot."""
     existing = []
     plain = folder_name(wanted, (), identity.machine_id[:8])
     unreadable: StandbyError | None = None
-    if root.is_dir():
-        for path in sorted(root.iterdir()):
-            folder = ReplicaFolder(path, clock)
-            if not path.is_dir():
-                continue
-            existing.append(path.name)
-            if not folder.exists():
-                continue
-            try:
-                if folder.record().identity == identity:
-                    return FoundReplica(path, True)
-            except StandbyError as exc:
-                if path.name.lower() == plain.lower():
-                    unreadable = exc
+    for path in listed(root):
+        if not is_folder(path):
+            continue
+        existing.append(path.name)
+        folder = ReplicaFolder(path, clock)
+        try:
+            if folder.exists() and folder.record().identity == identity:
+                return FoundReplica(path, True)
+        except StandbyError as exc:
+            if path.name.lower() == plain.lower():
+                unreadable = exc
     if unreadable is not None:  # most likely ours: beginning anew beside it would resend it all
         raise unreadable
     if plain in existing and _is_ours_to_begin(root / plain):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from standby.errors import ConfigurationError
+from standby.errors import ConfigurationError, DiskIO
+from standby.files import is_folder, is_there, listed
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine, MachineProblem
 from standby.road.target_rules import FILE_NAME as TARGET_RULES
@@ -158,24 +159,49 @@ def _wans(config: Config) -> list[Finding]:
 
 
 def _readable(where: str, folder: Path) -> list[Finding]:
-    if not folder.exists():
-        hint = "check the path, or whether the file system is mounted"
-        return [Finding(Level.ERROR, where, f"{folder} does not exist", hint)]
-    if not folder.is_dir():
-        return [Finding(Level.ERROR, where, f"{folder} is not a folder", "correct the path")]
-    if not os.access(folder, os.R_OK | os.X_OK):
-        what, hint = f"{folder} cannot be read by this user", f"give it read access to {folder}"
-        return [Finding(Level.ERROR, where, what, hint, str(folder))]
-    return []
+    try:
+        if not is_there(folder):
+            hint = "check the path, or whether the file system is mounted"
+            return [Finding(Level.ERROR, where, f"{folder} does not exist", hint)]
+        if not is_folder(folder):
+            return [Finding(Level.ERROR, where, f"{folder} is not a folder", "correct the path")]
+    except DiskIO as exc:
+        return [_hidden(where, folder, exc)]
+    return _unread(where, folder)
+
+
+def _unread(where: str, folder: Path) -> list[Finding]:
+    """The folder cannot be listed, or nothing in it be looked at."""
+    try:
+        listed(folder)
+        is_readable = os.access(folder, os.R_OK | os.X_OK)
+    except DiskIO:
+        is_readable = False
+    if is_readable:
+        return []
+    what, hint = f"{folder} cannot be read by this user", f"give it read access to {folder}"
+    return [Finding(Level.ERROR, where, what, hint, str(folder))]
+
+
+def _hidden(where: str, folder: Path, error: DiskIO) -> Finding:
+    hint = "give this user access to the folders above it"
+    return Finding(
+        Level.ERROR, where, f"{folder} cannot be read: {error.reason}", hint, str(folder)
+    )
 
 
 def _writable(where: str, folder: Path) -> list[Finding]:
     """A missing folder is fine where it can be made."""
     existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        return [Finding(Level.ERROR, where, f"{existing} is not a folder", "correct the path")]
+    try:
+        while not is_there(existing) and existing != existing.parent:
+            existing = existing.parent
+        if not is_folder(existing):
+            return [Finding(Level.ERROR, where, f"{existing} is not a folder", "correct the path")]
+    except DiskIO as exc:
+        return [_hidden(where, folder, exc)]
+    if existing == folder and (problem := _unread(where, folder)):
+        return problem
     if not os.access(existing, os.W_OK | os.X_OK):
         what = f"{folder} cannot be written by this user"
         hint = f"give it write access to {existing}, or correct the path"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ConfigurationError, StandbyError
+from standby.files import is_folder
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
 from standby.model.replica import ReplicaIdentity, ReplicaRecord
@@ -53,7 +54,7 @@ class Replicas(ReplicaWork):
     @classmethod
     def of_folder(cls, target: Path, clock: Clock = SYSTEM_CLOCK) -> Replicas:
         """The replicas in a target folder, with nothing else left alive."""
-        if not target.is_dir():
+        if not is_folder(target):
             raise ConfigurationError(str(target), "is not a folder", "Name the target's folder")
         return cls(None, None, None, clock, {"target": target})
 

@@ -15,6 +15,8 @@ from standby.host.folder.vm_toml import MachineFile
 from standby.model.machine import Machine, MachineDisk, MachineProblem
 
 REPLICA_RECORD = "replica.json"
+SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN"})
+"""What lies at the top of a file system that is a host's folder, and only the system may read."""
 _LAYERS_MAX = 512
 """A chain longer than this is a loop or a mistake; keeping 512 restore points is beyond any job."""
 
@@ -69,8 +71,8 @@ def survey(
     root: Path, host: str, *, replicas: bool = False
 ) -> tuple[list[MachineFile], list[Unusable]]:
     """Every VM under `root` that can be used, in order of name, and the others, in order of
-    folder: a vm.toml that is wrong, and all VMs that share an id or a name. Raises
-    ConfigurationError only where the folder itself cannot be listed."""
+    folder: one that cannot be read, a vm.toml that is wrong, and all VMs that share an id or a
+    name. Raises ConfigurationError only where the folder itself cannot be listed."""
     found = []
     problems = []
     try:
@@ -82,7 +84,16 @@ def survey(
         ) from exc
     for name in names:
         folder = root / name
-        if name.startswith(".") or not os.path.lexists(folder / vm_toml.FILE_NAME):
+        if name.startswith("."):
+            continue
+        try:
+            (folder / vm_toml.FILE_NAME).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as exc:  # it may well be a VM's, and is no sign that the VM is gone
+            if name not in SYSTEM_FOLDERS:
+                error = ConfigurationError(str(folder), f"cannot be read: {exc.strerror}")
+                problems.append(Unusable(name, error))
             continue
         if not replicas and is_replica_folder(folder):
             continue
