@@ -422,6 +422,38 @@ def test_verify_names_what_is_damaged_and_repair_heals_it(run, replicated) -> No
     assert run("replica", "list", *site).err == ""
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_verify_names_a_point_whose_record_is_destroyed(run, replicated, which: int) -> None:
+    folder = replicated.folder / "target" / "vm1_replica"
+    points = points_of(replicated.folder / "target")
+    path = folder / "points" / f"{points[which]}.json"
+    before = path.read_bytes()
+    path.write_bytes(b"")
+    site = ("--config", replicated.config)
+    found = run("replica", "verify", "vm1_replica", *site, expect=13)
+    other = points[1 - which]
+    lines = [line for line in found.out.splitlines() if not line.startswith("  ")]
+    assert f"{points[which]}: DAMAGED" in lines
+    assert [line.partition(":")[0] for line in lines] == points
+    assert "  its commit record: " in found.out
+    assert "vm1_replica is damaged" in found.err
+    told = run("replica", "verify", "vm1_replica", "--repair", "--json", *site, expect=13).json
+    assert not told["is_ok"]
+    assert [item["point_id"] for item in told["points"]] == points
+    assert "record" in told["points"][which]["record_problem"]
+    assert told["points"][1 - which]["record_problem"] == ""
+    alone = ("--point", points[which])
+    assert (
+        f"{points[which]}: DAMAGED"
+        in run("replica", "verify", "vm1_replica", *alone, *site, expect=13).out
+    )
+    if which:  # the older one does not need the record that is lost
+        assert f"{other}: ok" in lines
+    path.write_bytes(before)
+    assert run("replica", "verify", "vm1_replica", *site).err == ""
+    assert run("replica", "list", *site).err == ""
+
+
 def test_damaged_digests_are_told_from_damaged_data_and_computed_again(run, replicated) -> None:
     folder = replicated.folder / "target" / "vm1_replica"
     points = points_of(replicated.folder / "target")

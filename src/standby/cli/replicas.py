@@ -203,6 +203,8 @@ def _show_verdict(verdict: PointVerdict) -> None:
     only_digests = "its digests are damaged, its data is intact"
     state = "ok" if verdict.is_ok else only_digests if verdict.is_intact else "DAMAGED"
     click.echo(f"{verdict.point_id}: {state}")
+    if verdict.record_problem:
+        click.echo(f"  {verdict.record_problem}")
     for disk in verdict.disks:
         if disk.digests_problem:
             click.echo(f"  {disk.disk_id}: {disk.digests_problem}")

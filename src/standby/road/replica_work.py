@@ -256,18 +256,26 @@ class ReplicaWork:
         threads: int = 2,
     ) -> list[PointVerdict]:
         """Read every byte of a point (None: of all, what they share once) against its digests. A
-        damaged piece marks the replica damaged, damaged digests of an intact disk do not; a replica
-        whose points are all intact is no longer damaged."""
+        damaged piece or commit record marks the replica damaged, damaged digests of an intact disk
+        do not; a replica whose points are all intact is no longer damaged."""
         folder = self.folder(name)
+        lost = {
+            point_id: PointVerdict(point_id, record_problem=f"its commit record: {problem}")
+            for point_id, problem in folder.scan_points().damaged
+        }
         if point is None:
             verdicts = verify_replica(folder, device=True, threads=threads, progress=progress)
+            verdicts = sorted([*verdicts, *lost.values()], key=lambda verdict: verdict.point_id)
+        elif point in lost:
+            verdicts = [lost[point]]
         else:
             chosen = chosen_point(folder.name, folder.points(), point)
             verdicts = [
                 verify_point(folder, chosen.id, device=True, threads=threads, progress=progress)
             ]
         for verdict in verdicts:
-            _add_touched(verdict, folder, folder.point(verdict.point_id))
+            if not verdict.record_problem:
+                _add_touched(verdict, folder, folder.point(verdict.point_id))
         self._record_verdicts(folder, verdicts, is_whole=point is None)
         return verdicts
 
@@ -294,7 +302,7 @@ class ReplicaWork:
             return [
                 repaired(folder, lease, verdict, sources)
                 for verdict in verdicts
-                if not verdict.is_ok
+                if not verdict.is_ok and not verdict.record_problem
             ]
 
     def _repair_sources(self, folder: ReplicaFolder) -> list[Source]:

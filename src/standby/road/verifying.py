@@ -83,20 +83,22 @@ class DiskVerdict:
 
 @dataclass(slots=True)
 class PointVerdict:
-    """What was found of one point."""
+    """What was found of one point. `record_problem` is what is wrong with its commit record, ''
+    if nothing; without the record nothing is known of its disks."""
 
     point_id: str
     disks: list[DiskVerdict] = field(default_factory=list)
+    record_problem: str = ""
 
     @property
     def is_ok(self) -> bool:
-        """Whether every disk is what was committed."""
-        return all(disk.is_ok for disk in self.disks)
+        """Whether every disk is what was committed, and provably so."""
+        return not self.record_problem and all(disk.is_ok for disk in self.disks)
 
     @property
     def is_intact(self) -> bool:
         """Whether every disk is what was committed; at most digests are damaged."""
-        return all(disk.is_intact for disk in self.disks)
+        return not self.record_problem and all(disk.is_intact for disk in self.disks)
 
     @property
     def root_ok(self) -> bool:
