@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ import pytest
 from simulation.several import SeveralSite
 from standby.disk import open_disk
 from standby.host.folder import new_machine
+from standby.model.replica import ReplicaState
+from standby.road.replica import ReplicaFolder, encode_replica
 from standby.server.checking import check_configuration
 from standby.server.config import load_config
 from standby.server.fleet import Fleet, Station
@@ -56,7 +60,7 @@ def test_init_takes_paths_and_names_the_file_in_the_next_step(run, tmp_path: Pat
     ended = run("init", folder, "--source", "/srv/vms", "--target", "/mnt/dr", "--json")
     path = folder / "standby.toml"
     assert ended.json["path"] == str(path)
-    assert ended.json["next"][1] == f"standby check --config {path}"
+    assert ended.json["next"] == [f"look through {path}", f"standby check --config {path}"]
     config = load_config(path)
     assert config.hosts["production"].path == Path("/srv/vms")
     assert config.hosts["recovery"].path == Path("/mnt/dr")
@@ -148,12 +152,94 @@ def test_check_looks_at_the_disks_of_the_vms_that_jobs_take(run, site) -> None:
     assert only == second
 
 
-def test_check_of_a_vm_that_runs_has_nothing_to_say_of_its_disks(run, site) -> None:
+def test_check_of_a_vm_that_runs_says_so_as_the_plan_does_and_nothing_of_its_disks(
+    run, site
+) -> None:
     held = open_disk(site.disk(), writable=True)  # as QEMU would
     try:
-        assert findings(run, site, expect=0) == []
+        (finding,) = findings(run, site, expect=10)
+        planned = run("job", "plan", "job", "--config", site.config, "--json", expect=None)
     finally:
         held.close()
+    assert (finding["level"], finding["where"]) == ("error", "VM vm1 of host source")
+    assert "VM vm1 on host source is running (" in finding["problem"]
+    assert finding["problem"] == planned.json["machines"][0]["reason"]
+    site.config.write_text(site.config.read_text().replace('["*"]', '["vm9"]'))
+    assert "running" not in json.dumps(findings(run, site, expect=3))
+
+
+# --- replicas --------------------------------------------------------------------------------
+
+
+def test_check_names_the_state_of_a_replica_that_takes_no_session(run, replicated) -> None:
+    site = ("--config", replicated.config)
+    assert findings(run, replicated, expect=0) == []
+    run("replica", "failover", "vm1", "--yes", *site)
+    (finding,) = findings(run, replicated, expect=10)
+    assert finding["where"] == "[jobs.job] VM vm1"
+    assert "while it is failover" in finding["problem"]
+    assert "standby replica undo-failover vm1_replica" in finding["problem"]
+    assert finding["mend"] == str(replicated.folder / "target" / "vm1_replica")
+    run("replica", "permanent-failover", "vm1", "--yes", *site)
+    (finding,) = findings(run, replicated, expect=10)
+    assert "while it is permanent" in finding["problem"]
+    assert "exclude_machines" in finding["problem"]
+
+
+def test_check_names_a_damaged_replica(run, replicated) -> None:
+    record = replicated.folder / "target" / "vm1_replica" / "replica.json"
+    damaged = replace(ReplicaFolder(record.parent).record(), state=ReplicaState.DAMAGED)
+    record.write_bytes(encode_replica(damaged))
+    (finding,) = findings(run, replicated, expect=10)
+    assert "while it is damaged" in finding["problem"]
+    assert "standby replica verify vm1_replica --repair" in finding["problem"]
+    record.write_text("no record")
+    (finding,) = findings(run, replicated, expect=10)
+    assert "replica.json" in finding["problem"]
+
+
+def test_check_and_plan_name_the_seed_that_is_missing(run, site) -> None:
+    site.config.write_text(site.config.read_text() + "[jobs.job.seed]\nvm1 = true\n")
+    arguments = ("job", "plan", "job", "--config", site.config, "--json")
+    home = site.folder / "target" / "vm1_replica"
+    for number in (0, 1):
+        (finding,) = findings(run, site, expect=10)
+        assert finding["where"] == "[jobs.job.seed] vm1"
+        assert f"neither disk{number}.vhdx nor disk{number}/seed.vhdx is here" in finding["problem"]
+        assert "seed.raw" in finding["hint"]
+        (planned,) = run(*arguments, expect=None).json["machines"]
+        assert planned["action"] == "conflict"
+        assert planned["reason"] == finding["problem"]
+        (home / f"disk{number}").mkdir(parents=True)
+        shutil.copy(site.disk(number), home / f"disk{number}" / "seed.vhdx")
+    assert findings(run, site, expect=0) == []
+    assert run(*arguments).json["machines"][0]["action"] == "replicate"
+    site.run()
+    assert findings(run, site, expect=0) == []
+
+
+def test_check_says_that_the_first_full_does_not_fit(run, site, monkeypatch) -> None:
+    monkeypatch.setattr("standby.server.check_replicas.free_bytes", lambda folder: MiB)
+    monkeypatch.setattr("standby.road.target_host.free_bytes", lambda folder: MiB)
+    (finding,) = findings(run, site, expect=10)
+    planned = run("job", "plan", "job", "--config", site.config, "--json", expect=None)
+    assert finding["problem"] in planned.json["machines"][0]["warnings"]
+    assert "1.0 MiB are free" in finding["problem"]
+    site.config.write_text(site.config.read_text() + "[jobs.job.seed]\nvm1 = true\n")
+    assert "free" not in findings(run, site, expect=10)[0]["problem"]
+    monkeypatch.undo()
+
+
+def test_check_says_that_a_replicas_folder_cannot_be_written(run, replicated, monkeypatch) -> None:
+    home = replicated.folder / "target" / "vm1_replica"
+    access = os.access
+
+    def refused(path, mode, **more) -> bool:
+        return Path(path) != home and access(path, mode, **more)
+
+    monkeypatch.setattr("os.access", refused)
+    (finding,) = findings(run, replicated, expect=10)
+    assert finding["problem"] == f"{home} cannot be written by this user"
 
 
 def test_check_warns_of_names_that_match_nothing(run, site) -> None:

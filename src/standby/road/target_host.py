@@ -43,6 +43,7 @@ from standby.road.places import LOCAL_PLACES, Places
 from standby.road.point_facts import PointFacts, sealed_point
 from standby.road.points import points_to_retire
 from standby.road.replica import ReplicaFolder
+from standby.road.seed_check import missing_seed
 from standby.road.seeding import (
     FoundReplica,
     found_replica,
@@ -81,6 +82,7 @@ class TargetVerbs:
             "find_replica": self.find_replica,
             "inspect_replica": self.inspect_replica,
             "mapped_disks": self.mapped_disks,
+            "missing_seed": self.missing_seed,
             "tell_disk": self.tell_disk,
             "map_machine": self.map_machine,
             "free_bytes": lambda path: free_bytes(_nearest_folder(self._places.path(path))),
@@ -127,6 +129,10 @@ class TargetVerbs:
     def mapped_disks(self, root: str, folder: str) -> list[str]:
         """Controller places of the VM at the target that a job maps to (RULES 16)."""
         return [disk.place for disk in mapped_machine(self._places.path(root), folder).disks]
+
+    def missing_seed(self, path: str, seeds: dict[str, str]) -> str:
+        """See `seed_check.missing_seed`; `path` need not be there."""
+        return missing_seed(ReplicaFolder(self._places.path(path), self._clock), seeds)
 
     def inspect_replica(self, path: str) -> dict[str, Any] | None:
         """What the target holds, without becoming its writer; None where there is no replica."""

@@ -20,6 +20,7 @@ from standby.ports import Host, inventory_of
 from standby.repository import Repository
 from standby.repository.database import FILE_NAME
 from standby.server.all_replicas import PlainHosts
+from standby.server.check_replicas import replica_findings, running_machines
 from standby.server.config import Config, HostConfig
 from standby.server.config_check import (
     Finding,
@@ -64,6 +65,9 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
         findings += unusable_machines(name, inventories[name].problems, jobs, path)
     for job in jobs:
         if job.source in inventories:
+            taken = taken_by(job, inventories[job.source]).machines
+            if f"[hosts.{job.target}] path" not in refused and not config.hosts[job.target].mover:
+                findings += replica_findings(config, job, taken, host(job.source))
             findings += _machines_of(job, inventories[job.source])
             if not config.hosts[job.target].mover:
                 findings += _gone(job, inventories[job.source], config.hosts[job.target].path)
@@ -73,6 +77,12 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
     targets = {name: found.path for name, found in config.hosts.items()}
     findings += replica_conflicts(jobs, machines, targets)
     for name, found in inventories.items():
+        wanted = [
+            item
+            for item in found.machines
+            if any(job.source == name and selects(job, item.name) for job in jobs)
+        ]
+        findings += running_machines(config.hosts[name], host(name), wanted)
         findings += _disks(config.hosts[name], host(name), found.machines, jobs)
     for name, path in local_repositories(config).items():
         if f"[repositories.{name}] path" not in refused:

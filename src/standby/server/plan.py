@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from standby.model.extent import Extent, blocks_touched
-from standby.units import KiB
+from standby.units import KiB, format_bytes
 
 PIECE = 4 * KiB
 """What a change is at least."""
@@ -217,6 +217,14 @@ def plan_disk(facts: DiskFacts) -> DiskPlan:
         or (mode is Mode.NEW_CHAIN and target is None),
         mapped_from=facts.mapped_from if target is None else "",
         allocated=facts.allocated,
+    )
+
+
+def first_full_refused(needed: int, free: int) -> str:
+    """What there is to say of a first full of a VM that does not fit."""
+    return (
+        f"its first full takes up to {format_bytes(needed)} and {format_bytes(free)} are free: "
+        "the session would refuse it"
     )
 
 

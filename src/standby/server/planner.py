@@ -25,7 +25,16 @@ from standby.ports import Host
 from standby.road.points import TargetState, match_disks
 from standby.server import facts
 from standby.server.crew import Crew, DiskTask, RepositoryView, replica_name
-from standby.server.plan import PIECE, Basis, DiskPlan, Figure, JobPlan, MachinePlan, Mode
+from standby.server.plan import (
+    PIECE,
+    Basis,
+    DiskPlan,
+    Figure,
+    JobPlan,
+    MachinePlan,
+    Mode,
+    first_full_refused,
+)
 from standby.server.retention import held_text
 from standby.server.store import Store
 from standby.server.task_ends import both
@@ -94,11 +103,15 @@ class Planner:
         if reason:
             return MachinePlan(machine.name, machine.id, replica, "skip", reason)
         disks = self._disks(machine, identity, state, path, crew, repository, scan)
+        files = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
+        seeds = {disk.disk_id: files.get(disk.place, "") for disk in disks if disk.uses_seed}
+        if seeds and (reason := crew.target.call("missing_seed", path=path, seeds=seeds)):
+            return MachinePlan(machine.name, machine.id, replica, "conflict", reason, disks=disks)
         alarms = tuple(
             f"disk {disk.place}: full: {disk.reason}" for disk in disks if disk.is_unforeseen
         )
         first = sum(disk.space.value for disk in disks if disk.mode is Mode.FULL)
-        warnings = () if first <= self._free else (_refused(first, self._free),)
+        warnings = () if first <= self._free else (first_full_refused(first, self._free),)
         if self._store.holds_retention(identity):
             warnings = (*warnings, held_text(self._job.name))
         return MachinePlan(
@@ -261,11 +274,4 @@ def _shortage(plans: Sequence[MachinePlan], free: int) -> tuple[str, ...]:
     return (
         f"{'up to' if is_bound else 'about'} {format_bytes(needed)} are needed at the target, "
         f"{format_bytes(free)} are free; make room, or the session stops where the space ends",
-    )
-
-
-def _refused(needed: int, free: int) -> str:
-    return (
-        f"its first full takes up to {format_bytes(needed)} and {format_bytes(free)} are free: "
-        "the session would refuse it"
     )

@@ -71,7 +71,9 @@ rpo = "24h"                           # alarm when the newest point is older
 # retries = 3                         # VMs that failed are tried again,
 # retry_wait = "10 min"               # so long after
 
-# [jobs.nightly.seed]                 # disk files already put into the replica's folder
+# [jobs.nightly.seed]                 # disks already put into the replica's folder, web01_replica:
+#                                       each under the name of the source's file (disk0.vhdx), or
+#                                       as disk0/seed.vhdx (.raw, .img)
 # web01 = true
 # [jobs.nightly.map]                  # a VM at the target to take over, by its folder there
 # db01 = "old-db01"
