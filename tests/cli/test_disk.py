@@ -178,6 +178,17 @@ def test_a_block_size_that_is_none_is_a_usage_error(disk, chain, tmp_path: Path)
     assert "'huge' is not a size" in ended.err
 
 
+@pytest.mark.parametrize("size", ["3M", "512K", "512M", "0"])
+def test_a_block_size_that_vhdx_has_not_is_a_usage_error(
+    disk, chain, tmp_path: Path, size: str
+) -> None:
+    new = tmp_path / "x.vhdx"
+    ended = disk("convert", "--format", "vhdx", "--block-size", size, chain[0], new, expect=2)
+    assert "--block-size" in ended.err
+    assert "not a power of two from 1 MiB to 256 MiB" in ended.err
+    assert "partial" not in ended.err
+
+
 # --- merge -----------------------------------------------------------------------------------
 
 

@@ -104,7 +104,7 @@ def test_the_commands_are_the_documented_ones() -> None:
     assert set(COMMANDS) == DOCUMENTED
 
 
-@pytest.mark.parametrize("name", ["", "job", "replica", "disk", "wan", "ca", *COMMANDS])
+@pytest.mark.parametrize("name", ["", "job", "replica", "disk", "wan", "ca", "mover", *COMMANDS])
 def test_help_has_an_example(run, name: str) -> None:
     text = run(*name.split(), "--help").out
     assert "Example" in text

@@ -49,6 +49,20 @@ def test_a_point_that_cannot_be_meant_is_refused(wanted: str) -> None:
         chosen_point("r", POINTS, wanted)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ("yesterday", "not an id, and not a time such as "),
+        ("1999-01-01", "a time older than the oldest, taken at "),
+        ("202603", "several begin so"),
+    ],
+)
+def test_the_refusal_of_a_point_says_what_is_wrong_with_it(wanted: str, why: str) -> None:
+    with pytest.raises(NoSuchPoint) as caught:
+        chosen_point("r", POINTS, wanted)
+    assert f"no restore point {wanted} ({why}" in str(caught.value)
+
+
 def test_no_point_at_all_is_said() -> None:
     with pytest.raises(NoSuchPoint, match="there are: none"):
         chosen_point("r", (), None)

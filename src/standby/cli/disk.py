@@ -198,6 +198,16 @@ def _labelled(update: Callable[[str, int, int], None], label: str) -> Callable[[
     return lambda done, total: update(label, done, total)
 
 
+def _block_size(
+    _context: click.Context, _parameter: click.Parameter, value: int | None
+) -> int | None:
+    from standby.disk.vhdx.structures import BLOCK_SIZE_MAX, BLOCK_SIZE_MIN
+
+    if value is None or (BLOCK_SIZE_MIN <= value <= BLOCK_SIZE_MAX and not value & (value - 1)):
+        return value
+    raise click.BadParameter(f"{size(value)} is not a power of two from 1 MiB to 256 MiB.")
+
+
 @disk.command()
 @click.argument("source", type=existing_file)
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
@@ -205,7 +215,12 @@ def _labelled(update: Callable[[str, int, int], None], label: str) -> Callable[[
     "--format", "format_", type=click.Choice(["raw", "vhdx"]), required=True, help="Of TARGET."
 )
 @click.option("--source-format", type=click.Choice(["raw", "vhdx"]), help="Default: by content.")
-@click.option("--block-size", type=Size(), help="VHDX block size, for example 1M.")
+@click.option(
+    "--block-size",
+    type=Size(),
+    callback=_block_size,
+    help="VHDX block size, a power of two from 1M to 256M.",
+)
 @click.option("--sector-size", type=click.Choice(["512", "4096"]), help="Logical sectors.")
 @click.option("--fixed", is_flag=True, help="A fixed VHDX: all space allocated.")
 @click.option("--replace", is_flag=True, help="Replace TARGET if it exists.")

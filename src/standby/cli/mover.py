@@ -17,6 +17,9 @@ def mover() -> None:
 
     A backup server connects to it and says what to do; it opens nothing outside of the folders
     that its mover.toml names, whoever asks.
+
+    \b
+    Example: standby mover run --config /etc/standby/mover.toml
     """
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 import standby
 from standby.cli.output import json_option, print_json, print_table
@@ -64,7 +65,10 @@ def init(
     make_folder_durably(folder.absolute())
     write_durably(path, config_template(installation, source, target, repository).encode())
     where = f" --config {path}" if folder != Path() else ""
-    steps = [f"edit the paths in {path}", f"standby check{where}"]
+    given = click.get_current_context().get_parameter_source
+    asked = [given(name) is ParameterSource.COMMANDLINE for name in ("source", "target")]
+    what = "look through" if all(asked) else "edit the paths in"
+    steps = [f"{what} {path}", f"standby check{where}"]
     if as_json:
         print_json({"path": path, "installation": installation, "next": steps})
     else:

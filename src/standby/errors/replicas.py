@@ -131,14 +131,16 @@ class PointDamaged(ReplicaError):
 
 @dataclass(eq=False)
 class NoSuchPoint(ReplicaError):
-    """No restore point of that id, or none so old."""
+    """No restore point of that id, or none so old; `why`, where that is not plain."""
 
     point: str
     known: tuple[str, ...] = ()
+    why: str = ""
 
     def message(self) -> str:
+        why = f" ({self.why})" if self.why else ""
         return (
-            f"replica {self.replica}: no restore point {self.point}; there are: "
+            f"replica {self.replica}: no restore point {self.point}{why}; there are: "
             f"{', '.join(self.known) or 'none'}"
         )
 

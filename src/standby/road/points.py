@@ -78,7 +78,10 @@ def chosen_point(replica: str, points: Sequence[RestorePoint], wanted: str | Non
     if len(matching) == 1:
         return matching[0]
     instant = parsed_time(wanted)
-    if not matching and instant is not None:
+    why = "not an id, and not a time such as 2026-11-22T22:00"
+    if matching:
+        why = "several begin so"
+    elif instant is not None:
         older = [
             point
             for point in points
@@ -86,7 +89,8 @@ def chosen_point(replica: str, points: Sequence[RestorePoint], wanted: str | Non
         ]
         if older:
             return older[-1]
-    raise NoSuchPoint(replica, wanted, known)
+        why = f"a time older than the oldest, taken at {points[0].taken_at}" if points else ""
+    raise NoSuchPoint(replica, wanted, known, why)
 
 
 def points_kept_by(
