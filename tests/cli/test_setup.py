@@ -218,6 +218,18 @@ def test_check_and_plan_name_the_seed_that_is_missing(run, site) -> None:
     assert findings(run, site, expect=0) == []
 
 
+def test_plan_names_the_seed_that_is_missing_at_a_movers_target(tmp_path: Path) -> None:
+    away = SeveralSite(tmp_path / "site", more="[jobs.job.seed]\nvm1 = true\n")
+    away.add_machine(sizes=(4 * MiB,))
+    try:
+        with away.server() as server:
+            (planned,) = server.plan("job").machines
+    finally:
+        away.close()
+    assert planned.action == "conflict"
+    assert "neither disk0.vhdx nor disk0/seed.vhdx is here" in planned.reason
+
+
 def test_check_says_that_the_first_full_does_not_fit(run, site, monkeypatch) -> None:
     monkeypatch.setattr("standby.server.check_replicas.free_bytes", lambda folder: MiB)
     monkeypatch.setattr("standby.road.target_host.free_bytes", lambda folder: MiB)
