@@ -495,7 +495,7 @@ def test_a_truncated_layer_is_not_repaired_and_the_ways_out_are_named(run, repli
         assert all(way in text for way in ways)
     skipped = run("job", "start", "job", *site, expect=None)
     assert "--accept-loss" in skipped.out + skipped.err
-    run("replica", "failover", "vm1", "--point", points[0], "--yes", *site, expect=3)
+    run("replica", "failover", "vm1", "--point", points[0], "--yes", *site)  # an undamaged one
     run("replica", "undo-failover", "vm1", "--dry-run", *site)
     undone = run("replica", "undo-failover", "vm1", "--yes", *site)
     assert f"damaged again, above {points[0]}" in undone.out

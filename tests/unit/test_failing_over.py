@@ -200,6 +200,28 @@ def test_a_replica_that_was_damaged_is_so_again_after_an_undone_failover(tmp_pat
         add_point(folder)
 
 
+@pytest.mark.parametrize(
+    ("damaged", "intact", "said"),
+    [
+        (0, 1, ""),
+        (1, 0, "the VM may start from damaged data"),
+        (0, None, "was not verified since"),
+    ],
+)
+def test_a_failover_warns_of_a_damaged_or_unverified_point_alone(
+    tmp_path: Path, damaged: int, intact: int | None, said: str
+) -> None:
+    folder = new_replica(tmp_path / "r")
+    ids = [add_point(folder).id, add_point(folder).id]
+    sound = [] if intact is None else [ids[intact]]
+    with WriterLease.acquire(folder, "s") as lease:
+        mark_damaged(folder, lease, "found by verify", [ids[damaged]], sound)
+    warnings = failover(folder, point=ids[1]).warnings
+    assert len(warnings) == bool(said)
+    assert all(said in text and "found by verify" in text for text in warnings)
+    assert undo_failover(folder).state is ReplicaState.DAMAGED
+
+
 def test_damage_found_during_a_failover_leaves_it_one_that_can_be_undone(tmp_path: Path) -> None:
     folder = new_replica(tmp_path / "r")
     add_point(folder)

@@ -157,6 +157,8 @@ class ReplicaRecord:
     generation that is not among them came from a fenced writer and does not count (RULES 2, 3).
     `ready` maps a disk id to its ready layer as we left it, above the files of `ready_point`; while
     they are being renewed `ready_next` holds the new ones, and a layer on disk may be either.
+    `damage` is why sessions are stopped; of the verified points `damaged_points` are the ones that
+    are damaged and `intact_points` the others, both empty without damage.
     `failover_point` and `failover_started_at` are set while the state is failover. `serve_pid` and
     `serve_started` name the detached disk server of a running replica VM.
     """
@@ -174,5 +176,7 @@ class ReplicaRecord:
     failover_point: str = ""
     failover_started_at: str = ""
     damage: str = ""
+    damaged_points: tuple[str, ...] = ()
+    intact_points: tuple[str, ...] = ()
     serve_pid: int = 0
     serve_started: str = ""

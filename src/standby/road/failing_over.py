@@ -8,7 +8,7 @@ Every verb can be killed anywhere and repeated: the state is the last thing writ
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from standby import killpoints
@@ -99,14 +99,13 @@ def failover(
             "the source VM is running: two VMs of one identity would be alive",
             "Shut it down, or repeat with --source-may-run",
         )
-    warnings = damage_warnings(record)
-    if source_running:
-        warnings.append("the source VM is running")
+    warnings = ["the source VM is running"] if source_running else []
     fenced = _settle(folder, warnings)
     with WriterLease.acquire(folder, "failover", take_over=True, action=Action.FAILOVER) as lease:
         _recover(folder, lease, warnings)
         chosen = startable_point(folder, point, adopt)
         record = folder.record()
+        warnings[:0] = damage_warnings(record, chosen)
         renewed = False
         if adopt:
             record = _adopted(folder, lease, record, chosen)
@@ -147,12 +146,18 @@ def check_writable(folder: ReplicaFolder) -> None:
             )
 
 
-def damage_warnings(record: ReplicaRecord) -> list[str]:
-    """What a failover of a replica that is marked damaged has to say: the point's files are the
-    ones that were committed, their content may not be."""
-    if not record.damage:
+def damage_warnings(record: ReplicaRecord, point: RestorePoint) -> list[str]:
+    """What a failover to `point` of a replica that is marked damaged has to say: the point's files
+    are the ones that were committed, their content may not be. Nothing where it was verified."""
+    if not record.damage or point.id in record.intact_points:
         return []
-    return [f"the replica is marked damaged: {record.damage}; the VM may start from damaged data"]
+    marked = f"the replica is marked damaged: {record.damage}"
+    if point.id in record.damaged_points:
+        return [f"{marked}; the VM may start from damaged data"]
+    return [
+        f"{marked}; the point {point.id} was not verified since, the VM may start from damaged "
+        f"data (`standby replica verify {record.name} --point {point.id}` tells)"
+    ]
 
 
 def state_after_undo(record: ReplicaRecord) -> ReplicaState:
@@ -318,13 +323,25 @@ def check_given_up(folder: ReplicaFolder, rules: TargetRules) -> None:
         )
 
 
-def mark_damaged(folder: ReplicaFolder, lease: WriterLease, damage: str) -> ReplicaRecord:
-    """Stop sessions until the replica verifies; `damage` says what was found, for people. One that
-    is failed over stays so, its writes are the VM's: undone it is damaged."""
+def mark_damaged(
+    folder: ReplicaFolder,
+    lease: WriterLease,
+    damage: str,
+    damaged_points: Sequence[str] = (),
+    intact_points: Sequence[str] = (),
+) -> ReplicaRecord:
+    """Stop sessions until the replica verifies; `damage` says what was found, for people, and what
+    is known of single points goes with it. One that is failed over stays so, its writes are the
+    VM's: undone it is damaged."""
     record = folder.record()
     check_legal(record, folder.name, Action.MARK_DAMAGED)
     state = next_state(record.state, Action.MARK_DAMAGED) or record.state
-    return lease.update(state=state, damage=damage)
+    return lease.update(
+        state=state,
+        damage=damage,
+        damaged_points=tuple(damaged_points),
+        intact_points=tuple(intact_points),
+    )
 
 
 def started(folder: ReplicaFolder) -> ReplicaStarted | None:

@@ -282,16 +282,27 @@ class ReplicaWork:
     def _record_verdicts(
         self, folder: ReplicaFolder, verdicts: list[PointVerdict], *, is_whole: bool
     ) -> None:
-        bad = [item.point_id for item in verdicts if not item.is_intact]
+        found = {item.point_id: item.is_intact for item in verdicts}
         record = folder.record()
         state = record.state
+        if record.damage and not is_whole:  # what was known of the other points stays known
+            found = (
+                dict.fromkeys(record.damaged_points, False)
+                | dict.fromkeys(record.intact_points, True)
+                | found
+            )
+        bad = [point_id for point_id in sorted(found) if not found[point_id]]
+        good = [point_id for point_id in sorted(found) if found[point_id]]
         if bad and Action.MARK_DAMAGED in legal_actions(state):
             with WriterLease.acquire(folder, "verify", action=Action.MARK_DAMAGED) as lease:
-                mark_damaged(folder, lease, f"verify found damage in {', '.join(bad)}")
-        elif not bad and is_whole and (record.damage or state is ReplicaState.DAMAGED):
+                mark_damaged(folder, lease, f"verify found damage in {', '.join(bad)}", bad, good)
+        elif is_whole and not bad and (record.damage or state is ReplicaState.DAMAGED):
             with WriterLease.acquire(folder, "verify", action=Action.VERIFY) as lease:
                 sound = ReplicaState.READY if state is ReplicaState.DAMAGED else state
-                lease.update(state=sound, damage="")
+                lease.update(state=sound, damage="", damaged_points=(), intact_points=())
+        elif record.damage and Action.VERIFY in legal_actions(state):
+            with WriterLease.acquire(folder, "verify", action=Action.VERIFY) as lease:
+                lease.update(damaged_points=tuple(bad), intact_points=tuple(good))
 
     def repair(self, name: str, verdicts: list[PointVerdict]) -> list[RepairReport]:
         """Write damaged pieces anew where the source, or another replica of the VM, still has

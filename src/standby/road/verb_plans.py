@@ -60,7 +60,7 @@ def plan_failover(
     record = folder.record()
     check_legal(record, folder.name, Action.FAILOVER)
     check_writable(folder)
-    warnings = damage_warnings(record)
+    warnings = []
     if replicas.source_is_running(record):
         if not source_may_run:
             raise ReplicaConflict(
@@ -72,6 +72,7 @@ def plan_failover(
     if not adopt:
         folder.check_ready()
     chosen = startable_point(folder, point, adopt)
+    warnings[:0] = damage_warnings(record, chosen)
     if is_processing(folder):
         warnings.append(f"the session that runs now is cut off ({holder_of(folder)})")
     effects = []
