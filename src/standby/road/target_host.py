@@ -26,7 +26,7 @@ from standby.errors import (
     ReplicaMissing,
     StandbyError,
 )
-from standby.files import free_bytes, make_folder_durably
+from standby.files import free_bytes, is_folder, make_folder_durably
 from standby.host.folder import FolderHost
 from standby.model.replica import ReplicaDisk, ReplicaIdentity, ReplicaState
 from standby.model.target_rules import TargetRules
@@ -391,6 +391,6 @@ class TargetVerbs:
 
 def _nearest_folder(path: Path) -> Path:
     """`path`, or the nearest folder above it that exists."""
-    while not path.is_dir() and path != path.parent:
+    while not is_folder(path) and path != path.parent:
         path = path.parent
     return path
