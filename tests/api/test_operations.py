@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -19,6 +21,7 @@ from standby.errors import OperationCancelled, SessionStopped, StandbyError, err
 from standby.model.replica import ReplicaState
 from standby.server.all_replicas import RemoteShelf
 from standby.server.api import operations
+from standby.server.api.infrastructure import wait_for_end
 from standby.server.api.operations import Operations, Progress
 from standby.server.fleet import Station
 from standby.server.logs import Log
@@ -228,3 +231,25 @@ def test_the_mover_of_a_cancelled_verification_is_told() -> None:
     with pytest.raises(OperationCancelled):
         shelf.long_call("verify", progress, name="vm1_replica")
     assert fleet.far.told == [("cancel", fleet.far.task)]
+
+
+@pytest.mark.parametrize("wait_s", [5.0, 0.001])
+def test_who_waits_for_what_fails_leaves_no_error_to_the_event_loop(
+    caplog: pytest.LogCaptureFixture, wait_s: float
+) -> None:
+    """Python 3.11 may fail elsewhere when such an error is collected and logged."""
+    future: Future[None] = Future()
+
+    async def wait() -> None:
+        waiting = asyncio.create_task(wait_for_end(future, wait_s))
+        if wait_s < 1:
+            await waiting
+        else:
+            await asyncio.sleep(0)
+        future.set_exception(OperationCancelled("verify", "vm1_replica"))
+        await waiting
+        await asyncio.sleep(0.01)  # what the future's end calls in the loop
+
+    asyncio.run(wait())
+    gc.collect()
+    assert caplog.records == []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from concurrent.futures import Future
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
@@ -63,6 +64,14 @@ def list_operations(
     return Told({"operations": context.operations.all(limit)})
 
 
+async def wait_for_end(future: Future[Any], wait_s: float) -> None:
+    """Wait until the future is done, at most so long; its error is not asked for here."""
+    waiting = asyncio.wrap_future(future)
+    # Or the event loop logs an error that nobody asked for, whenever it is collected.
+    waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    await asyncio.wait([waiting], timeout=wait_s)
+
+
 @router.get("/operations/{operation}", response_model=models.Operation)
 async def show_operation(
     operation: OperationId, context: Context, caller: Viewer, wait_s: Wait = 0.0
@@ -71,7 +80,7 @@ async def show_operation(
     found = context.operations.here(operation)
     if found is not None:
         if wait_s > 0:
-            await asyncio.wait([asyncio.wrap_future(found.future)], timeout=wait_s)
+            await wait_for_end(found.future, wait_s)
         return Told(found.told())
     clock = context.server.clock
     deadline = clock.monotonic() + wait_s
