@@ -13,7 +13,7 @@ trap 'rm -rf "$work"' EXIT INT TERM
 mkdir "$work/src" "$work/tests"
 cp -R "$root/setup.py" "$root/pyproject.toml" "$root/LICENSE" "$root/ext" "$work/"
 cp -R "$root/src/standby" "$work/src/"
-cp -R "$root/tests/kernels" "$root"/tests/*.py "$work/tests/"
+cp -R "$root/tests/kernels" "$root/tests/net" "$root"/tests/*.py "$work/tests/"
 find "$work/src" -name '*.so' -delete
 : > "$work/README.md"
 
