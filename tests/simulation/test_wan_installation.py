@@ -511,7 +511,7 @@ def disk_of(outcome):
     return machine["disks"][0], machine["warnings"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="signals")
+@pytest.mark.skipif(sys.platform != "linux", reason="kill -9, and service movers run on Linux")
 def test_a_killed_server_joins_all_four_ends_and_a_killed_accelerator_is_done_without(installation):
     died = installation.start(STANDBY_KILL_POINT="disk under way")
     assert died.returncode == -9

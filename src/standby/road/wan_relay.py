@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 from standby.clock import SYSTEM_CLOCK
@@ -23,7 +24,7 @@ READING_S = 10.0
 NAME = "WAN accelerator"
 
 
-class Relay:
+class Relay(ABC):
     """One station. `run` returns when the target has finished, and raises what ended it else."""
 
     tells_far = True
@@ -43,13 +44,13 @@ class Relay:
 
     # --- what a station does -----------------------------------------------------------------
 
+    @abstractmethod
     def take_near(self, frame: Frame) -> None:
         """A message from the source's side; its payload stays until the next one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take_far(self, frame: Frame) -> None:
         """A message from the target's side."""
-        raise NotImplementedError
 
     def before_failing(self, ended: Link) -> None:
         """That link ended, or its peer said that it failed: what came before may still be used."""
