@@ -255,6 +255,9 @@ class SourceWan(Relay):
         else:
             raise self.unexpected(frame, self._far)
 
+    def before_failing(self, ended: Link) -> None:
+        """See Relay: what the proxy said and is not sent yet, it will say again."""
+
     def _keep(self, kept: deque[bytes], payload: Any) -> None:
         with self._changed:
             if len(kept) > 2 * IN_FLIGHT_MAX:

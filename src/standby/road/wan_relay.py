@@ -52,6 +52,7 @@ class Relay(ABC):
     def take_far(self, frame: Frame) -> None:
         """A message from the target's side."""
 
+    @abstractmethod
     def before_failing(self, ended: Link) -> None:
         """That link ended, or its peer said that it failed: what came before may still be used."""
 
