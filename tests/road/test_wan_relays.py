@@ -23,6 +23,7 @@ from standby.road.target_wan import TargetWan
 from standby.road.wan_batches import packed_zeros, unpacked_zeros
 from standby.road.wan_cache import CachedContent, Caching
 from standby.units import GiB, KiB, MiB, TiB
+from standby.wan.references import Receipt
 from standby.wire.link import Link
 from standby.wire.messages import (
     Acknowledged,
@@ -48,6 +49,7 @@ from standby.wire.messages import (
 KEY = bytes(range(32))
 PIECE = 4 * KiB
 WINDOW_LOG = 20
+MADE: list[Line | Wan] = []
 
 
 class Content(CachedContent):
@@ -90,6 +92,7 @@ class Line:
             asks=asks,
         )
         self.ended = [self._run(self.near), self._run(self.far)]
+        MADE.append(self)
 
     def _run(self, station: SourceWan | TargetWan) -> Future[None]:
         future: Future[None] = Future()
@@ -133,10 +136,17 @@ class Line:
 
 
 @pytest.fixture
-def line() -> Iterator[Line]:
-    made = Line()
-    yield made
-    made.close()
+def line() -> Line:
+    return Line()
+
+
+@pytest.fixture(autouse=True)
+def _all_closed() -> Iterator[None]:
+    """What a test that failed left open fails no other one."""
+    MADE.clear()
+    yield
+    for made in MADE:
+        made.close()
 
 
 def noise(length: int, seed: int = 1) -> bytes:
@@ -185,7 +195,6 @@ def test_zeros_of_any_length_cost_next_to_nothing():
     assert line.batch()[0] == [[0, TiB, 0], [2 * TiB, 62 * TiB + 512, 0]]
     line.end()
     assert line.near._far.sent_bytes < 80
-    line.close()
 
 
 def test_as_many_rows_as_a_batch_may_have_pass():
@@ -196,7 +205,6 @@ def test_as_many_rows_as_a_batch_may_have_pass():
     assert came[:65535] == [list(row) for row in rows]
     assert came[65535:] == [[GiB - 8 * PIECE, 4 * PIECE, 1], [GiB - 4 * PIECE, 4 * PIECE, 0]]
     line.end()
-    line.close()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -235,7 +243,6 @@ def test_batches_arrive_as_they_were(seed, monkeypatch):
             at += length if kind else 0
     assert (disk == expected).all()
     line.end()
-    line.close()
 
 
 def test_zeros_travel_as_they_are():
@@ -265,22 +272,22 @@ def test_a_mark_waits_for_what_came_wrong_before_it():
     assert data_at < seen.index(Mark(MiB)) < seen.index(Finish())
     line.end()
     assert line.near.sent.units_resent == 2
-    line.close()
 
 
 @pytest.mark.parametrize("asks", [False, True])
 def test_a_slow_target_holds_the_source(monkeypatch, asks):
     monkeypatch.setattr(source_wan, "IN_FLIGHT_BYTES", 2 * MiB)
     monkeypatch.setattr(wan_batches, "PART_PIECES", 128)
-    full, most = threading.Event(), [0]
+    full, taken, arrived, most = threading.Event(), [0], [0], [0]
     right = SourceWan._has_room
 
     def has_room(self: SourceWan, length: int) -> bool:
-        held = sum(self._sizes.values())
-        most[0] = max(most[0], held)
-        if held + length > 2 * MiB:
+        if taken[0] + length > 2 * MiB:
             full.set()
-        return right(self, length)
+        may_go = right(self, length)
+        taken[0] += length
+        most[0] = max(most[0], taken[0] - arrived[0])
+        return may_go
 
     monkeypatch.setattr(SourceWan, "_has_room", has_room)
     line = Line(content=Content() if asks else None)
@@ -294,15 +301,42 @@ def test_a_slow_target_holds_the_source(monkeypatch, asks):
     feeding = threading.Thread(target=feed)
     feeding.start()
     assert full.wait(WAIT_S)
-    count = 0
-    while not isinstance(line.target.receive()[0], Finish):
-        count += 1
+    assert taken[0] == 2 * MiB
+    message = line.target.receive()[0]
+    while not isinstance(message, Finish):
+        assert isinstance(message, Batch)
+        arrived[0] += message.data_length
+        message = line.target.receive()[0]
     feeding.join(WAIT_S)
     line.end()
-    assert count >= 48
-    assert 0 < most[0] <= 2 * MiB
-    assert not line.near._sizes
-    line.close()
+    assert arrived[0] == taken[0] == 24 * MiB
+    assert most[0] <= 2 * MiB + 128 * PIECE  # the last one is read while the next goes out
+
+
+def test_receipts_that_came_before_the_last_word_are_settled():
+    wan = Wan(is_source=True)
+    station, settle = wan.station, wan.station._settle
+
+    def settle_late(receipt: bytes) -> None:
+        with station._changed:
+            assert station._changed.wait_for(lambda: station._is_finished, WAIT_S)
+        settle(receipt)
+
+    station._settle = settle_late
+    wan.wan.send(WanReady(False, 16, WINDOW_LOG))
+    content = noise(MiB)
+    leaves = digesting.leaves(content)
+    for number in range(3):
+        rows = np.array([[number * MiB, MiB, 1]])
+        wan.peer.send(Batch(1, len(leaves), MiB), rows, leaves, content)
+        assert isinstance(wan.wan.receive()[0], WanFrame)
+    receipts = [Receipt(serial, np.empty(0, np.int64), False).to_bytes() for serial in (1, 2, 3)]
+    for receipt in receipts:
+        wan.wan.send(WanReceipt(), receipt)
+    wan.wan.send(Finished(1, 1))
+    assert wan.peer.receive()[0] == Finished(1, 1)
+    wan.ended.result(WAIT_S)
+    assert station.sent.receipts == sum(map(len, receipts))
 
 
 def test_frames_are_made_while_others_wait_for_the_line():
@@ -321,7 +355,6 @@ def test_frames_are_made_while_others_wait_for_the_line():
     wan.wan.send(Finished(1, 1))
     assert wan.peer.receive()[0] == Finished(1, 1)
     wan.ended.result(WAIT_S)
-    wan.close()
 
 
 # --- what is refused -------------------------------------------------------------------------
@@ -403,7 +436,6 @@ def test_what_had_arrived_before_the_line_broke_goes_on_to_the_target():
         wan.peer.close()
         wan.wan.close()
         assert isinstance(wan.ended.exception(WAIT_S), LinkError)
-        wan.close()
 
 
 class Wan:
@@ -425,6 +457,7 @@ class Wan:
         self.links = (*ours, self.peer, self.wan)
         self.ended: Future[None] = Future()
         threading.Thread(target=self._run, daemon=True).start()
+        MADE.append(self)
 
     def _run(self) -> None:
         try:
@@ -463,7 +496,6 @@ def test_an_accelerator_at_the_source_that_says_rubbish(message, payload):
     assert isinstance(wan.ended.exception(WAIT_S), ProtocolError)
     with pytest.raises(LinkError):
         wan.peer.receive()
-    wan.close()
 
 
 @pytest.mark.parametrize(
@@ -486,7 +518,6 @@ def test_an_accelerator_at_the_target_that_says_rubbish(message, payload):
     wan.peer.close()
     wan.wan.close()
     assert isinstance(wan.ended.exception(WAIT_S), ProtocolError)
-    wan.close()
 
 
 def test_answers_to_nothing_do_not_pile_up():
@@ -499,7 +530,6 @@ def test_answers_to_nothing_do_not_pile_up():
     assert "not asked" in told.error["problem"]
     wan.peer.close()
     wan.wan.close()
-    wan.close()
 
 
 def test_an_accelerator_that_is_not_ready_says_why():
@@ -507,4 +537,3 @@ def test_an_accelerator_that_is_not_ready_says_why():
     wan.wan.send(Failed(0, error_to_wire(LinkError("dst", "cannot connect"))))
     with pytest.raises(LinkError, match="dst: cannot connect"):
         wan.ended.result(WAIT_S)
-    wan.close()

@@ -176,7 +176,8 @@ class SourceWan(Relay):
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self.has_ended or self._receipts or self._is_turn())
-                if self.has_ended:
+                # Receipts that came before the target's last word are settled after it too.
+                if self.has_ended and (self._errors or not self._receipts):
                     return
                 receipt = self._receipts.popleft() if self._receipts else None
                 if receipt is None:
