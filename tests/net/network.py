@@ -40,6 +40,11 @@ SITES: Mapping[str, Sequence[str]] = {
 NETWORKS = {"a": "10.77.1.0/24", "b": "10.77.2.0/24"}
 """The addresses of each site, for rules; one link-layer network carries both."""
 
+HEADERS = 66
+"""Of Ethernet, IPv4 and TCP with its time stamps, in front of what a frame carries."""
+SEGMENT = 1448
+"""What a TCP segment carries at most."""
+
 _CLONE_NEWNET = 0x40000000
 _numbers = itertools.count()
 
@@ -143,6 +148,31 @@ def enter(space: str) -> None:
             raise OSError(ctypes.get_errno(), f"setns {space}")
 
 
+@contextlib.contextmanager
+def within(space: str) -> Iterator[None]:
+    """The calling thread lives in the namespace of that name until the block ends."""
+    home = f"/proc/self/task/{threading.get_native_id()}/ns/net"
+    with open(home) as kept:
+        enter(f"/run/netns/{space}")
+        try:
+            yield
+        finally:
+            enter(f"/proc/self/fd/{kept.fileno()}")
+
+
+def read_there(space: str, name: str) -> str:
+    """What /proc/net/`name` says in the namespace of that name; at once, without a process."""
+    with within(space):
+        return Path(f"/proc/thread-self/net/{name}").read_text()
+
+
+def tcp_counters(space: str) -> dict[str, int]:
+    """What TCP has counted there, by the kernel's names."""
+    lines = read_there(space, "snmp").splitlines()
+    names, values = [line.split()[1:] for line in lines if line.startswith("Tcp:")]
+    return dict(zip(names, map(int, values), strict=True))
+
+
 class Link:
     """A host's cable: `down` cuts it, `up` restores it."""
 
@@ -168,9 +198,20 @@ class HostLink(Link):
 
     def counters(self) -> Counters:
         """Bytes with Ethernet headers, without preamble and check sum."""
-        names = ("tx_bytes", "rx_bytes", "tx_packets", "rx_packets")
-        files = [f"/sys/class/net/eth0/statistics/{name}" for name in names]
-        return Counters(*map(int, _ip("netns", "exec", self._host, "cat", *files).split()))
+        for line in read_there(self._host, "dev").splitlines():
+            name, _, values = line.partition(":")
+            if name.strip() == "eth0":
+                numbers = [int(value) for value in values.split()]
+                return Counters(numbers[8], numbers[0], numbers[9], numbers[1])
+        raise OSError(f"{self._host} has no eth0")
+
+    def payload_bytes(self) -> int:
+        """What TCP has sent, about, each byte once. Headers do not count: the smaller the parts in
+        which a process sends, or gets to send on a busy machine, the more of them there are. Nor
+        does what TCP sent again because a queue was full or an answer late."""
+        counters = self.counters()
+        again = tcp_counters(self._host)["RetransSegs"]
+        return counters.sent_bytes - HEADERS * counters.sent_packets - SEGMENT * again
 
 
 class Host:
@@ -203,13 +244,8 @@ class Host:
     def inside(self) -> Iterator[None]:
         """The calling thread is on this host until the block ends: sockets that it makes stay
         there, other threads do not follow."""
-        home = f"/proc/self/task/{threading.get_native_id()}/ns/net"
-        with open(home) as kept:
-            enter(f"/run/netns/{self.space}")
-            try:
-                yield
-            finally:
-                enter(f"/proc/self/fd/{kept.fileno()}")
+        with within(self.space):
+            yield
 
     def listen(self) -> socket.socket:
         """A listening TCP socket on a free port of this host."""
