@@ -32,6 +32,17 @@ def test_a_disk_that_differs_as_a_whole_blames_no_block() -> None:
     )
 
 
+def test_a_full_disk_says_where_how_much_and_what_next() -> None:
+    told = str(errors.DiskFull("/dr/web_replica/disk0/base.vhdx", 4 << 20, 1 << 20))
+    assert told == (
+        "/dr/web_replica/disk0/base.vhdx: no space left: at least 4.0 MiB needed, 1.0 MiB free. "
+        "Make room on that file system, then repeat: a job's session goes on from what was received"
+    )
+    assert "no space left: 0 B free. Make" in str(errors.DiskFull("/dr", 0, 0))
+    quota = str(errors.DiskFull("/dr", 4096, 1 << 30))
+    assert "1.0 GiB free but not for this user (a quota, or what is kept for root)" in quota
+
+
 def test_an_error_is_a_document_where_json_was_asked_for(run, site) -> None:
     ended = run("job", "plan", "nope", "--config", site.config, "--json", expect=10)
     assert ended.json == {

@@ -39,7 +39,54 @@ def test_plan_says_why_and_how_sure_it_is(job) -> None:
     assert "scsi:0:0  full" in text
     assert "first restore point" in text
     assert "<= is an upper bound" in text
-    assert "2.0 MiB  2.0 MiB  <= 2.0 MiB" in job("plan", "job", "--scan").out
+    scanned = job("plan", "job", "--scan").out
+    assert "2.0 MiB  2.0 MiB  2.0 MiB" in scanned
+    assert "<=" not in scanned
+
+
+def test_a_scan_knows_the_blocks_that_changes_take(job, site: Site) -> None:
+    def spaces() -> list[tuple[int, str]]:
+        (machine,) = job("plan", "job", "--scan", "--json").json["machines"]
+        return [(disk["space"]["value"], disk["space"]["basis"]) for disk in machine["disks"]]
+
+    assert spaces() == [(2 * MiB, "exact"), (2 * MiB, "exact")]  # the second: from 4 KiB on
+    job("start", "job")
+    assert spaces() == [(0, "exact"), (0, "exact")]
+    site.write(MiB - 4096, 8192)
+    site.write(5 * MiB, 4096)
+    site.write(5 * MiB + 65536, 4096)
+    assert spaces() == [(3 * MiB, "exact"), (0, "exact")]
+    site.zero(0, MiB, 1)  # a whole block takes no room, parts of blocks do
+    assert spaces() == [(3 * MiB, "exact"), (MiB, "upper bound")]
+
+
+def test_plans_and_looks_leave_nothing_behind(run, job, site: Site) -> None:
+    def files() -> set[str]:
+        return {item.relative_to(site.folder).as_posix() for item in site.folder.rglob("*")}
+
+    before = files()
+    for arguments in (
+        ("plan", "job"),
+        ("plan", "job", "--scan"),
+        ("start", "job", "--dry-run"),
+        ("list",),
+        ("sessions",),
+    ):
+        job(*arguments)
+    run("replica", "list", "--config", site.config)
+    assert files() - before == {"source/vm1/.standby.lock"}
+    job("start", "job")
+    before = files()
+    job("plan", "job", "--scan")
+    assert files() == before
+
+
+def test_a_source_that_is_not_there_ends_plan_and_start_alike(job, site: Site) -> None:
+    (site.folder / "source").rename(site.folder / "elsewhere")
+    for verb in (("plan", "job"), ("plan", "job", "--scan"), ("start", "job")):
+        ended = job(*verb, expect=12)
+        assert f"host source: {site.folder}/source cannot be listed: No such file" in ended.err
+        assert "Is it mounted" in ended.err
 
 
 def test_dry_run_of_start_is_the_plan_and_changes_nothing(job, site: Site) -> None:

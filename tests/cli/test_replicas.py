@@ -13,6 +13,7 @@ import pytest
 from standby.disk import open_disk
 from standby.host.folder import FolderHost, processes
 from standby.host.folder.power import PowerRecord, write_record
+from standby.model.machine import PowerState
 from standby.road.replica_work import ReplicaWork
 from standby.units import MiB
 
@@ -569,7 +570,78 @@ def test_power_of_a_replica_that_has_not_failed_over_is_refused(replica) -> None
 
 def test_power_off_of_a_vm_that_is_off_is_done(replica) -> None:
     replica("failover", "vm1", "--yes")
-    assert replica("power", "off", "vm1", "--json").json == {"replica": "vm1", "power": "off"}
+    told = replica("power", "off", "vm1", "--json")
+    assert told.json == {"replica": "vm1", "power": "off", "was": "off"}
+    again = replica("power", "off", "vm1")
+    assert (again.out, again.err) == ("vm1: is off already\n", "")
+
+
+def test_a_vm_that_runs_is_shown_and_left_running(
+    replica, target: Path, points: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "VM" not in replica("list").out
+    replica("failover", "vm1", "--yes")
+    assert "its VM is off" in replica("list").out
+    assert "its VM is off" in replica("show", "vm1").out
+    assert replica("show", "vm1", "--json").json["power"] == "off"
+    held = open_disk(ready(target), writable=True)  # as its disk server would
+    try:
+        assert "its VM runs" in replica("list").out
+        assert "its VM runs" in replica("show", "vm1").out
+        assert replica("list", "--json").json["replicas"][0]["power"] == "running"
+        monkeypatch.setattr(FolderHost, "start", lambda self, machine: None)
+        assert replica("power", "on", "vm1").out == "vm1: is running already\n"
+    finally:
+        held.close()
+    write_record(
+        target / "vm1_replica", PowerRecord(node="another", qemu_pid=1, qemu_started="then")
+    )
+    assert "nobody says whether its VM runs" in replica("show", "vm1").out
+    assert replica("list", "--json").json["replicas"][0]["power"] == "unknown"
+    assert all(len(line) <= 80 for line in replica("list").out.splitlines())
+
+
+def test_a_vm_of_its_own_is_started_and_stopped(
+    replica, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica("failover", "vm1", "--yes")
+    replica("permanent-failover", "vm1", "--yes")
+    toml = target / "vm1_replica" / "vm.toml"
+    mine = toml.read_text().replace("processors = 1", "processors = 2")
+    toml.write_text(mine)
+    began: list[str] = []
+    monkeypatch.setattr(FolderHost, "start", lambda self, machine: began.append(machine.folder))
+    replica("power", "on", "vm1_replica")
+    assert began == ["vm1_replica"]
+    assert toml.read_text() == mine
+    assert replica("power", "off", "vm1_replica").out == "vm1_replica: is off already\n"
+
+
+def test_a_permanent_failover_names_what_remains_and_what_may_go(
+    run, replica, target: Path, points: list[str]
+) -> None:
+    replica("failover", "vm1", "--point", points[0], "--yes")
+    home = target / "vm1_replica"
+    planned = replica("permanent-failover", "vm1", "--dry-run")
+    done = replica("permanent-failover", "vm1", "--yes")
+    for ended in (planned, done):
+        lines = ended.out.splitlines()
+        first, second, third = lines[lines.index("what remains:") + 1 :][:3]
+        assert str(home) in first
+        assert f"disk0/{points[1]}.vhdx" in first
+        assert "points/" in first
+        assert "base.vhdx" not in first
+        assert "ready.vhdx" not in first
+        assert "exclude_machines" in second
+        assert "replica.json" in second
+        assert "digests" in third
+    (home / "disk0" / f"{points[1]}.vhdx").unlink()
+    (home / "disk1" / f"{points[1]}.vhdx").unlink(missing_ok=True)
+    shutil.rmtree(home / "points")
+    (home / "replica.json").unlink()
+    found = FolderHost("dr", target).machine("vm1")
+    assert FolderHost("dr", target).disk_problems(found) == {}
+    assert replica("list").err == ""
 
 
 def test_a_forced_power_off_waits_for_no_guest_and_the_other_says_so(
@@ -582,6 +654,7 @@ def test_a_forced_power_off_waits_for_no_guest_and_the_other_says_so(
         lambda self, machine, *, force=False, timeout_s=60: waits.append(timeout_s),
     )
     replica("failover", "vm1", "--yes")
+    monkeypatch.setattr(FolderHost, "seen_power", lambda self, machine: PowerState.RUNNING)
     assert replica("power", "off", "vm1", "--force").err == ""
     assert "60 s" in replica("power", "off", "vm1").err
     assert waits == [0, 60]

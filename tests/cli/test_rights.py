@@ -99,3 +99,119 @@ def test_folders_below_one_that_may_not_be_read_are_findings(run, replicated: Si
     ]
     assert f"{folder}/target" in listed.err
     assert "Permission denied" in listed.err
+
+
+@pytest.mark.parametrize("which", ["source", "target", "repository"])
+def test_a_closed_folder_above_what_a_job_needs_is_named(run, replicated: Site, which: str) -> None:
+    above = replicated.folder / "above"
+    above.mkdir()
+    (replicated.folder / which).rename(above / which)
+    text = replicated.config.read_text()
+    text = text.replace(f'path = "{which}"', f'path = "above/{which}"')
+    replicated.config.write_text(text)
+    site = ("--config", replicated.config)
+    run("check", *site)
+    for more in ("", "[jobs.job.seed]\nvm1 = true\n", '[jobs.job.map]\nvm1 = "old"\n'):
+        replicated.config.write_text(text + more)
+        with without_rights(above):
+            findings = run("check", *site, "--json", expect=10).json["findings"]
+            for verb in (("plan", "job"), ("plan", "job", "--scan"), ("start", "job")):
+                ended = run("job", *verb, *site, expect=None)
+                assert ended.code in (3, 12, 16)
+                assert "Permission denied" in ended.out + ended.err
+        told = [item["problem"] for item in findings]
+        named = f"{above}/{which}"
+        assert any(named in text and "Permission denied" in text for text in told), told
+
+
+@pytest.mark.parametrize(
+    "below",
+    ["", "vm1_replica", "vm1_replica/points", "vm1_replica/replica.json", "vm1_replica/disk0"],
+)
+@pytest.mark.parametrize("state", ["ready", "failover"])
+def test_no_verb_meets_what_may_not_be_read_unprepared(
+    run, replicated: Site, below: str, state: str
+) -> None:
+    target = replicated.folder / "target"
+    site = ("--config", replicated.config)
+    if state == "failover":
+        run("replica", "failover", "vm1_replica", "--yes", *site)
+    with without_rights(target / below):
+        for verb in (
+            ("show", "vm1_replica"),
+            ("verify", "vm1_replica"),
+            ("verify", "vm1_replica", "--repair"),
+            ("failover", "vm1_replica", "--yes"),
+            ("undo-failover", "vm1_replica", "--yes"),
+            ("undo-failover", "vm1_replica", "--drop-writes", "--yes"),
+            ("permanent-failover", "vm1_replica", "--dry-run"),
+            ("power", "on", "vm1_replica"),
+        ):
+            ended = run("replica", *verb, *site, expect=None)  # an OSError would be the test's
+            assert ended.code in (3, 11, 13), (verb, ended)
+        run("check", *site, expect=None)
+        run("job", "plan", "job", "--scan", *site, expect=None)
+
+
+def test_a_seed_that_may_not_be_looked_at_is_named(run, site: Site) -> None:
+    site.config.write_text(site.config.read_text() + "[jobs.job.seed]\nvm1 = true\n")
+    home = site.folder / "target" / "vm1_replica"
+    for number in (0, 1):
+        (home / f"disk{number}").mkdir(parents=True)
+        (home / f"disk{number}" / "seed.raw").touch()
+    arguments = ("--config", site.config)
+    for closed in (home, home / "disk0"):
+        with without_rights(closed):
+            (finding,) = run("check", *arguments, "--json", expect=10).json["findings"]
+            assert str(closed) in finding["problem"]
+            planned = run("job", "plan", "job", *arguments, "--json", expect=3).json["machines"][0]
+            assert planned["action"] == "conflict"
+            assert "Permission denied" in planned["reason"]
+
+
+def test_a_vm_that_cannot_be_read_is_named_where_its_folder_has_another_name(
+    run, site: Site
+) -> None:
+    arguments = ("--config", site.config)
+    folder = site.folder / "source" / "server-a"
+    (site.folder / "source" / "vm1").rename(folder)
+    site.config.write_text(
+        site.config.read_text().replace('machines = ["*"]', 'machines = ["vm1"]')
+    )
+    run("job", "plan", "job", *arguments)
+    with without_rights(folder):
+        planned = run("job", "plan", "job", *arguments, expect=3)
+        started = run("job", "start", "job", *arguments, expect=16)
+        site.add_machine("vm2", (1 << 20,))
+        text = site.config.read_text().replace('["vm1"]', '["vm1", "vm2"]')
+        site.config.write_text(text)
+        partly = run("job", "start", "job", *arguments, expect=3)
+        complete = run("job", "start", "job", "--machine", "vm2", *arguments)
+    for ended in (planned, started, partly):
+        told = " ".join((ended.out + ended.err).split())
+        assert "no VM on host source matches vm1" in told
+        assert f"{folder}: cannot be read: Permission denied" in told
+    assert "vm1" not in complete.out + complete.err
+
+
+@pytest.mark.parametrize("mode", ["--folder", "init", "convert"])
+def test_where_nothing_can_be_made_is_named(run, tmp_path: Path, mode: str) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    place = closed / "below" / "deeper"
+    arguments = {
+        "--folder": ("demo", "--folder", place),
+        "init": ("init", place),
+        "convert": (
+            "disk",
+            "convert",
+            "--format",
+            "raw",
+            Path(__file__),
+            place / "new.raw",
+        ),
+    }[mode]
+    with without_rights(closed):
+        ended = run(*arguments, expect=11)
+    assert str(closed) in ended.err
+    assert "Permission denied" in ended.err

@@ -231,7 +231,7 @@ def test_plan_names_the_seed_that_is_missing_at_a_movers_target(tmp_path: Path) 
 
 
 def test_check_says_that_the_first_full_does_not_fit(run, site, monkeypatch) -> None:
-    monkeypatch.setattr("standby.server.check_replicas.free_bytes", lambda folder: MiB)
+    monkeypatch.setattr("standby.server.check_targets.free_bytes", lambda folder: MiB)
     monkeypatch.setattr("standby.road.target_host.free_bytes", lambda folder: MiB)
     (finding,) = findings(run, site, expect=10)
     planned = run("job", "plan", "job", "--config", site.config, "--json", expect=None)
@@ -274,6 +274,25 @@ def test_check_warns_of_names_that_match_nothing(run, site) -> None:
     assert "no disk at a place where vm1 has one" in found[4]["problem"]
     (site.folder / "target" / "old" / "vm.toml").unlink()
     assert "old" in findings(run, site, expect=3)[4]["problem"]
+
+
+def test_check_and_plan_tell_that_a_mapped_vm_gives_its_disks_away(run, site) -> None:
+    site.config.write_text(site.config.read_text() + '[jobs.job.map]\nvm1 = "old"\n')
+    new_machine(site.folder / "target", "old", {"scsi:0:0": 8 * MiB, "ide:0:0": MiB})
+    (finding,) = findings(run, site, expect=3)
+    assert (finding["level"], finding["where"]) == ("warning", "[jobs.job.map] vm1")
+    planned = run("job", "plan", "job", "--config", site.config, "--json").json["machines"][0]
+    for text in (finding["problem"], planned["warnings"][0]):
+        assert "moves the disks at scsi:0:0 of the VM in old" in text
+        assert "does not start any more" in text
+    assert "moved into the replica" in planned["disks"][0]["reason"]
+    run("job", "start", "job", "--config", site.config, expect=3)
+    assert not (site.folder / "target" / "old" / "disk0.vhdx").exists()
+    assert findings(run, site, expect=0) == []
+    assert (
+        run("job", "plan", "job", "--config", site.config, "--json").json["machines"][0]["warnings"]
+        == []
+    )
 
 
 def test_check_warns_of_a_vm_name_that_is_one_of_several_and_not_there(run, site) -> None:
@@ -365,3 +384,92 @@ def test_version(run) -> None:
     assert run("--version").out == f"standby {__version__}\n"
     assert "kernel " in run("version", "--verbose").out
     assert json.loads(run("version", "--json").out)["standby"] == __version__
+
+
+# --- a target at a mover ---------------------------------------------------------------------
+
+
+def found_at(away: SeveralSite) -> list[tuple[str, str, str]]:
+    """What `standby check` finds where source and target are at movers: level, where, what."""
+    config = load_config(away.config)
+    fleet = Fleet(config, reconnect=Reconnect(0.1, 0), make_link=away.link)
+
+    def host(name: str) -> RemoteHost:
+        found = config.hosts[name]
+        return RemoteHost(name, fleet, Station(found.mover, str(found.path)))
+
+    try:
+        found = check_configuration(config, host)
+    finally:
+        fleet.close()
+    return [(item.level.value, item.where, item.problem) for item in found]
+
+
+def test_check_looks_at_the_replicas_of_a_target_at_a_mover(tmp_path: Path) -> None:
+    away = SeveralSite(tmp_path / "site")
+    away.add_machine(sizes=(4 * MiB,))
+    away.add_machine("vm2", sizes=(4 * MiB,))
+    try:
+        assert found_at(away) == []
+        with away.server() as server:
+            assert server.start("job").outcome == "done"
+            assert found_at(away) == []
+            server.replicas.failover("vm1")
+            ((level, where, problem),) = found_at(away)
+            assert (level, where) == ("error", "[jobs.job] VM vm1")
+            assert "while it is failover" in problem
+            assert "standby replica undo-failover vm1_replica" in problem
+            server.replicas.permanent_failover("vm1")
+            ((_, _, problem),) = found_at(away)
+            assert "while it is permanent" in problem
+            assert server.replicas.power("vm1_replica", on=False).value == "off"
+        shutil.rmtree(away.folder / "source" / "vm2")
+        told = [item for item in found_at(away) if "vm2" in item[2]]
+        assert [item[:2] for item in told] == [("warning", "[jobs.job] machines")]
+        assert "VM vm2 of the replica vm2_replica is not on host source any more" in told[0][2]
+        (away.folder / "target" / "vm2_replica" / "replica.json").write_text("damaged")
+        away.add_machine("vm2", sizes=(4 * MiB,))
+        (told,) = [item for item in found_at(away) if "vm2" in item[1]]
+        assert told[0] == "error"
+        assert "replica.json" in told[2]
+    finally:
+        away.close()
+
+
+@pytest.mark.parametrize("table", ["seed", "map"])
+def test_check_looks_for_seeds_and_mapped_vms_at_a_mover(tmp_path: Path, table: str) -> None:
+    value = {"seed": "true", "map": '"old"'}[table]
+    away = SeveralSite(tmp_path / "site", more=f"[jobs.job.{table}]\nvm1 = {value}\n")
+    away.add_machine(sizes=(4 * MiB,))
+    try:
+        ((level, where, problem),) = found_at(away)
+        assert where == f"[jobs.job.{table}] vm1"
+        if table == "seed":
+            assert level == "error"
+            assert "neither disk0.vhdx nor disk0/seed.vhdx is here" in problem
+        else:
+            assert level == "warning"
+            assert "old" in problem
+            new_machine(away.folder / "target", "old", {"scsi:0:0": 4 * MiB})
+            ((_, _, problem),) = found_at(away)
+            assert "moves the disks at scsi:0:0 of the VM in old" in problem
+    finally:
+        away.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes rights away as Linux does")
+def test_check_says_that_a_target_at_a_mover_is_gone_or_not_reached(tmp_path: Path) -> None:
+    away = SeveralSite(tmp_path / "site")
+    away.add_machine(sizes=(4 * MiB,))
+    try:
+        (away.folder / "target").rmdir()
+        ((level, where, problem),) = found_at(away)
+        assert (level, where) == ("error", "[hosts.target] path")
+        assert f"{away.folder}/target on the machine of mover dr" in problem
+        for name in ("dr1", "dr2"):
+            away.machines[name].close()
+        ((level, where, problem),) = found_at(away)
+        assert (level, where) == ("error", "[hosts.target]")
+        assert "cannot be reached" in problem
+    finally:
+        away.close()

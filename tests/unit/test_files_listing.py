@@ -9,7 +9,7 @@ import pytest
 
 from rights import without_rights
 from standby.errors import DiskIO, RepositoryError
-from standby.files import is_folder, is_there, listed
+from standby.files import is_file, is_folder, is_taken, is_there, listed, make_folder_durably
 from standby.repository.database import Database
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="takes rights away as Linux does")
@@ -25,7 +25,11 @@ def test_what_is_not_there_is_nothing(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path / "file" / "below", tmp_path / "loop"):
         assert not is_there(path)
         assert not is_folder(path)
+        assert not is_file(path)
+        assert is_taken(path) is (path.name == "loop")
     assert is_folder(tmp_path)
+    assert is_file(tmp_path / "file")
+    assert not is_file(tmp_path)
 
 
 def test_what_may_not_be_looked_at_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -36,6 +40,9 @@ def test_what_may_not_be_looked_at_is_named_with_the_reason(tmp_path: Path) -> N
             lambda: listed(folder),
             lambda: is_there(folder / "file"),
             lambda: is_folder(folder / "file"),
+            lambda: is_file(folder / "file"),
+            lambda: is_taken(folder / "file"),
+            lambda: make_folder_durably(folder / "below" / "deeper"),
         ):
             with pytest.raises(DiskIO, match=r"folder.*Permission denied"):
                 look()

@@ -15,6 +15,7 @@ from standby.disk import vhdx
 from standby.errors import (
     ConfigurationError,
     DiskError,
+    HostError,
     ParentRefused,
     SourceChanged,
     UnknownName,
@@ -46,7 +47,7 @@ def test_an_empty_folder_has_no_machines(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="nowhere"):
+    with pytest.raises(HostError, match=r"nowhere cannot be listed: .*Is it mounted"):
         FolderHost("dr", tmp_path / "nowhere").machines()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from standby.errors import ConfigurationError
+from rights import without_rights
+from standby.errors import ConfigurationError, DiskIO
 from standby.model.machine import Machine
 from standby.model.point import RestorePoint
 from standby.model.report import DiskReport, MachineReport
@@ -158,6 +160,23 @@ def test_without_a_file_the_target_has_no_say(tmp_path: Path) -> None:
 def test_the_targets_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "standby-target.toml").write_text("keep_points_min = 3\nkeep_days_min = 14\n")
     assert load_target_rules(tmp_path) == TargetRules(keep_points_min=3, keep_days_min=14)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes rights away as Linux does")
+def test_rules_that_cannot_be_seen_are_not_taken_for_none(tmp_path: Path) -> None:
+    target = tmp_path / "above" / "target"
+    target.mkdir(parents=True)
+    rules = target / "standby-target.toml"
+    rules.write_text("keep_points_min = 3\n")
+    for closed in (target, target.parent):
+        with without_rights(closed), pytest.raises(DiskIO, match="Permission denied"):
+            load_target_rules(target)
+    with without_rights(rules), pytest.raises(ConfigurationError, match="Permission denied"):
+        load_target_rules(target)
+    rules.unlink()
+    rules.symlink_to("nowhere")
+    with pytest.raises(ConfigurationError):
+        load_target_rules(target)
 
 
 @pytest.mark.parametrize(

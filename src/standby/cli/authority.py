@@ -238,6 +238,7 @@ def ca_revoke(
     Example: standby ca revoke px1 --dry-run
     """
     from standby.errors import UnknownName
+    from standby.files import is_there
     from standby.wire.authority import Authority
     from standby.wire.identity import CERTIFICATE, IdentityFolder
 
@@ -259,7 +260,7 @@ def ca_revoke(
     if serials and not yes:  # with --yes what is done is said once, when it is
         confirmed(plan, f"Revoke {which}?", yes=yes, as_json=as_json)
     done = found.revoke(which)
-    if (own / CERTIFICATE).exists():
+    if is_there(own / CERTIFICATE):
         IdentityFolder(own).install_revocations(found.revocations())
     if as_json:
         print_json({"revoked": done, "dry_run": False, "list_number": found.list_number()})
@@ -379,6 +380,8 @@ def enroll(server: str, token: str, identity_folder: Path, as_json: bool) -> Non
     \b
     Example: standby mover enroll --server backup.example:9442 --identity /etc/standby/identity
     """
+    from standby.errors import DiskIO
+    from standby.files import is_there
     from standby.wire.enrolment import enrol
     from standby.wire.identity import CERTIFICATE, KEY
 
@@ -387,12 +390,12 @@ def enroll(server: str, token: str, identity_folder: Path, as_json: bool) -> Non
             token = str(click.prompt("token", hide_input=True, err=True))
         else:
             token = sys.stdin.readline() if sys.stdin is not None else ""
-    had_folder, had_key = identity_folder.exists(), (identity_folder / KEY).exists()
+    had_folder, had_key = is_there(identity_folder), is_there(identity_folder / KEY)
     try:
         facts = enrol(server, token, identity_folder).facts
     except BaseException:  # a key without a certificate is nobody's identity
-        if not had_key and not (identity_folder / CERTIFICATE).exists():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, DiskIO):
+            if not had_key and not is_there(identity_folder / CERTIFICATE):
                 (identity_folder / KEY).unlink(missing_ok=True)
                 if not had_folder:
                     shutil.rmtree(identity_folder)

@@ -34,7 +34,9 @@ def demo(keep: bool, folder: Path | None, as_json: bool) -> None:
     \b
     Example: standby demo --keep
     """
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    from standby.files import is_folder, is_there, listed, make_folder_durably
+
+    if folder is not None and is_there(folder) and (not is_folder(folder) or listed(folder)):
         raise click.UsageError(f"{folder} is not an empty folder")
     place = folder or Path(tempfile.mkdtemp(prefix="standby-demo-"))
     say: Callable[[str], None] = lambda text: click.echo(text, err=as_json)  # noqa: E731
@@ -42,7 +44,7 @@ def demo(keep: bool, folder: Path | None, as_json: bool) -> None:
     try:
         from standby.cli.demo_run import Demo
 
-        place.mkdir(parents=True, exist_ok=True)
+        make_folder_durably(place.absolute())
         shown = Demo(place, say)
         shown.run()
         is_done = True

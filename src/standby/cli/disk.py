@@ -247,13 +247,14 @@ def convert(
     """
     from standby.disk.convert import convert as convert_disk
     from standby.errors import ConfigurationError
+    from standby.files import is_folder, is_there
 
     _refuse_replica_file(target, "name another target")
-    if target.exists() and not replace:
+    if is_there(target) and not replace:
         raise ConfigurationError(
             str(target), "exists already", "Name another file, or repeat with --replace"
         )
-    if not target.absolute().parent.is_dir():
+    if not is_folder(target.absolute().parent):
         raise ConfigurationError(str(target), "its folder does not exist", "Make the folder first")
     if dry_run:
         _show_conversion(source, target, format_, source_format, folders, as_json)

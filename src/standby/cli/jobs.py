@@ -50,7 +50,7 @@ def list_jobs(config: Path, as_json: bool) -> None:
     """
     from standby.cli.times import when
 
-    with opened_backup(config) as server:
+    with opened_backup(config, looks=True) as server:
         table = server.job_table()
     times = {item.job: item for item in table.times}
     if as_json:
@@ -75,18 +75,18 @@ def list_jobs(config: Path, as_json: bool) -> None:
 
 @job.command()
 @click.argument("name")
-@click.option("--scan", is_flag=True, help="Read the disks: exact figures, nothing is changed.")
+@click.option("--scan", is_flag=True, help="Read the disks: exact figures; nothing is changed.")
 @config_option
 @server_option
 @json_option
 def plan(name: str, scan: bool, config: Path, as_json: bool) -> int:
     """What a session of the job NAME would do, per disk. Exit code 3: not every VM would be
-    replicated, or the target's space may not do.
+    replicated, or the target's space may not do; 12: the source's VMs cannot be listed.
 
     \b
     Example: standby job plan nightly --scan
     """
-    with opened_backup(config) as server:
+    with opened_backup(config, looks=True) as server:
         made = server.plan(name, scan=scan)
     return _planned(made, as_json)
 
@@ -123,12 +123,13 @@ def start(
     """Run a session of the job NAME: a new restore point of every VM.
 
     Ctrl-C or `job stop` end it; what was transferred is kept, and the next session goes on from
-    it. Exit code 0: done; 3: with warnings or alarms; 16: a VM failed; 130: stopped.
+    it. Exit code 0: done; 3: with warnings or alarms; 12: the source's VMs cannot be listed;
+    16: a VM failed; 130: stopped.
 
     \b
     Example: standby job start nightly --machine web01
     """
-    with opened_backup(config) as server:
+    with opened_backup(config, looks=dry_run) as server:
         if dry_run:
             return _planned(_only(server.plan(name), machines), as_json)
         if queue:
@@ -217,7 +218,7 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
     \b
     Example: standby job sessions nightly
     """
-    with opened_backup(config) as server:
+    with opened_backup(config, looks=True) as server:
         found = server.sessions(name, limit)
     if as_json:
         print_json({"sessions": found})
@@ -251,7 +252,7 @@ def report(session: str | None, config: Path, as_json: bool) -> None:
     \b
     Example: standby job report 20261123T220000Z-1f2e
     """
-    with opened_backup(config) as server:
+    with opened_backup(config, looks=True) as server:
         found = server.report(session)
     if as_json:
         print_json(found)

@@ -81,7 +81,7 @@ def list_replicas(config: Path, target: Path | None, as_json: bool) -> int:
             str(len(item.points)),
             item.points[-1].id if item.points else "",
             _age(item.newest_age_s),
-            "a session runs" if item.is_processing else "",
+            _now(item),
         )
         for item in found
     ]
@@ -96,6 +96,23 @@ def list_replicas(config: Path, target: Path | None, as_json: bool) -> int:
     for folder, problem in unreadable.items():
         warn(f"{folder}: {problem}")
     return WARNINGS_EXIT if needs_a_look else 0
+
+
+def _now(item: ReplicaStatus) -> str:
+    """What goes on with a replica: whether its VM runs is asked of one that failed over."""
+    if item.is_processing:
+        return "a session runs"
+    is_known_on = item.power.value in ("running", "paused")
+    return POWER[item.power.value] if is_known_on or item.failover_point else ""
+
+
+POWER = {
+    "running": "its VM runs",
+    "paused": "its VM is paused",
+    "off": "its VM is off",
+    "unknown": "does its VM run?",
+}
+"""What people are told of the power states."""
 
 
 @replica.command()
@@ -118,6 +135,9 @@ def show(name: str, config: Path, target: Path | None, as_json: bool) -> int:
     click.echo(f"{found.name}: {found.state.value}\n  in {found.folder}")
     if found.failover_point:
         click.echo(f"  failed over to {found.failover_point} since {found.failover_started_at}")
+    if found.failover_point or found.power.value in ("running", "paused"):
+        known = found.power.value != "unknown"
+        click.echo(f"  {POWER[found.power.value] if known else 'nobody says whether its VM runs'}")
     if found.is_processing:
         click.echo(f"  a session runs: {found.holder}")
     rows = [
@@ -240,12 +260,21 @@ def _agreed(plan: VerbPlan, question: str, *, yes: bool, dry_run: bool, as_json:
         else:
             for line in plan.effects:
                 click.echo(line)
+            _show_leftovers(plan)
             for text in plan.warnings:
                 warn(text)
         return False
     lines = [*plan.effects, *(f"warning: {text}" for text in plan.warnings)]
     confirmed(lines, question, yes=yes, as_json=as_json)
     return True
+
+
+def _show_leftovers(plan: VerbPlan) -> None:
+    """What stays behind, where something does."""
+    if plan.leftovers:
+        click.echo("what remains:")
+    for text in plan.leftovers:
+        click.echo(f"  {text}")
 
 
 @replica.command()
@@ -375,10 +404,13 @@ def permanent_failover(
             return WARNINGS_EXIT if plan.warnings else 0
         record = replicas.permanent_failover(name)
     if as_json:
-        print_json(record)
+        from dataclasses import asdict
+
+        print_json(asdict(record) | {"leftovers": plan.leftovers})
     else:
         runs = ", and runs" if RUNS_ON in plan.effects else ""
         click.echo(f"{plan.replica}: a VM of its own now{runs}")
+        _show_leftovers(plan)
     return WARNINGS_EXIT if plan.warnings else 0
 
 
@@ -395,16 +427,19 @@ def permanent_failover(
 def power(
     state: str, name: str, force: bool, config: Path, target: Path | None, as_json: bool
 ) -> None:
-    """Start or stop the VM of the failed-over replica NAME, also after a reboot.
+    """Start or stop the VM of the failed-over replica NAME, also after a reboot. One that runs, or
+    is off, already is left so: that is no error.
 
     \b
     Example: standby replica power on web01_replica
     """
-    if state == "off" and not force:
-        click.echo("a guest that runs gets 60 s to shut down; --force ends it at once", err=True)
     with opened_replicas(config, target) as replicas:
-        now = replicas.power(name, on=state == "on", force=force)
+        before = replicas.show(name).power.value
+        if state == "off" and not force and before != "off":
+            text = "a guest that runs gets 60 s to shut down; --force ends it at once"
+            click.echo(text, err=True)
+        now = replicas.power(name, on=state == "on", force=force).value
     if as_json:
-        print_json({"replica": name, "power": now.value})
+        print_json({"replica": name, "power": now, "was": before})
     else:
-        click.echo(f"{name}: {now.value}")
+        click.echo(f"{name}: {f'is {now} already' if now == before else now}")

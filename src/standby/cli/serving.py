@@ -55,17 +55,18 @@ target_option = click.option(
 
 
 @contextlib.contextmanager
-def opened_server(config: Path) -> Iterator[BackupServer]:
-    """The backup server of that configuration."""
+def opened_server(config: Path, *, looks: bool = False) -> Iterator[BackupServer]:
+    """The backup server of that configuration; who only `looks` makes no state."""
     from standby.server import BackupServer
 
-    with BackupServer(config) as server:
+    with BackupServer(config, keeps_state=not looks) as server:
         yield server
 
 
 @contextlib.contextmanager
-def opened_backup(config: Path) -> Iterator[LocalServer | RemoteServer]:
-    """The backup server whose API `--server` names, else that of the configuration, here."""
+def opened_backup(config: Path, *, looks: bool = False) -> Iterator[LocalServer | RemoteServer]:
+    """The backup server whose API `--server` names, else that of the configuration, here; who only
+    `looks` makes no state."""
     url = click.get_current_context().meta.get(SERVER, "")
     if url:
         from standby.client import remote_server
@@ -75,7 +76,7 @@ def opened_backup(config: Path) -> Iterator[LocalServer | RemoteServer]:
         return
     from standby.server.local import LocalServer
 
-    with opened_server(config) as server:
+    with opened_server(config, looks=looks) as server:
         yield LocalServer(server)
 
 
@@ -115,7 +116,7 @@ def _replicas_of(config: Path, stack: contextlib.ExitStack) -> AllReplicas:
         exc.hint = f"{exc.hint or 'Correct it'}; {WITHOUT_CONFIG}"
         raise
     try:
-        return stack.enter_context(BackupServer(loaded)).replicas
+        return stack.enter_context(BackupServer(loaded, keeps_state=False)).replicas
     except StandbyError as exc:
         warn(f"{exc}. This command goes on without it")
     return stack.enter_context(replicas_alone(loaded))

@@ -48,7 +48,7 @@ def init(
     Example: standby init /etc/standby --source /srv/vms --target /mnt/dr/replicas
     """
     from standby.errors import ConfigurationError
-    from standby.files import make_folder_durably, write_durably
+    from standby.files import is_taken, make_folder_durably, write_durably
     from standby.server.config import NAME
     from standby.server.template import config_template
 
@@ -58,7 +58,7 @@ def init(
             param_hint="--installation",
         )
     path = folder / "standby.toml"
-    if path.exists() and not force:
+    if is_taken(path) and not force:
         raise ConfigurationError(
             str(path), "is there already", "Use --force to replace it, or name another folder"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from standby.errors.base import Retry, StandbyError
+from standby.units import format_bytes
 
 
 @dataclass(eq=False)
@@ -106,7 +107,8 @@ class DiskRange(DiskError):
 
 @dataclass(eq=False)
 class DiskFull(DiskError):
-    """The file system has no room for what has to be written."""
+    """The file system of `path` has no room for what has to be written: `needed` bytes at least, 0
+    where nobody knows, and `available` are free."""
 
     retry: ClassVar[Retry] = Retry.LATER
     path: str
@@ -114,9 +116,13 @@ class DiskFull(DiskError):
     available: int
 
     def message(self) -> str:
+        needed = f"at least {format_bytes(self.needed)} needed, " if self.needed else ""
+        kept = ""
+        if self.needed and self.available >= self.needed:
+            kept = " but not for this user (a quota, or what is kept for root)"
         return (
-            f"{self.path}: no space left: {self.needed} bytes needed, {self.available} available. "
-            "Free some space and repeat; what a restore point has received so far is kept"
+            f"{self.path}: no space left: {needed}{format_bytes(self.available)} free{kept}. Make "
+            "room on that file system, then repeat: a job's session goes on from what was received"
         )
 
 

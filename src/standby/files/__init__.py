@@ -32,7 +32,7 @@ from standby.files.durability import (
     write_plainly,
 )
 from standby.files.giving_back import remove_large
-from standby.files.listing import is_folder, is_there, listed
+from standby.files.listing import is_file, is_folder, is_taken, is_there, listed
 from standby.files.locks import (
     ByteLock,
     is_byte_locked,
@@ -65,8 +65,10 @@ __all__ = [
     "drop_cached",
     "free_bytes",
     "is_byte_locked",
+    "is_file",
     "is_folder",
     "is_range_locked",
+    "is_taken",
     "is_there",
     "listed",
     "make_folder_durably",

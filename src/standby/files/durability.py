@@ -12,6 +12,7 @@ from pathlib import Path
 from standby import clock
 from standby.errors import StandbyError
 from standby.files.confinement import at_folder, check_confined, open_confined
+from standby.files.listing import is_folder
 from standby.files.positioned import File
 from standby.files.wrapping import wrapped
 
@@ -114,7 +115,7 @@ def remove_durably(path: Path) -> None:
 
 def make_folder_durably(path: Path) -> None:
     """Make `path` and its missing parents, stable each in its own parent."""
-    if path.is_dir():
+    if is_folder(path):
         check_confined(path)
         return
     make_folder_durably(path.parent)

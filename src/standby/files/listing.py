@@ -36,9 +36,21 @@ def is_folder(path: Path) -> bool:
     return mode is not None and stat.S_ISDIR(mode)
 
 
-def _mode(path: Path) -> int | None:
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file. Raises DiskIO where the system does not say."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_taken(path: Path) -> bool:
+    """Whether something is called `path`, be it a link that leads nowhere. Raises DiskIO where the
+    system does not say."""
+    return _mode(path, follow=False) is not None
+
+
+def _mode(path: Path, *, follow: bool = True) -> int | None:
     try:
-        return path.stat().st_mode
+        return path.stat(follow_symlinks=follow).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from standby.errors import DiskBusy
 from standby.files.confinement import open_confined
+from standby.files.listing import is_there
 from standby.files.positioned import File
 from standby.files.wrapping import wrapped
 
@@ -78,7 +79,7 @@ class ByteLock:
 
 def is_byte_locked(path: Path, byte: int = 0) -> bool:
     """Whether someone else holds the lock on that byte now; False when the file is missing."""
-    if not path.exists():
+    if not is_there(path):
         return False
     if sys.platform == "win32":
         probe = ByteLock(path, byte)

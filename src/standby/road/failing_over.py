@@ -23,6 +23,7 @@ from standby.errors import (
     StandbyError,
     TargetRefuses,
 )
+from standby.files import is_there
 from standby.model.point import RestorePoint
 from standby.model.replica import (
     COMMANDS,
@@ -137,7 +138,7 @@ def check_writable(folder: ReplicaFolder) -> None:
     """Raise ReplicaConflict where the replica's records cannot be written: a verb would stop at
     its first lock, with less to say."""
     for path in (folder.path, folder.lock_path):
-        if path.exists() and not os.access(path, os.W_OK):
+        if is_there(path) and not os.access(path, os.W_OK):
             raise ReplicaConflict(
                 folder.name,
                 f"{path} cannot be written: its file system is mounted read-only, or this user has "
@@ -218,7 +219,7 @@ def _adopted(
     for disk in replicated_disks(point):
         name = f"{disk.disk_id}/{naming.READY}"
         path = inner_path(folder.path, name)
-        if not path.exists():
+        if not is_there(path):
             raise ReplicaConflict(
                 folder.name, f"{path} is missing: there are no writes to be kept on every disk"
             )

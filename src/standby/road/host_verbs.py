@@ -17,6 +17,7 @@ import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import PathRefused, ReplicaMissing, StandbyError
+from standby.files import is_there
 from standby.host.folder import FolderHost, create_replica_machine, update_replica_machine
 from standby.model.machine import Checkpoint, Machine
 from standby.road import naming
@@ -201,7 +202,7 @@ def keep_replica_machine(folder: Path, machine: Machine, ready: Mapping[str, str
             raise PathRefused(file, f"is no {naming.READY}, and a replica VM has nothing else")
     if not ReplicaFolder(folder).exists():
         raise ReplicaMissing(folder.name, str(folder), "the replica is not there")
-    if (folder / "vm.toml").exists():
+    if is_there(folder / "vm.toml"):
         update_replica_machine(folder, machine, ready)
     else:
         create_replica_machine(folder, machine, ready)

@@ -9,6 +9,7 @@ from pathlib import Path
 from standby.digesting import DigestFile, merge_digests
 from standby.disk import vhdx
 from standby.errors import DiskError, ReplicaConflict
+from standby.files import is_there
 from standby.model.point import PointDisk, RestorePoint
 from standby.model.replica import LayerFile
 from standby.road import naming
@@ -62,7 +63,7 @@ def pending_merge(folder: ReplicaFolder) -> PendingMerge | None:
     """The merge that a killed process left, None when there is none. Raises ReplicaConflict when
     merge.json cannot be read."""
     path = folder.path / MERGE_RECORD
-    if not path.exists():
+    if not is_there(path):
         return None
     try:
         pending = read_record(path, MERGE_KIND, MERGE_FORMAT, PendingMerge)

@@ -32,7 +32,7 @@ from standby.errors import (
     ReplicaBusy,
     ReplicaConflict,
 )
-from standby.files import ByteLock, free_bytes, remove_durably, remove_large
+from standby.files import ByteLock, free_bytes, is_there, remove_durably, remove_large
 from standby.model.replica import LayerFile, ReplicaState, legal_commands
 from standby.ports import Progress
 from standby.road.lease import WriterLease
@@ -161,7 +161,7 @@ def _slice_bytes(folder: ReplicaFolder, pending: PendingMerge, can_punch: bool) 
 def _growth(folder: ReplicaFolder, disk: DiskMerge) -> tuple[int, int]:
     """(bytes of blocks the base will have to add, bytes stored in the child)."""
     base_path, child_path = (inner_path(folder.path, name) for name in (disk.base, disk.child))
-    if not child_path.exists():
+    if not is_there(child_path):
         return 0, 0
     with _opened(base_path) as base, _opened(child_path) as child:
         stored = int(child.mapped(0, child.virtual_size)[:, 1].sum())

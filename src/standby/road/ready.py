@@ -14,7 +14,7 @@ from pathlib import PureWindowsPath
 from standby import killpoints
 from standby.disk import vhdx
 from standby.errors import DiskIO, ReplicaStarted
-from standby.files import ByteLock, remove_durably, sync_folder
+from standby.files import ByteLock, is_there, remove_durably, sync_folder
 from standby.model.point import RestorePoint
 from standby.model.replica import LayerFile, ReplicaRecord
 from standby.road import naming, state_files
@@ -104,7 +104,7 @@ def put_state_files(
 
 def put_missing_state_files(folder: ReplicaFolder, lease: WriterLease, point: RestorePoint) -> None:
     """`put_state_files`, where the replica VM has no UEFI variables at all."""
-    if not (folder.path / naming.NVRAM).exists():
+    if not is_there(folder.path / naming.NVRAM):
         put_state_files(folder, lease, point)
 
 

@@ -23,7 +23,7 @@ from standby.errors import (
     StandbyError,
 )
 from standby.errors.replicas import BEGIN_ANEW
-from standby.files import ByteLock, is_there, listed, make_folder_durably, write_durably
+from standby.files import ByteLock, is_folder, is_there, listed, make_folder_durably, write_durably
 from standby.model.point import RestorePoint
 from standby.model.replica import LayerFile, ReplicaIdentity, ReplicaRecord, ReplicaState
 from standby.road import naming
@@ -261,7 +261,7 @@ class ReplicaFolder:
             if layer.file not in owners and self._allowed_guids()(layer.file):
                 continue  # being merged: the digests next to it are complete by now
             digests = self._layer_digests(layer.file, disk_id, owners)
-            if not digests.exists() and layer.file not in owners:
+            if layer.file not in owners and not is_there(digests):
                 raise PointDamaged(
                     self.name,
                     point_id,
@@ -365,7 +365,7 @@ class ReplicaFolder:
                 or naming.ready_candidate_generation(path.name) is not None
                 or path.name.startswith(".")
             )
-            if not is_ours and not path.is_dir():
+            if not is_ours and not is_folder(path):
                 found.append(name)
         return found
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ConfigurationError, DiskIO, MachineRunning, StandbyError, UnknownName
 from standby.errors.replicas import BEGIN_ANEW
-from standby.files import is_folder, listed
+from standby.files import is_folder, is_there, listed
 from standby.host.folder import FolderHost, update_replica_machine
 from standby.host.folder.inventory import SYSTEM_FOLDERS
 from standby.model.machine import PowerState
@@ -196,10 +196,11 @@ class ReplicaWork:
         return load_target_rules(folder.path.parent, self._protect)
 
     def power(self, name: str, *, on: bool, force: bool = False) -> PowerState:
-        """Start or stop the VM of a replica that failed over; what it is then."""
+        """Start or stop the VM of a replica that failed over, for good or not; what it is then. One
+        that is so already is left as it is."""
         folder = self.folder(name)
         host = FolderHost(self._root_name(folder), folder.path.parent, None, self._clock)
-        if on:
+        if on and folder.record().state is not ReplicaState.PERMANENT:
             point = folder.point(check_startable(folder).failover_point)
             describe_machine(folder, point)
             with WriterLease.acquire(folder, "power", action=Action.VERIFY) as lease:
@@ -209,6 +210,9 @@ class ReplicaWork:
             pid, started = host.disk_server(machine)
             with WriterLease.acquire(folder, "power", action=Action.VERIFY) as lease:
                 lease.update(serve_pid=pid, serve_started=started)
+        elif on:  # a VM of its own: its vm.toml and its variables are not ours to put right
+            machine = host.machine_in(folder.name)
+            host.start(machine)
         else:
             machine = host.machine_in(folder.name)
             host.stop(machine, force=force, timeout_s=0 if force else GUEST_SHUTDOWN_S)
@@ -218,7 +222,7 @@ class ReplicaWork:
         """A function that says whether the replica's VM runs now."""
 
         def is_running() -> bool:
-            if not (folder.path / "vm.toml").exists():
+            if not is_there(folder.path / "vm.toml"):
                 return False
             host = FolderHost("target", folder.path.parent, None, self._clock)
             return host.power_state(host.machine_in(folder.name)) is not PowerState.OFF
@@ -228,7 +232,7 @@ class ReplicaWork:
     def check_off(self, folder: ReplicaFolder) -> bool:
         """False where the replica's VM is off, else MachineRunning with what is known of it and
         how to stop it."""
-        if not (folder.path / "vm.toml").exists():
+        if not is_there(folder.path / "vm.toml"):
             return False
         host = FolderHost(self._root_name(folder), folder.path.parent, None, self._clock)
         reason, is_ours = host.reason_to_be_running(host.machine_in(folder.name))

@@ -93,7 +93,7 @@ def candidates(folder: Path) -> list[Candidate]:
     """Everything unfinished in a disk's folder, the newest generation first, of one generation
     the one with most in its log first."""
     found: dict[tuple[str, int], Candidate] = {}
-    for path in folder.iterdir():
+    for path in files.listed(folder):
         name = naming.partial_name(path.name)
         if name is not None and name.kind in ("partial.vhdx", "partial.digests", "extents"):
             key = (name.point, name.generation)

@@ -18,7 +18,14 @@ from standby.errors import (
     ReplicaConflict,
     StandbyError,
 )
-from standby.files import is_folder, listed, remove_durably, rename_durably
+from standby.files import (
+    is_file,
+    is_folder,
+    is_there,
+    listed,
+    remove_durably,
+    rename_durably,
+)
 from standby.host.folder import FolderHost
 from standby.model.machine import Machine, PowerState
 from standby.model.replica import ReplicaIdentity
@@ -71,16 +78,16 @@ def _is_ours_to_begin(path: Path) -> bool:
     own first session, or a replica that lost its record; never the folder of a VM."""
     if ReplicaFolder(path).exists():
         return False
-    return (path / POINTS).is_dir() or not (path / "vm.toml").exists()
+    return is_folder(path / POINTS) or not is_there(path / "vm.toml")
 
 
 def find_seed(folder: ReplicaFolder, disk_id: str, name: str) -> Path | None:
     """The seed of a disk: `seed.vhdx` (or .raw, .img) in the disk's folder, else a file called
-    `name`, as the source's disk file is, in the replica's."""
+    `name`, as the source's disk file is, in the replica's. DiskIO where it cannot be looked at."""
     places = [folder.disk_path(disk_id) / seed for seed in SEEDS]
     if name:
         places.append(folder.path / name)
-    return next((path for path in places if path.is_file() and not path.is_symlink()), None)
+    return next((path for path in places if is_file(path) and not path.is_symlink()), None)
 
 
 def seed_of(folder: ReplicaFolder, disk_id: str, name: str) -> Path:
@@ -122,7 +129,7 @@ def outgrown(
     more, under a name of its own: what was received, or a seed that was adopted, is copied from it
     and not sent again. It goes with what is unfinished; None where there is nothing like it."""
     home = folder.disk_path(disk_id)
-    found = [item for item in resuming.candidates(home) if item.is_usable] if home.is_dir() else []
+    found = [item for item in resuming.candidates(home) if item.is_usable]
     for item in found:
         if item.generation == KEPT:
             path = item.disk_path(home)
@@ -165,7 +172,7 @@ def mapped_machine(root: Path, folder: str) -> Machine:
     home = root / machine.folder
     for path in (home, *(home / disk.file for disk in machine.disks)):
         for parent in (path, *path.parents):
-            if (parent / RECORD).exists():
+            if is_there(parent / RECORD):
                 raise ReplicaConflict(
                     parent.name, f"{path} is a replica's: only a VM of its own can be mapped"
                 )

@@ -29,7 +29,7 @@ class ServerGeneration:
 
 
 def _read(path: Path) -> int:
-    if not path.exists():
+    if not files.is_there(path):
         return 0
     with files.File(path) as file:
         try:

@@ -30,6 +30,8 @@ from pathlib import Path
 from standby.model.target_rules import TargetRules
 from standby.road.places import RootPlaces
 from standby.strict_toml import Table, read_toml
+from standby.errors import DiskIO
+from standby.files import is_folder
 from standby.units import GiB, MiB
 from standby.wan.compressing import WINDOW_LOG_MAX, WINDOW_LOG_MIN
 from standby.wan.limits import Limits
@@ -96,7 +98,12 @@ def load_service_config(path: Path) -> ServiceConfig:
     if not roots and set(roles) != {WAN}:
         raise table.error("roots", "names no folder", 'write [roots] and vms = "/srv/vms"')
     for key, folder in roots.items():
-        if not folder.is_dir():
+        try:
+            found = is_folder(folder)
+        except DiskIO as exc:
+            hint = "Give this user access to the folders above it"
+            raise listed.error(key, f"{folder} cannot be looked at: {exc.reason}", hint) from exc
+        if not found:
             raise listed.error(key, f"{folder} is not a folder", "Make it, or mount it, first")
     RootPlaces(roots)
     protect = table.table("protect")

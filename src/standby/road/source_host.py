@@ -79,7 +79,8 @@ class SendDisk(msgspec.Struct, frozen=True):
 
 
 class SendResult(msgspec.Struct, frozen=True):
-    """What `send_disk` did; `root` is hex of the staged digest root."""
+    """What `send_disk` did; `root` is hex of the staged digest root. `blocks`, of `scan_disk` only:
+    see `SendCounters`."""
 
     root: str
     read: int
@@ -88,6 +89,7 @@ class SendResult(msgspec.Struct, frozen=True):
     sent: int
     resent: int
     busy_s: dict[str, float]
+    blocks: int = 0
 
 
 def open_source_disk(disk: SourceDisk, places: Places = LOCAL_PLACES) -> VirtualDisk:
@@ -264,7 +266,14 @@ class SourceVerbs:
             if told is not None:
                 told.finish()
             return SendResult(
-                "", counters.read, counters.changed, counters.zeroed, 0, 0, counters.busy_s
+                "",
+                counters.read,
+                counters.changed,
+                counters.zeroed,
+                0,
+                0,
+                counters.busy_s,
+                counters.blocks,
             )
 
 

@@ -12,7 +12,7 @@ import base64
 import binascii
 
 from standby.errors import PointDamaged
-from standby.files import File
+from standby.files import File, is_there
 from standby.host.folder.power import RECORD_FILE as POWER_RECORD
 from standby.model.point import RestorePoint
 from standby.road import naming
@@ -40,14 +40,14 @@ def is_ours(folder: ReplicaFolder, *, drop_writes: bool = False) -> bool:
     """Whether the replica VM's UEFI variables may go: they are a point's, or with `drop_writes`
     those of a VM that our power-on started."""
     found = _found(folder)
-    if found is None or (drop_writes and (folder.path / POWER_RECORD).exists()):
+    if found is None or (drop_writes and is_there(folder.path / POWER_RECORD)):
         return found is not None
     return any(variables_of(folder, point) == found for point in folder.points())
 
 
 def _found(folder: ReplicaFolder) -> bytes | None:
     path = folder.path / naming.NVRAM
-    if not path.exists():
+    if not is_there(path):
         return None
     with File(path) as file:
         return file.read(0, file.size)

@@ -7,6 +7,9 @@ import shutil
 from dataclasses import dataclass
 
 from standby.errors import PointDamaged, ReplicaConflict, ReplicaMissing, StandbyError
+from standby.files import is_folder, is_there, listed
+from standby.host.folder import FolderHost
+from standby.model.machine import PowerState
 from standby.model.point import RestorePoint
 from standby.model.replica import (
     COMMANDS,
@@ -111,11 +114,13 @@ def possible_commands(folder: ReplicaFolder, record: ReplicaRecord) -> tuple[str
 
 
 def partials(folder: ReplicaFolder) -> tuple[PartialState, ...]:
-    """Every unfinished transfer with a readable extent log, older generations' too."""
+    """Every unfinished transfer with a readable extent log, older generations' too. DiskIO where a
+    folder cannot be looked into."""
     found = []
-    for path in sorted(folder.path.glob("*/*.extents")):
+    homes = [path for path in listed(folder.path) if is_folder(path)]
+    for path in [path for home in homes for path in listed(home) if path.suffix == ".extents"]:
         name = naming.partial_name(path.name)
-        if name is None or not path.with_suffix(".partial.vhdx").exists():
+        if name is None or not is_there(path.with_suffix(".partial.vhdx")):
             continue
         try:
             log = ExtentLog.open(path, writable=False)
@@ -153,7 +158,7 @@ class ReplicaStatus:
     """A replica as its folder shows it; `machine` is the VM's name at the newest point (without one
     the name the replica began with), `newest_age_s` is None without a point, `findings` are
     sentences about what is not as it should be, `actions` the commands that would be accepted
-    now."""
+    now, `power` whether its VM runs (unknown where nothing says so)."""
 
     name: str
     machine: str
@@ -171,6 +176,7 @@ class ReplicaStatus:
     actions: tuple[str, ...]
     free_bytes: int
     findings: tuple[str, ...]
+    power: PowerState = PowerState.UNKNOWN
 
 
 def status(folder: ReplicaFolder) -> ReplicaStatus:
@@ -211,7 +217,17 @@ def status(folder: ReplicaFolder) -> ReplicaStatus:
         actions=possible_commands(folder, record),
         free_bytes=shutil.disk_usage(folder.path).free,
         findings=tuple(findings(folder)),
+        power=power_of(folder),
     )
+
+
+def power_of(folder: ReplicaFolder) -> PowerState:
+    """Whether the replica's VM runs, as far as its folder shows it; changes nothing."""
+    with contextlib.suppress(StandbyError):
+        if is_there(folder.path / "vm.toml"):
+            host = FolderHost("target", folder.path.parent, None, folder.clock)
+            return host.seen_power(host.machine_in(folder.name))
+    return PowerState.UNKNOWN
 
 
 def findings(folder: ReplicaFolder) -> list[str]:

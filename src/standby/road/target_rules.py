@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from standby.files import is_taken
 from standby.model.target_rules import TargetRules
 from standby.strict_toml import read_toml
 
@@ -14,10 +14,10 @@ FILE_NAME = "standby-target.toml"
 def load_target_rules(folder: Path, also: TargetRules = TargetRules()) -> TargetRules:  # noqa: B008
     """The rules in `<folder>/standby-target.toml`, `folder` being the target host's, and those of
     `also` (a service mover's own) where they are stricter; `also` alone where there is no such
-    file. ConfigurationError when it is there but cannot be read or says something unknown: nothing
-    may be removed on a guess."""
+    file. ConfigurationError when it is there but cannot be read or says something unknown, DiskIO
+    where the system does not say whether it is there: nothing may be removed on a guess."""
     path = folder / FILE_NAME
-    if not os.path.lexists(path):
+    if not is_taken(path):
         return also
     table = read_toml(path)
     rules = TargetRules(

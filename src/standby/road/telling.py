@@ -95,13 +95,12 @@ def held_disk(folder: ReplicaFolder, disk_id: str, virtual_size: int) -> HeldDis
     newest = newest_with(lasting_points(folder), disk_id) if folder.exists() else None
     disk = disk_of(newest, disk_id) if newest is not None else None
     chain = folder.chain_paths(newest, disk_id) if newest is not None else ()
-    if home.is_dir():
-        for candidate in resuming.candidates(home):
-            path = resuming.partial_path(home, candidate.point_id, candidate.generation)
-            if candidate.is_usable and _follows(path, chain, virtual_size):
-                has_parent = read_info(path).has_parent
-                layers = (path, *chain) if has_parent else (path,)
-                return HeldDisk(open_disk(path, parents=list(layers[1:])), virtual_size)
+    for candidate in resuming.candidates(home):
+        path = resuming.partial_path(home, candidate.point_id, candidate.generation)
+        if candidate.is_usable and _follows(path, chain, virtual_size):
+            has_parent = read_info(path).has_parent
+            layers = (path, *chain) if has_parent else (path,)
+            return HeldDisk(open_disk(path, parents=list(layers[1:])), virtual_size)
     if newest is None or disk is None:
         return HeldDisk(None, virtual_size)
     digests = folder.digest_paths(newest.id, disk_id)

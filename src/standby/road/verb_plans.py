@@ -7,13 +7,15 @@ replica's writer; it changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from standby.errors import ReplicaConflict, UnknownName
+from standby.files import is_file, is_there
+from standby.host.folder import OWN_FILES
 from standby.model.point import RestorePoint
 from standby.model.replica import RUNS_ON, Action, ReplicaRecord, ReplicaState, next_state
-from standby.road import ready
+from standby.road import naming, ready
 from standby.road.failing_over import (
     check_given_up,
     check_writable,
@@ -29,11 +31,15 @@ from standby.road.replica_work import ReplicaWork
 from standby.road.surveying import undo_point
 from standby.units import format_bytes
 
+FILES_SHOWN = 6
+"""Names of files that a list of what stays behind gives at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class VerbPlan:
     """What `action` would make of `replica`. `effects` are sentences, in order; `drops_bytes` is
-    the size of the files whose writes would be lost."""
+    the size of the files whose writes would be lost; `leftovers` say what stays behind for the
+    user to remove, and how."""
 
     replica: str
     action: str
@@ -44,6 +50,7 @@ class VerbPlan:
     effects: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     drops_bytes: int = 0
+    leftovers: tuple[str, ...] = ()
 
 
 def plan_failover(
@@ -105,7 +112,7 @@ def plan_undo_failover(replicas: ReplicaWork, name: str, *, drop_writes: bool = 
     sizes = {
         layer.file: path.stat().st_size
         for layer in (record.ready or {}).values()
-        if (path := inner_path(folder.path, layer.file)).exists()
+        if is_there(path := inner_path(folder.path, layer.file))
     }
     effects = [
         f"what the VM wrote is dropped: {file}, {format_bytes(size)} as a file"
@@ -139,7 +146,37 @@ def plan_permanent_failover(replicas: ReplicaWork, name: str) -> VerbPlan:
     if replicas.is_running(folder)():
         effects.append(RUNS_ON)
     warnings = [f"the replica is marked damaged: {record.damage}"] if record.damage else []
-    return _plan(folder, record, Action.PERMANENT_FAILOVER, chosen, effects, warnings)
+    plan = _plan(folder, record, Action.PERMANENT_FAILOVER, chosen, effects, warnings)
+    return replace(plan, leftovers=_leftovers(folder, record, chosen))
+
+
+def _leftovers(
+    folder: ReplicaFolder, record: ReplicaRecord, point: RestorePoint
+) -> tuple[str, ...]:
+    """What a permanent failover leaves that the VM does not need: files by name, with their size,
+    and what goes on naming the replica."""
+    needed = {layer.file for disk in replicated_disks(point) for layer in disk.chain}
+    needed |= {layer.file for layer in (record.ready or {}).values()}
+    needed |= {naming.RECORD, point.machine.nvram or naming.NVRAM, *OWN_FILES}
+    names, size, count = set(), 0, 0
+    for path in sorted(folder.path.rglob("*")):
+        name = path.relative_to(folder.path).as_posix()
+        if path.name.startswith(".") or name in needed or not is_file(path):
+            continue
+        names.add(f"{naming.POINTS}/" if name.startswith(f"{naming.POINTS}/") else name)
+        size, count = size + path.stat().st_size, count + 1
+    shown = sorted(names)
+    more = f" and {len(shown) - FILES_SHOWN} more" if len(shown) > FILES_SHOWN else ""
+    job, source = record.identity.job, record.identity.source_host
+    return (
+        f"in {folder.path} the VM needs its disks' files down to {point.id}; of no use any more: "
+        f"{', '.join(shown[:FILES_SHOWN])}{more} ({count} files, {format_bytes(size)})",
+        f"the job {job} takes the VM of host {source} for replicated as long as "
+        f"{naming.RECORD} is there: add it to exclude_machines of the job, then the files above "
+        f"and {naming.RECORD} may be deleted",
+        "the job's repository keeps the replica's digests (up to 0.25 % of its disks), and the "
+        "sessions it had stay in `standby job sessions`: no other replica minds",
+    )
 
 
 PLANS: dict[str, Callable[..., VerbPlan]] = {

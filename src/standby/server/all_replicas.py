@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import ConfigurationError, StandbyError, UnknownName
+from standby.clock import SYSTEM_CLOCK, Clock
+from standby.errors import ConfigurationError, LinkError, MoverDied, StandbyError, UnknownName
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
 from standby.model.machine import PowerState
@@ -142,10 +142,17 @@ class AllReplicas:
         shelf = next((item for item in self._shelves if item.host == job.target), None)
         if shelf is None:
             return self._local.newest_age_s(job, machine_id)
+        unsure: list[RemoteShelf] = []
         with contextlib.suppress(StandbyError):
             for item in shelf.listed()[0]:
                 if (item.identity.machine_id, item.identity.job) == (machine_id, job.name):
                     return item.newest_age_s
+            except UnknownName as exc:
+                known += exc.known
+            except (LinkError, MoverDied) as exc:
+                away.append(str(exc))
+            except StandbyError:  # it is there and damaged, or what may be it cannot be looked at
+                unsure.append(shelf)
         return None
 
     def _shelf(self, name: str) -> RemoteShelf | None:
@@ -171,8 +178,8 @@ class AllReplicas:
                 found.append(shelf)
         if len(found) > 1:
             raise ConfigurationError(name, "is the name of replicas at several targets", "")
-        if found:
-            return found[0]
+        if found or unsure:
+            return found[0] if found else unsure[0]
         if away:
             raise ConfigurationError(name, f"is not found; not every target answers: {away[0]}", "")
         raise UnknownName("replica", name, tuple(sorted(known)))

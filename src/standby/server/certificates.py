@@ -16,6 +16,7 @@ from typing import Any
 
 from standby.clock import Clock
 from standby.errors import CertificateError, StandbyError
+from standby.files import is_there
 from standby.server.config import Config
 from standby.server.logs import Log
 from standby.server.service_mover import ServiceMover
@@ -72,7 +73,7 @@ class CertificateCare:
 
     def authority(self) -> Authority | None:
         """The authority, where it is on this machine."""
-        if not (self._folder / "key.pem").exists():
+        if not is_there(self._folder / "key.pem"):
             return None
         return Authority(self._folder, self._clock)
 

@@ -4,15 +4,18 @@ session, seeds that are not there, a first full that does not fit."""
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from standby.clock import SYSTEM_CLOCK
 from standby.disk import open_disk
 from standby.disk.vhdx import default_block_size
-from standby.errors import IllegalTransition, MachineRunning, StandbyError
-from standby.files import free_bytes
+from standby.errors import (
+    IllegalTransition,
+    LinkError,
+    MachineRunning,
+    MoverDied,
+    StandbyError,
+)
 from standby.host.folder import FolderHost
 from standby.host.folder.inventory import disk_chain, plain_path
 from standby.model.extent import Kind, blocks_touched
@@ -21,13 +24,11 @@ from standby.model.machine import Machine, PowerState
 from standby.model.replica import Action, ReplicaIdentity, legal_actions, legal_commands
 from standby.ports import Host
 from standby.road.points import TargetState, match_disks
-from standby.road.replica import ReplicaFolder
-from standby.road.seed_check import missing_seed
-from standby.road.seeding import found_replica
-from standby.road.surveying import target_state
-from standby.server.config import Config, HostConfig
+from standby.server.check_targets import Target
+from standby.server.config import HostConfig
 from standby.server.config_check import Finding, Level, excludes_disk
-from standby.server.plan import first_full_refused
+from standby.server.crew import replica_name
+from standby.server.plan import first_full_refused, mapping_moves
 from standby.server.remote_host import RemoteHost
 
 
@@ -56,69 +57,104 @@ def running_machines(config: HostConfig, host: Host, machines: Sequence[Machine]
 
 
 def replica_findings(
-    config: Config, job: ReplicationJob, machines: Sequence[Machine], source: Host
+    job: ReplicationJob, machines: Sequence[Machine], source: Host, target: Target, identified: str
 ) -> list[Finding]:
-    """What would keep the job from a point of each of its VMs, at a target of this machine."""
+    """What would keep the job from a point of each of its VMs, of the installation `identified`,
+    and what its first session does with files that are at the target already. Raises where the
+    target's mover is away."""
     findings = []
     for machine in machines:
         where = f"[jobs.{job.name}] VM {machine.name}"
+        identity = ReplicaIdentity(identified, job.source, machine.id, job.name)
         try:
-            findings += _replica(config, job, machine, source, where)
+            findings += _replica(job, machine, source, target, identity, where)
+        except (MoverDied, LinkError):
+            raise
         except StandbyError as exc:
-            target = str(config.hosts[job.target].path)
-            findings.append(Finding(Level.ERROR, where, str(exc), "", target))
+            findings.append(Finding(Level.ERROR, where, str(exc), "", target.shown()))
     return findings
 
 
 def _replica(
-    config: Config, job: ReplicationJob, machine: Machine, source: Host, where: str
+    job: ReplicationJob,
+    machine: Machine,
+    source: Host,
+    target: Target,
+    identity: ReplicaIdentity,
+    where: str,
 ) -> list[Finding]:
-    root = config.hosts[job.target].path
-    identity = ReplicaIdentity(config.installation, job.source, machine.id, job.name)
-    found = found_replica(root, identity, machine.name + job.suffix, SYSTEM_CLOCK)
-    path = found.path
-    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
-        what, hint = f"{path} cannot be written by this user", f"give it write access to {path}"
-        return [Finding(Level.ERROR, where, what, hint, str(path))]
-    folder = ReplicaFolder(path, SYSTEM_CLOCK)
-    state = target_state(folder) if found.exists else None
+    path, exists = target.find(identity, machine.name + job.suffix)
+    name, shown = replica_name(path), target.shown(path)
+    if problem := target.write_problem(path):
+        hint = f"give it write access to {shown}"
+        return [Finding(Level.ERROR, where, f"{shown} {problem}", hint, shown)]
+    state = target.state(path) if exists else None
     if state is not None and Action.SESSION not in legal_actions(state.state):
-        legal = legal_commands(state.state, path.name, job.name)
-        refused = IllegalTransition(path.name, state.state.value, Action.SESSION.value, legal)
+        legal = legal_commands(state.state, name, job.name)
+        refused = IllegalTransition(name, state.state.value, Action.SESSION.value, legal)
         hint = f"until then sessions of job {job.name} leave the VM out"
-        return [Finding(Level.ERROR, where, str(refused), hint, str(path))]
+        return [Finding(Level.ERROR, where, str(refused), hint, shown)]
     if state is not None and state.newest:
         return []
-    return _first_point(job, machine, source, folder, state, where)
+    return _first_point(job, machine, source, target, path, state, where)
 
 
 def _first_point(
     job: ReplicationJob,
     machine: Machine,
     source: Host,
-    folder: ReplicaFolder,
+    target: Target,
+    path: str,
     state: TargetState | None,
     where: str,
 ) -> list[Finding]:
-    """What keeps the first point from being made."""
+    """What keeps the first point from being made, and what it is made from."""
     known = state.known_disks if state is not None else ()
-    matched = match_disks(folder.name, known, machine.disks).matched
+    matched = match_disks(replica_name(path), known, machine.disks).matched
     disks = [disk for disk in machine.disks if not excludes_disk(job, machine.name, disk.place)]
+    shown = target.shown(path)
     if job.seed.get(machine.name, False):
         seeds = {matched[disk.place].id: PurePosixPath(disk.file).name for disk in disks}
-        problem = missing_seed(folder, seeds)
+        problem = target.missing_seed(path, seeds)
         hint = "seed.vhdx, seed.raw or seed.img in the disk's folder, or the source's file name"
         where = f"[jobs.{job.name}.seed] {machine.name}"
-        return [Finding(Level.ERROR, where, problem, hint, str(folder.path))] if problem else []
+        return [Finding(Level.ERROR, where, problem, hint, shown)] if problem else []
+    if machine.name in job.map:
+        return _mapped(job, machine, target)
     begun = state is not None and state.partials
-    if begun or machine.name in job.map or not isinstance(source, FolderHost):
+    if begun or not isinstance(source, FolderHost):
         return []
     needed = sum(_stored(source.path, machine, disk.file) for disk in disks)
-    free = free_bytes(_nearest(folder.path))
+    free = target.free_bytes(path)
     if needed <= free:
         return []
     problem = first_full_refused(needed, free)
-    return [Finding(Level.ERROR, where, problem, "make room", str(folder.path.parent))]
+    return [Finding(Level.ERROR, where, problem, "make room", target.shown())]
+
+
+def _mapped(job: ReplicationJob, machine: Machine, target: Target) -> list[Finding]:
+    """What the first session does with the VM that the job maps to."""
+    where = f"[jobs.{job.name}.map] {machine.name}"
+    folder = job.map[machine.name]
+    try:
+        places = target.mapped_places(folder)
+    except (MoverDied, LinkError):
+        raise
+    except StandbyError as exc:
+        hint = f"name the folder of a VM in {target.shown()}, or none"
+        return [Finding(Level.WARNING, where, str(exc), hint)]
+    shared = [disk.place for disk in machine.disks if disk.place in places]
+    if not shared:
+        problem = f"the VM in {folder} has no disk at a place where {machine.name} has one"
+        return [Finding(Level.WARNING, where, problem)]
+    return [
+        Finding(
+            Level.WARNING,
+            where,
+            mapping_moves(folder, shared),
+            "copy that VM's folder first if it is to start again",
+        )
+    ]
 
 
 def _stored(root: Path, machine: Machine, file: str) -> int:
@@ -131,9 +167,3 @@ def _stored(root: Path, machine: Machine, file: str) -> int:
             stored = (item for item in disk.extents() if item.kind == Kind.DATA)
             return min(blocks_touched(stored, size), -(-disk.virtual_size // size)) * size
     return 0
-
-
-def _nearest(path: Path) -> Path:
-    while not path.is_dir() and path != path.parent:
-        path = path.parent
-    return path

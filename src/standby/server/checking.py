@@ -13,14 +13,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from standby.errors import LinkError, MoverDied, StandbyError
+from standby.files import is_there
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
 from standby.model.machine import Inventory, Machine
 from standby.ports import Host, inventory_of
 from standby.repository import Repository
 from standby.repository.database import FILE_NAME
+from standby.road.surveying import ReplicaStatus
 from standby.server.all_replicas import PlainHosts
 from standby.server.check_replicas import replica_findings, running_machines
+from standby.server.check_targets import FolderTarget, MoverTarget, Target
 from standby.server.config import Config, HostConfig
 from standby.server.config_check import (
     Finding,
@@ -33,7 +36,7 @@ from standby.server.config_check import (
     unusable_machines,
 )
 from standby.server.inventory import GONE_HINT, gone_from, name_of, taken_by
-from standby.server.replicas import Replicas
+from standby.server.remote_host import RemoteHost
 from standby.server.store.looking import problem_of
 
 Hosts = Callable[[str], Host]
@@ -63,27 +66,33 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
             continue
         path = config.hosts[name].path
         findings += unusable_machines(name, inventories[name].problems, jobs, path)
+    away = {item.mend for item in findings}
     for job in jobs:
         if job.source in inventories:
-            taken = taken_by(job, inventories[job.source]).machines
-            if f"[hosts.{job.target}] path" not in refused and not config.hosts[job.target].mover:
-                findings += replica_findings(config, job, taken, host(job.source))
             findings += _machines_of(job, inventories[job.source])
-            if not config.hosts[job.target].mover:
-                findings += _gone(job, inventories[job.source], config.hosts[job.target].path)
-            findings += _names(config, job, inventories[job.source])
+            findings += _names(job, inventories[job.source])
+            at_fault = _fault(config.hosts[job.target])
+            if f"[hosts.{job.target}] path" in refused or at_fault in away:
+                continue
+            try:
+                found = _at_target(config, job, inventories[job.source], host)
+                findings += [item for item in found if item not in findings]
+            except StandbyError as exc:
+                findings.append(_host_problem(config.hosts[job.target], exc))
+                away.add(at_fault)
+    for job in jobs:
         findings += _without_effect(config, job, host)
-    machines = {name: found.machines for name, found in inventories.items()}
-    targets = {name: found.path for name, found in config.hosts.items()}
+    machines = {name: inventory.machines for name, inventory in inventories.items()}
+    targets = {name: host_config.path for name, host_config in config.hosts.items()}
     findings += replica_conflicts(jobs, machines, targets)
-    for name, found in inventories.items():
+    for name, inventory in inventories.items():
         wanted = [
             item
-            for item in found.machines
+            for item in inventory.machines
             if any(job.source == name and selects(job, item.name) for job in jobs)
         ]
         findings += running_machines(config.hosts[name], host(name), wanted)
-        findings += _disks(config.hosts[name], host(name), found.machines, jobs)
+        findings += _disks(config.hosts[name], host(name), inventory.machines, jobs)
     for name, path in local_repositories(config).items():
         if f"[repositories.{name}] path" not in refused:
             findings += _repository(f"[repositories.{name}]", path)
@@ -110,8 +119,38 @@ def _host_problem(host: HostConfig, error: StandbyError) -> Finding:
         f"mover {host.mover} cannot be reached: {why}",
         f"is `standby mover run` at work there, and is [movers.{host.mover}] address right? "
         "`standby infrastructure check` tries every part",
-        f"mover {host.mover}",
+        _fault(host),
     )
+
+
+def _fault(host: HostConfig) -> str:
+    """What is to be mended where the host's mover is away."""
+    return f"mover {host.mover}"
+
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+def _at_target(
+    config: Config, job: ReplicationJob, inventory: Inventory, host: Hosts
+) -> list[Finding]:
+    """What is found at the job's target, here or at a mover. Raises where nothing can be asked."""
+    place = config.hosts[job.target]
+    at_target = host(job.target)
+    if isinstance(at_target, RemoteHost):
+        target: Target = MoverTarget(at_target.at_target(job), place.path)
+        if problem := target.write_problem():
+            where = f"[hosts.{place.name}] path"
+            text = f"{target.shown()}: {problem}"
+            hint = "mount it, or correct the path and its permissions"
+            return [Finding(Level.ERROR, where, text, hint, target.shown())]
+    else:
+        target = FolderTarget(place.path)
+    taken = taken_by(job, inventory).machines
+    return [
+        *replica_findings(job, taken, host(job.source), target, config.installation),
+        *_gone(job, inventory, target.replicas()),
+    ]
 
 
 # --- VMs and disks -------------------------------------------------------------------------------
@@ -143,10 +182,10 @@ def _names_of(inventory: Inventory) -> list[str]:
     ]
 
 
-def _gone(job: ReplicationJob, inventory: Inventory, target: Path) -> list[Finding]:
+def _gone(
+    job: ReplicationJob, inventory: Inventory, replicas: Sequence[ReplicaStatus]
+) -> list[Finding]:
     """VMs with a replica that are not at the source any more."""
-    if not target.is_dir():
-        return []
     return [
         Finding(
             Level.WARNING,
@@ -154,7 +193,7 @@ def _gone(job: ReplicationJob, inventory: Inventory, target: Path) -> list[Findi
             f"VM {item.machine} of the replica {item.name} is not on host {job.source} any more",
             GONE_HINT,
         )
-        for item in gone_from(job, inventory, list(Replicas.of_folder(target).all()))
+        for item in gone_from(job, inventory, replicas)
     ]
 
 
@@ -202,7 +241,7 @@ def _disks(
 # --- names that match nothing --------------------------------------------------------------------
 
 
-def _names(config: Config, job: ReplicationJob, inventory: Inventory) -> list[Finding]:
+def _names(job: ReplicationJob, inventory: Inventory) -> list[Finding]:
     """`exclude_disks`, `seed` and `map` that name a VM or place that is not there."""
     taken = taken_by(job, inventory)
     machines = {machine.name: machine for machine in taken.machines}
@@ -239,30 +278,7 @@ def _names(config: Config, job: ReplicationJob, inventory: Inventory) -> list[Fi
                         f"its VMs: {', '.join(machines) or 'none'}",
                     )
                 )
-    target = config.hosts[job.target]
-    for name, folder in job.map.items():
-        if name in machines and not target.mover:
-            findings += _mapped(job, machines[name], folder, target.path)
     return findings
-
-
-def _mapped(job: ReplicationJob, machine: Machine, folder: str, target: Path) -> list[Finding]:
-    where = f"[jobs.{job.name}.map] {machine.name}"
-    try:
-        found = FolderHost(job.target, target).machine_in(folder)
-    except StandbyError as exc:
-        return [
-            Finding(Level.WARNING, where, str(exc), f"name the folder of a VM in {target}, or none")
-        ]
-    if {disk.place for disk in found.disks} & {disk.place for disk in machine.disks}:
-        return []
-    return [
-        Finding(
-            Level.WARNING,
-            where,
-            f"the VM in {target / folder} has no disk at a place where {machine.name} has one",
-        )
-    ]
 
 
 def _without_effect(config: Config, job: ReplicationJob, host: Hosts) -> list[Finding]:
@@ -296,7 +312,7 @@ def _without_effect(config: Config, job: ReplicationJob, host: Hosts) -> list[Fi
 def _repository(where: str, path: Path) -> list[Finding]:
     """What keeps the repository from being used; one that is not there yet is made by a session."""
     file = path / FILE_NAME
-    if not file.exists():
+    if not is_there(file):
         return []
     if not os.access(file, os.W_OK):
         what, hint = f"{file} cannot be written by this user", f"give it write access to {file}"

@@ -120,8 +120,7 @@ def check_paths(config: Config) -> list[Finding]:
             continue
         where = f"[hosts.{host.name}] path"
         if host.name in targets:
-            findings += _writable(where, host.path)
-            findings += _target_rules(host.path)
+            findings += _writable(where, host.path) or _target_rules(host.path)
         if host.name in sources:
             findings += _readable(where, host.path)
         if host.name not in sources | targets:
@@ -210,10 +209,12 @@ def _writable(where: str, folder: Path) -> list[Finding]:
 
 
 def _target_rules(folder: Path) -> list[Finding]:
+    file = str(folder / TARGET_RULES)
     try:
         load_target_rules(folder)
+    except DiskIO as exc:
+        return [Finding(Level.ERROR, "the target's rules", str(exc), f"correct {file}", file)]
     except ConfigurationError as exc:
-        file = str(folder / TARGET_RULES)
         return [Finding(Level.ERROR, exc.where, exc.problem, exc.hint or f"correct {file}", file)]
     return []
 
@@ -221,10 +222,15 @@ def _target_rules(folder: Path) -> list[Finding]:
 def _resolved(config: Config) -> dict[str, Path]:
     """The folders of this machine's hosts; what lies at a mover cannot be looked at from here."""
     return {
-        host.name: host.path.resolve()
+        host.name: _real(host.path)
         for host in config.hosts.values()
         if host.kind == "folder" and not host.mover
     }
+
+
+def _real(path: Path) -> Path:
+    """The path without links, as far as that can be seen; Path.resolve raises for a loop."""
+    return Path(os.path.realpath(path))
 
 
 def local_repositories(config: Config) -> dict[str, Path]:
@@ -270,7 +276,7 @@ def _nested_folders(config: Config) -> list[Finding]:
                 )
     for name, path in local_repositories(config).items():
         for host, parent in hosts.items():
-            if parent in (path.resolve(), *path.resolve().parents):
+            if parent in (real := _real(path), *real.parents):
                 findings.append(
                     Finding(
                         Level.ERROR,

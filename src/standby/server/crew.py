@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from standby.clock import new_token
 from standby.errors import MoverLeft, RepositoryError, StandbyError
-from standby.files import rename_durably
+from standby.files import is_there, rename_durably
 from standby.host.folder import create_replica_machine, update_replica_machine
 from standby.model.machine import Machine
 from standby.repository import DiskState, Repository, StagedDisk
@@ -265,7 +265,7 @@ class LocalCrew:
         if not ready:
             return
         folder = Path(path)
-        if (folder / "vm.toml").exists():
+        if is_there(folder / "vm.toml"):
             update_replica_machine(folder, machine, ready)
         else:
             create_replica_machine(folder, machine, ready)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from standby.errors import JobError, UnknownName
 from standby.model.job import ReplicationJob
@@ -25,6 +26,28 @@ def taken_by(job: ReplicationJob, inventory: Inventory) -> Inventory:
     )
 
 
+def hidden_from(job: ReplicationJob, inventory: Inventory) -> dict[str, str]:
+    """By folder, what there is to say of folders that hide the name of their VM, while a name or
+    pattern of the job matches nothing: that may be the VM."""
+    hidden = [
+        item for item in inventory.problems if not item.name and not selects(job, item.folder)
+    ]
+    if not hidden:
+        return {}
+    idle = []
+    for pattern in job.machines:
+        found = taken_by(replace(job, machines=(pattern,)), inventory)
+        if not found.machines and not found.problems:
+            idle.append(pattern)
+    if not idle:
+        return {}
+    missed = f"no VM on host {job.source} matches {', '.join(idle)}"
+    return {
+        item.folder: f"{missed}, but one cannot be read and may be meant: {item.problem}"
+        for item in hidden
+    }
+
+
 def wanted_of(job: ReplicationJob, inventory: Inventory, names: Sequence[str] | None) -> Inventory:
     """`taken_by` the job, only those of `names` (of VMs; folders of such as cannot be described)
     where given. Raises UnknownName for a name that is not among them, JobError for none at all."""
@@ -42,7 +65,8 @@ def wanted_of(job: ReplicationJob, inventory: Inventory, names: Sequence[str] | 
     if not found.machines and not found.problems:
         raise JobError(
             job.name,
-            f"no VM on host {job.source} matches {', '.join(job.machines)}",
+            "; ".join(hidden_from(job, inventory).values())
+            or f"no VM on host {job.source} matches {', '.join(job.machines)}",
             "See `standby job plan` and the job's `machines`",
         )
     return found
@@ -74,6 +98,11 @@ def gone_from(
 
 
 GONE_HINT = "if it is meant to be gone, add it to exclude_machines, or remove the replica's folder"
+
+
+def hidden_report(folder: str, text: str) -> MachineReport:
+    """What a session says of a VM that it could not see (`hidden_from`)."""
+    return MachineReport(folder, "", outcome="skipped", warnings=[text])
 
 
 def gone_report(job: ReplicationJob, replica: ReplicaStatus) -> MachineReport:

@@ -228,6 +228,14 @@ def first_full_refused(needed: int, free: int) -> str:
     )
 
 
+def mapping_moves(folder: str, places: Sequence[str]) -> str:
+    """What there is to say of a VM at the target that a job maps to, before its first session."""
+    return (
+        f"the first session moves the disks at {', '.join(places)} of the VM in {folder}, at the "
+        "target, into the replica as its first restore point: that VM does not start any more"
+    )
+
+
 def _first(facts: DiskFacts) -> tuple[Mode, str, str]:
     """Mode, baseline and reason for a disk that the newest point does not have."""
     if facts.has_seed:
@@ -236,7 +244,8 @@ def _first(facts: DiskFacts) -> tuple[Mode, str, str]:
         return (
             Mode.INCREMENTAL,
             "target",
-            f"compared with the disk of the VM in {facts.mapped_from}, the first restore point",
+            f"compared with the disk of the VM in {facts.mapped_from}, which is moved into the "
+            "replica as its first restore point",
         )
     if facts.replaces:
         return (

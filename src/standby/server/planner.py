@@ -1,7 +1,7 @@
 """`job plan`: asks everybody what they have, and shows what `plan_disk` makes of it.
 
 The facts and the decision are the very ones of a session; nothing is changed but that checkpoints
-are taken and released again.
+are taken and released again, which leaves the empty `.standby.lock` in a VM's folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ import msgspec
 
 from standby.clock import new_token
 from standby.disk.vhdx import default_block_size
-from standby.errors import IllegalTransition, LinkError, MoverDied, StandbyError
+from standby.errors import (
+    IllegalTransition,
+    LinkError,
+    MoverDied,
+    RepositoryError,
+    StandbyError,
+)
 from standby.model.job import ReplicationJob
 from standby.model.machine import CheckpointDisk, Machine
 from standby.model.replica import Action, ReplicaIdentity, legal_actions, legal_commands
@@ -26,7 +32,6 @@ from standby.road.points import TargetState, match_disks
 from standby.server import facts
 from standby.server.crew import Crew, DiskTask, RepositoryView, replica_name
 from standby.server.plan import (
-    PIECE,
     Basis,
     DiskPlan,
     Figure,
@@ -34,6 +39,7 @@ from standby.server.plan import (
     MachinePlan,
     Mode,
     first_full_refused,
+    mapping_moves,
 )
 from standby.server.retention import held_text
 from standby.server.store import Store
@@ -73,8 +79,9 @@ class Planner:
                 stack.callback(repository.close)
             except (LinkError, MoverDied) as exc:
                 away = (f"repository: {exc}",)
-            except StandbyError:  # none yet, or damaged: as good as none
-                pass
+            except StandbyError as exc:
+                if not _is_made_anew(exc):
+                    return MachinePlan(machine.name, machine.id, "", "conflict", str(exc))
             try:
                 made = self._planned(machine, crew, repository, scan)
                 return replace(made, warnings=(*made.warnings, *away))
@@ -112,6 +119,9 @@ class Planner:
         )
         first = sum(disk.space.value for disk in disks if disk.mode is Mode.FULL)
         warnings = () if first <= self._free else (first_full_refused(first, self._free),)
+        if mapped := [disk.place for disk in disks if disk.mapped_from]:
+            moves = mapping_moves(self._job.map[machine.name], mapped)
+            warnings = (*warnings, moves)
         if self._store.holds_retention(identity):
             warnings = (*warnings, held_text(self._job.name))
         return MachinePlan(
@@ -252,16 +262,29 @@ class Planner:
             plan,
             read=Figure(found["read"], Basis.EXACT),
             send=Figure(sent, Basis.EXACT),
-            space=_space_of(plan, found["changed"]),
+            space=_space_of(plan, found["zeroed"], found["blocks"]),
         )
 
 
-def _space_of(plan: DiskPlan, changed: int) -> Figure:
-    """What the target may have to store when exactly so much has changed: each piece of it can
-    take a block."""
-    most = -(-changed // PIECE) * default_block_size(plan.virtual_size)
+def _is_made_anew(error: StandbyError) -> bool:
+    """Whether a session goes on with a repository that says this when it is opened: there is none
+    yet, or what is damaged is dropped."""
+    return isinstance(error, RepositoryError) and (
+        "does not exist" in error.problem or "damaged" in error.problem
+    )
+
+
+def _space_of(plan: DiskPlan, zeroed: int, blocks: int) -> Figure:
+    """What the target has to store for changes in so many blocks of a layer: these, where it begins
+    empty, and at most these where something is zeroed (whole blocks of zeros take no room). What is
+    there already may hold some of them; a new chain is begun with a copy, which only the forecast
+    counts."""
+    needed = blocks * default_block_size(plan.virtual_size)
+    if plan.mode in (Mode.FULL, Mode.INCREMENTAL):
+        return Figure(needed, Basis.UPPER_BOUND if zeroed else Basis.EXACT)
     forecast = plan.space.high if plan.space.basis is Basis.ESTIMATED else plan.space.value
-    return Figure(min(most, forecast), Basis.UPPER_BOUND)
+    value = forecast if plan.mode is Mode.NEW_CHAIN else min(needed, forecast)
+    return Figure(value, Basis.UPPER_BOUND)
 
 
 def _shortage(plans: Sequence[MachinePlan], free: int) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ import msgspec
 
 from standby.errors import LinkError, MoverDied
 from standby.model.extent import Extent
+from standby.model.job import ReplicationJob
 from standby.model.machine import Checkpoint, Inventory, Machine, PowerState
 from standby.ports import Host
 from standby.server.crew import Handle
@@ -43,15 +44,39 @@ class RemoteHost:
         """The same host, whose mover is waited for so long only."""
         return RemoteHost(self.name, self._fleet, self._station, patience_s)
 
+    def at_target(self, job: ReplicationJob) -> RemoteHost:
+        """The host, the job's target, as a target proxy sees it that a session would take; NoProxy
+        where none does."""
+        stations = self._fleet.stations(job, "target")
+        station = stations[self._fleet.least_busy(stations)]
+        return RemoteHost(self.name, self._fleet, station, self._patience_s)
+
+    @property
+    def mover(self) -> str:
+        """The name of its mover."""
+        return self._station.mover
+
+    def root(self) -> str:
+        """The host's folder in its mover's words."""
+        return str(self._asked(lambda mover, root: root))
+
+    def ask(self, verb: str, **arguments: Any) -> Any:
+        """What its mover answers to a verb, of whatever role."""
+        return self._asked(lambda mover, root: mover.call(verb, **arguments))
+
     def _call(self, verb: str, **arguments: Any) -> Any:
+        return self._asked(
+            lambda mover, root: mover.call(f"host_{verb}", root=root, host=self.name, **arguments)
+        )
+
+    def _asked(self, question: Callable[[Handle, str], Any]) -> Any:
+        """What comes of `question`, asked of the mover and told the host's folder there."""
         name = f"{self._station.mover} of host {self.name}"
         try:
             service = self._fleet.mover(self._station.mover)
             if self._patience_s is not None and not service.is_there(self._patience_s):
                 raise service.why_away()
-            mover: Handle = service
-            root = self._fleet.place(self._station)
-            return mover.call(f"host_{verb}", root=root, host=self.name, **arguments)
+            return question(service, self._fleet.place(self._station))
         except MoverDied as exc:
             away = copy(exc)  # of its own class, as below
             away.mover = name

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import MoverDied, ServerFenced, SessionStopped, StandbyError, UnknownName
-from standby.files import make_folder_durably
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
 from standby.model.machine import Inventory, Machine
@@ -38,6 +37,8 @@ from standby.server.inventory import (
     failed_report,
     gone_from,
     gone_report,
+    hidden_from,
+    hidden_report,
     name_of,
     taken_by,
     wanted_of,
@@ -51,6 +52,7 @@ from standby.server.progress import ProgressBoard
 from standby.server.remote_host import RemoteHost, impatient
 from standby.server.replicas import Replicas
 from standby.server.replicating import replicate
+from standby.server.state_folder import StateFolder
 from standby.server.stopping import StopWatcher, stop_sessions
 from standby.server.store import ServerLease, Store
 from standby.server.waits import waits_are_over, waits_end_when
@@ -71,10 +73,12 @@ class BackupServer:
         hosts: dict[str, Host] | None = None,
         make_movers: Callable[[int], MoverPair] = child_movers,
         make_link: Callable[[MoverConfig], Link] | None = None,
+        keeps_state: bool = True,
     ) -> None:
         """`config` is a loaded Config, a standby.toml or the folder of one. `hosts`, `make_movers`
         and `make_link` replace configured hosts, child processes and TLS connections to service
-        movers, for tests."""
+        movers, for tests. With `keeps_state` False, for who only looks (a plan, what there is), no
+        state is made where there is none."""
         learn_values()
         self.config = config if isinstance(config, Config) else load_config(Path(config))
         self.clock = clock
@@ -83,8 +87,8 @@ class BackupServer:
         self._at_work: dict[str, SessionContext] = {}
         self.progress = ProgressBoard()
         self._hosts = dict(hosts or {})
-        make_folder_durably(self.config.state_database.parent)
-        self.store = Store(self.config.state_place(), clock)
+        self._state = StateFolder(self.config, keeps=keeps_state)
+        self.store = Store(self._state.database, clock)
         self._lease: ServerLease | None = None
         self._store = self.store
         """What sessions write to: where this is the active server, guarded by its lease."""
@@ -101,6 +105,7 @@ class BackupServer:
         """End idle movers and close the state database."""
         self.crews.close()
         self.store.close()
+        self._state.close()
 
     def __enter__(self) -> BackupServer:
         return self
@@ -128,11 +133,10 @@ class BackupServer:
         """The host of that name."""
         if name not in self._hosts:
             found = self.config.hosts[name]
-            state = self.config.state_database.parent
             self._hosts[name] = (
                 RemoteHost(name, self.crews.fleet, Station(found.mover, str(found.path)))
                 if found.mover
-                else FolderHost(name, found.path, state, self.clock)
+                else FolderHost(name, found.path, self._state.folder, self.clock)
             )
         return self._hosts[name]
 
@@ -250,12 +254,14 @@ class BackupServer:
         ]
 
     def _gone(self, job: ReplicationJob, inventory: Inventory) -> list[MachineReport]:
-        """Of VMs that had a session of the job and are not at the source any more."""
+        """Of VMs that had a session of the job and are not at the source any more, and of those
+        that cannot be seen."""
+        hidden = [hidden_report(*item) for item in hidden_from(job, inventory).items()]
         ids = {machine.id for machine in inventory.machines}
         if all(item.identity.machine_id in ids for item in self.store.known_replicas(job.name)):
-            return []
+            return hidden
         found = gone_from(job, inventory, self.replicas.all())
-        return [gone_report(job, item) for item in found]
+        return [*hidden, *(gone_report(job, item) for item in found)]
 
     def _replicate_all(
         self, context: SessionContext, machines: Sequence[Machine], report: SessionReport
@@ -405,13 +411,18 @@ class BackupServer:
                 wanted, f"plan-{new_token(4)}", machine.name, patience_s=0
             ),
         )
-        found = taken_by(wanted, inventory_of(source))
+        inventory = inventory_of(source)
+        found = taken_by(wanted, inventory)
         made = planner.plan(found.machines, scan=scan)
         unusable = (
             MachinePlan(item.folder, item.id, "", "conflict", item.problem)
             for item in found.problems
         )
-        return replace(made, machines=(*made.machines, *unusable))
+        return replace(
+            made,
+            machines=(*made.machines, *unusable),
+            warnings=(*made.warnings, *hidden_from(wanted, inventory).values()),
+        )
 
 
 def _outcome(machines: Sequence[MachineReport]) -> str:

@@ -87,7 +87,7 @@ def _fill(
 ) -> dict[str, str]:
     """Every part; what could not be collected."""
     problems: dict[str, str] = {}
-    file = config / FILE_NAME if config.is_dir() else config
+    file = config / FILE_NAME if os.path.isdir(config) else config  # noqa: PTH112 (raises nothing)
 
     ends = SYSTEM_CLOCK.monotonic() + DEADLINE_S
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from standby.clock import new_token
 from standby.errors import ConfigurationError
-from standby.files import File, rename_to_new, sync_folder
+from standby.files import File, is_there, rename_to_new, sync_folder
 from standby.server.masking import SECRETS
 from standby.server.references import read_reference
 from standby.strict_toml import Table, nearest
@@ -96,7 +96,7 @@ def tenant_key(wan: WanConfig, configured_in: Path, state: Path) -> str:
     if wan.key:
         return _checked(where, read_reference(wan.key, where, configured_in), wan.key)
     path = state / KEY_FILE_NAME
-    if not path.exists():
+    if not is_there(path):
         _make(path)
     return _checked(where, read_reference(f"file:{path}", where, state), str(path))
 

@@ -14,6 +14,7 @@ where replicas are asked for, so that a wildcard never makes a replica of a repl
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,14 +26,15 @@ from standby.errors import (
     ConfigurationError,
     DiskBusy,
     DiskError,
-    HostError,
+    DiskIO,
     MachineRunning,
     SourceChanged,
     UnknownName,
 )
+from standby.files import is_file, is_folder
 from standby.host.folder import checkpoint as checkpoints
 from standby.host.folder import inventory
-from standby.host.folder.checkpoint import Held
+from standby.host.folder.checkpoint import OWNER_FILE, Held
 from standby.host.folder.making import (
     create_replica_machine,
     new_machine,
@@ -44,6 +46,7 @@ from standby.model.extent import Extent
 from standby.model.machine import Checkpoint, Inventory, Machine, PowerState
 
 __all__ = [
+    "OWNER_FILE",
     "OWN_FILES",
     "Boot",
     "FolderHost",
@@ -150,6 +153,11 @@ class FolderHost:
         """Whether our QEMU, or another that has a disk open for writing, runs the VM."""
         return self._running(machine).power_state()
 
+    def seen_power(self, machine: Machine) -> PowerState:
+        """`power_state` for who only looks: nothing is changed, what a guest that shut itself down
+        left is not ended."""
+        return self._running(machine).seen()
+
     def reason_to_be_running(self, machine: Machine) -> tuple[str, bool]:
         """Why the VM is not off, '' when it is; and whether `stop` could end that."""
         running = self._running(machine)
@@ -235,7 +243,7 @@ class FolderHost:
         return {}
 
     def release_leftovers(self) -> list[str]:
-        """Remove the clone folders of this installation whose owners are dead."""
+        """Remove the clone folders of this installation, and of nobody, whose owners are dead."""
         owner = checkpoints.owner_token(self._state_folder)
         released = []
         for folder in self._machine_folders():
@@ -248,8 +256,13 @@ class FolderHost:
         try:
             entries = sorted(self.path.iterdir())
         except OSError as exc:
-            raise HostError(self.name, f"{self.path} cannot be listed: {exc.strerror}") from exc
-        return [path for path in entries if path.is_dir() and not path.is_symlink()]
+            raise inventory.unlisted(self.path, self.name, exc) from exc
+        found = []
+        for path in entries:
+            with contextlib.suppress(DiskIO):  # what the system keeps from us cannot be tidied
+                if is_folder(path) and not path.is_symlink():
+                    found.append(path)
+        return found
 
     # --- trackers ---
 
@@ -260,7 +273,7 @@ class FolderHost:
         name = machine.nvram or "nvram.fd"
         folder = inventory.plain_path(self.path, machine.folder)
         path = inventory.plain_path(folder, name)
-        if not path.is_file() or path.stat().st_size > STATE_FILE_MAX:
+        if not is_file(path) or path.stat().st_size > STATE_FILE_MAX:
             return {}
         return {name: base64.b64encode(path.read_bytes()).decode()}
 

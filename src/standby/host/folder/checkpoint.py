@@ -91,13 +91,19 @@ class Held:
     identities: dict[Path, FileIdentity]
 
 
+OWNER_FILE = "checkpoint-owner"
+"""What the state folder calls the installation's clone folders by."""
+NOBODY = "00000000"
+"""The owner of clone folders whose host has no state folder."""
+
+
 def owner_token(state_folder: Path | None) -> str:
     """8 hex digits that tell this installation's clone folders from another's."""
     if state_folder is None:
-        return "00000000"
-    path = state_folder / "checkpoint-owner"
+        return NOBODY
+    path = state_folder / OWNER_FILE
     files.make_folder_durably(state_folder)
-    if not path.exists():
+    if not files.is_there(path):
         own = path.with_name(f".{path.name}.{clock.new_token(4)}.new")
         files.write_durably(own, clock.new_token(4).encode())
         if not files.rename_to_new(own, path):
@@ -241,12 +247,14 @@ def clone_folder(root: Path, checkpoint: Checkpoint) -> Path | None:
 
 
 def leftovers(folder: Path, owner: str) -> list[str]:
-    """Names of the clone folders of `owner` in a VM's folder, whoever holds them."""
+    """Names of the clone folders of `owner`, and of nobody, in a VM's folder, whoever holds
+    them."""
     try:
         entries = list(folder.iterdir())
     except OSError:
         return []
-    return sorted(path.name for path in entries if path.name.startswith(f"{CLONE_PREFIX}{owner}-"))
+    ours = tuple(f"{CLONE_PREFIX}{name}-" for name in (owner, NOBODY))
+    return sorted(path.name for path in entries if path.name.startswith(ours))
 
 
 def release_leftover(folder: Path, name: str) -> bool:
@@ -266,7 +274,7 @@ def release(root: Path, checkpoint: Checkpoint, held: Held | None) -> None:
         if folder is not None:
             _remove_clones(folder)
         held.lock.release()
-    elif folder is not None and folder.exists():
+    elif folder is not None and files.is_there(folder):
         release_leftover(folder.parent, folder.name)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from standby.disk import RawDisk, detected_format, vhdx
-from standby.errors import ConfigurationError, DiskError, DiskIO, ParentRefused
+from standby.errors import ConfigurationError, DiskError, DiskIO, HostError, ParentRefused
 from standby.host.folder import vm_toml
 from standby.host.folder.vm_toml import MachineFile
 from standby.model.machine import Machine, MachineDisk, MachineProblem
@@ -44,7 +44,8 @@ def machine_files(root: Path, host: str, *, replicas: bool = False) -> list[Mach
     """Every VM under `root`, in order of name; replicas only where asked.
 
     Raises ConfigurationError for a vm.toml that is wrong, and when two VMs share an id or a name
-    (ignoring case): which one a job means would be a guess.
+    (ignoring case): which one a job means would be a guess; HostError where `root` cannot be
+    listed.
     """
     found, problems = survey(root, host, replicas=replicas)
     if problems:
@@ -72,16 +73,14 @@ def survey(
 ) -> tuple[list[MachineFile], list[Unusable]]:
     """Every VM under `root` that can be used, in order of name, and the others, in order of
     folder: one that cannot be read, a vm.toml that is wrong, and all VMs that share an id or a
-    name. Raises ConfigurationError only where the folder itself cannot be listed."""
+    name. Raises HostError only where the folder itself cannot be listed."""
     found = []
     problems = []
     try:
         with os.scandir(root) as entries:
             names = sorted(entry.name for entry in entries)
     except OSError as exc:
-        raise ConfigurationError(
-            f"host {host}", f"folder {root} cannot be listed: {exc.strerror}"
-        ) from exc
+        raise unlisted(root, host, exc) from exc
     for name in names:
         folder = root / name
         if name.startswith("."):
@@ -107,6 +106,12 @@ def survey(
     usable = [item for item in found if item.machine.folder not in shared]
     usable.sort(key=lambda item: (item.machine.name.lower(), item.machine.name))
     return usable, sorted(problems, key=lambda item: item.folder)
+
+
+def unlisted(root: Path, host: str, exc: OSError) -> HostError:
+    """What is raised where the host's folder cannot be listed."""
+    hint = "Is it mounted, is its path right, and may this user read it?"
+    return HostError(host, f"{root} cannot be listed: {exc.strerror}", hint)
 
 
 def machine_file(root: Path, folder: str) -> MachineFile:

@@ -33,6 +33,11 @@ def power_lock(folder: Path) -> ByteLock:
     return ByteLock(folder / LOCK_FILE, _POWER_BYTE)
 
 
+def is_power_locked(folder: Path) -> bool:
+    """Whether another process starts or stops the VM now."""
+    return is_byte_locked(folder / LOCK_FILE, _POWER_BYTE)
+
+
 def checkpoint_lock(folder: Path) -> ByteLock | None:
     """A held lock that keeps our power-on away; None when 63 checkpoints stand already."""
     for byte in _CHECKPOINT_BYTES:

@@ -101,7 +101,7 @@ def create_replica_machine(
 def update_replica_machine(folder: Path, machine: Machine, disks: Mapping[str, str]) -> Machine:
     """`create_replica_machine`, keeping the [boot] table that is there; writes only a change."""
     path = folder / vm_toml.FILE_NAME
-    if not path.exists():
+    if not files.is_there(path):
         return create_replica_machine(folder, machine, disks)
     old = vm_toml.load(path, folder.name)
     kept = tuple(

@@ -112,7 +112,7 @@ def runtime_folder(host: str) -> Path:
     else:
         base = os.environ.get("XDG_RUNTIME_DIR", "")
         own = Path(base) / "standby"
-        if not base or not Path(base).is_dir() or _is_too_long(own):
+        if not base or not os.path.isdir(base) or _is_too_long(own):  # noqa: PTH112 (raises nothing)
             own = Path(tempfile.gettempdir()) / f"standby-{os.getuid()}"
         try:
             own.mkdir(mode=0o700, exist_ok=True)

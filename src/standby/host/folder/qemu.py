@@ -293,7 +293,7 @@ def prepare_firmware(folder: Path, item: MachineFile, host: str) -> None:
             "Install the package ovmf (Debian, Ubuntu) or edk2-ovmf (Fedora, RHEL)",
         ) from exc
     own = _nvram(folder, item)
-    if not own.exists():
+    if not files.is_there(own):
         files.write_durably(own, variables.read_bytes())
 
 

@@ -21,6 +21,7 @@ from standby.errors import (
     MachineRunning,
     StandbyError,
 )
+from standby.files import is_file
 from standby.host.folder import inventory, locks, power, processes, qemu
 from standby.host.folder.power import PowerRecord
 from standby.host.folder.vm_toml import FILE_NAME, MachineFile
@@ -89,6 +90,19 @@ class Running:
                 self._tidy()
         return PowerState.RUNNING if self._writer() else PowerState.OFF
 
+    def seen(self) -> PowerState:
+        """`power_state`, changing nothing: a disk server that outlived its QEMU is left as it is,
+        and its VM counts as off."""
+        record = self.record()
+        if record.is_elsewhere:
+            return PowerState.UNKNOWN
+        if record.qemu_is_alive:
+            return PowerState.RUNNING
+        if record.server_is_alive:
+            is_starting = locks.is_power_locked(self.folder)
+            return PowerState.RUNNING if is_starting else PowerState.OFF
+        return PowerState.RUNNING if self._writer() else PowerState.OFF
+
     def reason_to_be_running(self) -> str:
         """Why the VM counts as running, '' when it is off."""
         state = self.power_state()
@@ -111,7 +125,7 @@ class Running:
         for disk in self.machine.disks:
             try:
                 path = inventory.plain_path(self.folder, disk.file)
-                if path.is_file() and (words := locks.writer(path)):
+                if is_file(path) and (words := locks.writer(path)):
                     return words
             except (ConfigurationError, DiskError):
                 continue

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import sqlalchemy as sa
 
-from standby.files import ByteLock, is_byte_locked, is_range_locked
+from standby.files import ByteLock, is_byte_locked, is_range_locked, is_there
 from standby.server.store.database import Database
 
 
@@ -61,7 +61,7 @@ class FileLock:
 
     def is_taken(self) -> bool:
         """Whether anybody holds it now."""
-        if not self._path.exists():
+        if not is_there(self._path):
             return False
         if sys.platform == "win32":
             return self._lock.is_held or is_byte_locked(self._path)

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 import sqlalchemy.exc
 
 from standby.errors import StandbyError
+from standby.files import is_there
 from standby.server.store import schema
 from standby.server.store.opening import database_name, database_url, make_engine
 
@@ -20,7 +21,7 @@ def problem_of(database: Path | str) -> str:
     name = database_name(url)
     if url.get_backend_name() == "sqlite":
         file = Path(url.database or "")
-        if not file.exists():
+        if not is_there(file):
             return ""
         engine = sa.create_engine(
             sa.URL.create(
