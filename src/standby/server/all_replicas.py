@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from standby.clock import SYSTEM_CLOCK, Clock
+from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import ConfigurationError, LinkError, MoverDied, StandbyError, UnknownName
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
@@ -142,17 +142,10 @@ class AllReplicas:
         shelf = next((item for item in self._shelves if item.host == job.target), None)
         if shelf is None:
             return self._local.newest_age_s(job, machine_id)
-        unsure: list[RemoteShelf] = []
         with contextlib.suppress(StandbyError):
             for item in shelf.listed()[0]:
                 if (item.identity.machine_id, item.identity.job) == (machine_id, job.name):
                     return item.newest_age_s
-            except UnknownName as exc:
-                known += exc.known
-            except (LinkError, MoverDied) as exc:
-                away.append(str(exc))
-            except StandbyError:  # it is there and damaged, or what may be it cannot be looked at
-                unsure.append(shelf)
         return None
 
     def _shelf(self, name: str) -> RemoteShelf | None:
@@ -167,15 +160,17 @@ class AllReplicas:
             self._local.folder(name)
             found.append(None)
         away = []
+        unsure: list[RemoteShelf] = []
         for shelf in self._shelves:
             try:
-                listed = shelf.listed()[0]
-            except StandbyError as exc:
-                away.append(str(exc))
-                continue
-            known += [item.name for item in listed]
-            if any(name in (item.name, item.machine, item.folder) for item in listed):
+                shelf.call("show", name=name)  # also of one that is in no list any more
                 found.append(shelf)
+            except UnknownName as exc:
+                known += exc.known
+            except (LinkError, MoverDied) as exc:
+                away.append(str(exc))
+            except StandbyError:  # it is there and damaged, or what may be it cannot be looked at
+                unsure.append(shelf)
         if len(found) > 1:
             raise ConfigurationError(name, "is the name of replicas at several targets", "")
         if found or unsure:
