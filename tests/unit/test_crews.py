@@ -11,6 +11,7 @@ from cli.processes import wait_until
 from simulation.several import SeveralSite
 from standby.errors import LinkError, MoverDied, NoProxy
 from standby.server.config import MoverConfig, load_config
+from standby.server.crew import DiskTask
 from standby.server.crews import Crews
 from standby.server.fleet import Fleet
 from standby.server.movers import child_movers
@@ -93,6 +94,20 @@ def test_a_mover_that_is_away_is_waited_for(site: SeveralSite) -> None:
     made.is_away = False
     assert waiting.wait(10).source_proxy == "px1"
     waiting.cancel()
+    made.crews.close()
+
+
+def test_a_disk_that_no_proxy_can_take_says_of_each_why(site: SeveralSite) -> None:
+    made = Installation(site, Reconnect(every_s=0.01, for_s=0.2))
+    job = load_config(site.config).jobs["job"]
+    task = DiskTask("t1", "vm1", "scsi:0:0", "d1", "vm1_replica", avoid=frozenset({"px1"}))
+    with made.crews.lent(job, "s1", "vm1") as crew, pytest.raises(NoProxy) as caught:
+        with crew.disk_link(task):
+            pass
+    side_only = "a proxy of the target side only"
+    said = dict(reason.split(": ", 1) for reason in caught.value.reasons)
+    assert "connection refused" in said.pop("px2")
+    assert said == {"px1": "it failed at this disk before", "dr1": side_only, "dr2": side_only}
     made.crews.close()
 
 

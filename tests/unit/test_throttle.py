@@ -14,16 +14,15 @@ from clocks import HeldClock
 from standby.clock import SYSTEM_CLOCK
 from standby.units import KiB, MiB, format_rate, parse_rate
 from standby.wire import messages
+from standby.wire.fair_queue import ABSENCE_S, LENDERS_MAX, _Turn
 from standby.wire.link import Link
 from standby.wire.throttle import (
-    ABSENCE_S,
     PACKET_HEADERS,
     Lease,
     Pace,
     RuleSpec,
     Throttle,
     Throttles,
-    _Turn,
     wire_bytes,
 )
 
@@ -233,6 +232,72 @@ def test_rules_that_come_and_go_reach_links_that_run() -> None:
     assert pace.take(5 * MiB) == 5 * MiB
     control.close()
     pace.close()
+
+
+WAN = RuleSpec("wan", (), ("10.1.0.0/16",))
+TO_WAN = ("10.0.0.1", "10.1.0.1")
+
+
+class Servers:
+    """Servers that tell one mover their rules, some of them connected."""
+
+    def __init__(self) -> None:
+        self.clock = HeldClock()
+        self.throttles = Throttles(self.clock)
+        self.connected: set[str] = set()
+
+    def tell(self, name: str, *rules: RuleSpec) -> list[str]:
+        self.connected.add(name)
+        return self.throttles.configure(rules, name, lambda: name in self.connected)
+
+    def rates(self) -> list[float | None]:
+        """Of the rules for what goes to 10.1.0.0/16."""
+        return [found.rate_bps() for found in self.throttles.covering(*TO_WAN)]
+
+
+def test_one_servers_rules_are_not_undone_by_another_that_has_others() -> None:
+    servers = Servers()
+    assert servers.tell("daemon", WAN) == []
+    servers.throttles.lend("wan", Lease(1, 12.5e6, 1e5, 15), "daemon")
+    assert servers.tell("job start") == ["wan"]
+    assert servers.rates() == [12.5e6]
+    wider = RuleSpec("wan", (), ("10.0.0.0/8",))
+    assert servers.tell("job start", wider) == ["wan"]
+    servers.throttles.lend("wan", Lease(1, 125e3, 1e3, 15), "job start")
+    assert sorted(rate or 0.0 for rate in servers.rates()) == [125e3, 12.5e6]
+    assert servers.throttles.demands("daemon")["wan"].lease == 1
+
+
+def test_a_rule_whose_server_is_gone_ends_where_another_is_there() -> None:
+    servers = Servers()
+    servers.tell("job start", WAN)
+    servers.throttles.lend("wan", Lease(1, 1e6, 1e4, 15), "job start")
+    servers.tell("daemon")
+    servers.connected.discard("job start")
+    assert servers.rates() == [1e6]
+    servers.clock.advance(15)
+    assert servers.rates() == [None]
+    servers.connected.discard("daemon")
+    assert servers.rates() == [1e4]  # nobody is there who could say that it is over
+    assert servers.tell("daemon") == []
+    assert servers.rates() == []
+
+
+def test_a_rule_that_another_server_has_too_stays_with_its_floor() -> None:
+    servers = Servers()
+    for name in ("one", "other"):
+        servers.tell(name, WAN)
+        servers.throttles.lend("wan", Lease(1, 1e6, 1e4, 15), name)
+    servers.connected.discard("one")
+    servers.clock.advance(15)
+    assert servers.rates() == [1e4]
+
+
+def test_rules_of_servers_without_number_are_not_kept() -> None:
+    servers = Servers()
+    for number in range(2 * LENDERS_MAX):
+        servers.tell(f"server {number}", RuleSpec(f"wan {number}"))
+    assert len(servers.rates()) == LENDERS_MAX
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from cli.processes import wait_until
 from clocks import HeldClock
 from standby.clock import Clock
 from standby.errors import ProtocolError
+from standby.road.owners import Owner, working_for
 from standby.road.traffic import TrafficVerbs
 from standby.server.schedule import Window
-from standby.server.traffic import FLOOR_SHARE, TrafficRule
+from standby.server.traffic import FLOOR_SHARE, LASTS_S, TrafficRule
 from standby.server.traffic_server import TrafficServer
 from standby.wire.link import Link
 from standby.wire.messages import Call
@@ -40,10 +41,18 @@ class NearMover:
         self.verbs = TrafficVerbs(self.throttles)
         self.is_connected = self.answers = True
         self.asked = 0
+        self.owners: dict[str, Owner] = {}
 
     def ask(self, verb: str, **arguments: Any) -> Any:
         wire = msgspec.msgpack.decode(msgspec.msgpack.encode(arguments))
-        return self.verbs.call(verb, wire)
+        lender = arguments.get("lender", "")
+        with working_for(self.owners.setdefault(lender, Owner(lender))):
+            return self.verbs.call(verb, wire)
+
+    def lose(self, clock: Clock) -> None:
+        """All that are connected now end."""
+        for owner in self.owners.values():
+            owner.gone_at = clock.monotonic()
 
     def start_now(self, verb: str, **arguments: Any) -> Future[Any] | None:
         if not self.is_connected:
@@ -162,8 +171,9 @@ def test_a_mover_obeys_the_lowest_lease_that_is_not_over(
     movers: list[NearMover], clock: HeldClock
 ) -> None:
     (mover, _) = movers
-    mover.throttles.configure([TrafficRule("wan", LIMIT_BPS, ("10.1.0.0/16",)).spec])
+    rule = TrafficRule("wan", LIMIT_BPS, ("10.1.0.0/16",)).spec
     for lender, rate_bps, lasts_s in (("a", 5e6, 15.0), ("b", None, 60.0), ("c", 1e6, 3.0)):
+        mover.throttles.configure([rule], lender)
         mover.throttles.lend("wan", Lease(1, rate_bps, 1000.0, lasts_s), lender)
     assert mover.rate_bps() == 1e6
     clock.advance(3)
@@ -173,7 +183,7 @@ def test_a_mover_obeys_the_lowest_lease_that_is_not_over(
     clock.advance(45)  # of all that ever lent nobody is left
     assert mover.rate_bps() == 1000
     assert mover.throttles.demands("b")["wan"].lease == 1
-    assert mover.throttles.demands("d")["wan"].lease == 0
+    assert mover.throttles.demands("d") == {}
 
 
 def test_a_mover_that_hangs_is_asked_again_when_it_has_answered(
@@ -218,8 +228,38 @@ def test_without_rules_nothing_runs_and_old_rules_end(
     server = TrafficServer({}, UTC, lambda: movers, clock)  # type: ignore[arg-type, return-value]
     with server.session():
         assert server._thread is None
+    movers[0].lose(clock)
     server.greet("px1", movers[0].ask)
-    assert movers[0].throttles.demands() == {}
+    assert server.others_at("px1") == ["wan"]
+    assert movers[0].rate_bps() == LIMIT_BPS
+    clock.advance(LASTS_S)
+    assert movers[0].rate_bps() is None
+    server.greet("px1", movers[0].ask)
+    assert server.others_at("px1") == []
+    assert movers[0].throttles.covering("10.1.0.1", "10.2.0.1") == []
+
+
+def test_servers_with_different_rules_both_have_theirs_obeyed(
+    movers: list[NearMover], clock: HeldClock
+) -> None:
+    """Such as a daemon that has an older file than a `job start` beside it."""
+    ours = made(movers, clock)
+    rule = TrafficRule("slower", LIMIT_BPS // 4, (), ("10.2.0.0/16",))
+    theirs = TrafficServer({"slower": rule}, UTC, lambda: movers, clock)  # type: ignore[arg-type, return-value]
+    (mover, _) = movers
+    ours.greet("px1", mover.ask)
+    theirs.greet("px1", mover.ask)
+    assert (ours.others_at("px1"), theirs.others_at("px1")) == ([], ["wan"])
+    for _ in range(4):
+        for server in (ours, theirs):
+            for throttle in mover.throttles.covering("10.1.0.1", "10.2.0.1"):
+                throttle._busy_s += 1e9
+            clock.advance(1)
+            server.lend()
+    found = [throttle.rate_bps() for throttle in mover.throttles.covering("10.1.0.1", "10.2.0.1")]
+    assert found == [pytest.approx(LIMIT_BPS // 4, rel=0.03), pytest.approx(LIMIT_BPS, rel=0.03)]
+    for server in (ours, theirs):
+        server.close()
 
 
 def test_what_is_no_rule_is_refused(movers: list[NearMover]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from standby.errors import ProtocolError
+from standby.road.owners import current_owner
 from standby.wire.throttle import Lease, RuleSpec, Throttles
 
 
@@ -20,7 +21,8 @@ class Rules(msgspec.Struct, frozen=True):
 
 
 class TrafficVerbs:
-    """`traffic_rules(rules, leases, lender)`: these are the rules; leases for some of them.
+    """`traffic_rules(rules, leases, lender)`: these are the lender's rules; leases for some of them.
+    {"others": names of rules that hold because other lenders told them, and this one did not}.
     `traffic_demands(lender)`: {rule: Demand} since that lender asked last."""
 
     def __init__(self, throttles: Throttles) -> None:
@@ -36,10 +38,11 @@ class TrafficVerbs:
             told = msgspec.convert(arguments, Rules)
         except msgspec.ValidationError as exc:
             raise ProtocolError("backup server", f"{verb}: {exc}") from exc
-        self._throttles.configure(told.rules)
+        owner = current_owner()
+        others = self._throttles.configure(told.rules, told.lender, lambda: not owner.is_gone)
         for name, lease in told.leases.items():
             self._throttles.lend(name, lease, told.lender)
-        return None
+        return {"others": others}
 
     def close(self) -> None:
         """Nothing is open."""

@@ -146,7 +146,8 @@ class Crew(Protocol):
     is_broken: bool
     reconnect: Reconnect
     left_out: dict[str, str]
-    """Source proxies that were not there when a disk began, and what is to be said of each."""
+    """What the VM's report is to say of its movers: of source proxies that were not there when a
+    disk began, and of limits that are not ours. By what it is about."""
     can_retry: bool
     """Whether a broken link is worth another try within the session."""
 

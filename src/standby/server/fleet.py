@@ -18,7 +18,7 @@ from standby.errors import ConfigurationError, MoverLeft, NoProxy
 from standby.model.job import ReplicationJob
 from standby.server.certificates import CertificateCare
 from standby.server.config import Config, MoverConfig
-from standby.server.proxies import Side, eligible_proxies, mapped_path
+from standby.server.proxies import Eligibility, Side, eligible_proxies, mapped_path
 from standby.server.service_mover import Reconnect, ServiceMover
 from standby.server.traffic_server import TrafficServer
 from standby.wire import plain
@@ -208,8 +208,7 @@ class Fleet:
 
     def stations(self, job: ReplicationJob, side: Side) -> dict[str, Station]:
         """The proxies that see the job's host of that side, by name; NoProxy when none does."""
-        host = self._config.hosts[job.source if side == "source" else job.target]
-        found = eligible_proxies(self._config, job, side, [str(host.path)])
+        found = self._found(job, side)
         stations = {
             name: Station(item.proxy.mover, item.paths[0], item.proxy.max_tasks)
             for name, item in found.eligible.items()
@@ -219,6 +218,23 @@ class Fleet:
             reasons = tuple(f"{name}: {why}" for name, why in sorted(found.refused.items()))
             raise NoProxy("", "", side, reasons)
         return stations
+
+    def refused(
+        self, job: ReplicationJob, failed: Collection[str] = ()
+    ) -> tuple[tuple[str, str, str], ...]:
+        """(side, name, reason) of the proxies that cannot take a disk of the job, also of those
+        that `failed` at sending it."""
+        avoid = dict.fromkeys(failed, "it failed at this disk before")
+        found = (self._found(job, "source", avoid), self._found(job, "target"))
+        return tuple(
+            (item.side, name, reason) for item in found for name, reason in item.refused.items()
+        )
+
+    def _found(
+        self, job: ReplicationJob, side: Side, avoid: Mapping[str, str] | None = None
+    ) -> Eligibility:
+        host = self._config.hosts[job.source if side == "source" else job.target]
+        return eligible_proxies(self._config, job, side, [str(host.path)], avoid=avoid)
 
     @contextlib.contextmanager
     def writer(self, proxy: str) -> Iterator[None]:

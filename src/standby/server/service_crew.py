@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
-from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import DiskError, MoverLeft, RepositoryError, StandbyError
+from standby.errors import MoverLeft, RepositoryError
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.road.connections import (
-    BETWEEN_WANS,
-    FROM_WAN,
     TO_REPOSITORY,
     TO_TARGET,
-    TO_WAN,
-    new_ticket,
 )
+from standby.server.asked_sources import AskedSources
 from standby.server.config import Config
 from standby.server.crew import DiskLink, DiskTask, Handle, RepositoryView, replica_name
 from standby.server.crew_handle import CrewHandle
@@ -35,42 +30,8 @@ from standby.server.hanging import AskableNow, TaskWatch
 from standby.server.remote_repository import RemoteRepository
 from standby.server.resources import Resources, TaskRequest
 from standby.server.waits import waits_end_when
-from standby.server.wan_config import WanConfig
 from standby.server.wan_link import WanLink, WanPair
-
-
-class _Sources:
-    """The source's proxies as one that answers questions: where one does not see a disk, the next
-    one is asked."""
-
-    def __init__(self, crew: ServiceCrew) -> None:
-        self._crew = crew
-        self.name = "source"
-
-    @property
-    def is_connected(self) -> bool:
-        """See Handle."""
-        return self._crew.asked()[0].is_connected
-
-    def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
-        """See Handle."""
-        return self._crew.asked()[0].start(verb, **arguments)
-
-    def start_now(self, verb: str, /, **arguments: Any) -> Future[Any] | None:
-        """See Handle."""
-        return self._crew.asked()[0].start_now(verb, **arguments)
-
-    def call(self, verb: str, /, **arguments: Any) -> Any:
-        """See Handle."""
-        while True:
-            mover, root = self._crew.asked()
-            if "disk" in arguments:
-                arguments["disk"] = {**arguments["disk"], "root": root}
-            try:
-                return mover.call(verb, **arguments)
-            except DiskError:
-                if not self._crew.ask_another():
-                    raise
+from standby.server.ways import Ways
 
 
 class ServiceCrew:
@@ -114,8 +75,10 @@ class ServiceCrew:
             self.target_proxy = joins[1]
         self._sources = fleet.stations(job, "source")
         wan = config.wans.get(job.wan)
-        self._wan = wan if wan is not None and wan.mode != "direct" else None
-        relays = [] if self._wan is None else [self._wan.source, self._wan.target]
+        if wan is not None and wan.mode == "direct":
+            wan = None
+        self._ways = Ways(config, fleet, wan, self._handle, clock)
+        relays = [] if wan is None else [wan.source, wan.target]
         # `disk_link` asks who answers: known by then
         for mover in (*(station.mover for station in self._sources.values()), *relays):
             fleet.mover(mover).wait_connected(0)
@@ -128,7 +91,7 @@ class ServiceCrew:
             for station in side.values()
             if len(side) > 1
         }
-        if self._wan is not None and self._wan.if_away == "direct":
+        if wan is not None and wan.if_away == "direct":
             needed = {
                 station.mover for side in (targets, self._sources) for station in side.values()
             }
@@ -175,7 +138,7 @@ class ServiceCrew:
     @property
     def source(self) -> Handle:
         """See Crew."""
-        return _Sources(self)
+        return AskedSources(self)
 
     def asked(self) -> tuple[Handle, str]:
         """The mover that is asked about the source's disks, and the source's folder there."""
@@ -227,6 +190,7 @@ class ServiceCrew:
             job.repository,
             tuple(sorted(proxies)),
             (self.target_proxy,),
+            self._fleet.refused(job, task.avoid),
             priority=job.priority,
             weight=job.weight,
             job_max_tasks=job.max_tasks,
@@ -243,16 +207,23 @@ class ServiceCrew:
                 if not mover.answers():
                     self.left_out[name] = f"source proxy {name} was left out: {mover.why_away()}"
         proxies = set(self._sources) - task.avoid or set(self._sources)
-        with self._resources.taken(self._request(task, proxies)) as grant:
+        with (
+            self._resources.taken(self._request(task, proxies)) as grant,
+            contextlib.ExitStack() as stack,
+        ):
             station = self._sources[grant.source_proxy]
             keeper = self._keeper()
-            pair, left_wan = self._pair_for(task)
+            request = self._request(task, ())
+            pair, left_wan = self._ways.pair_for(request, task, lambda: self._is_cut)
+            stack.callback(self._ways.leave, task, pair)
             if pair is None:
-                ends = self._tickets(task, station.mover, self.target.name, TO_TARGET)
+                ends = self._ways.tickets(task, station.mover, self.target.name, TO_TARGET)
                 at_target, at_source = ends
                 wan = None
             else:
-                at_target, at_source, wan = self._over_wan(task, station.mover, pair)
+                at_target, at_source, wan = self._ways.over_wan(
+                    task, station.mover, self.target.name, pair
+                )
             source = self._handle(station.mover)
             root, kept_at = self._place(station), self._place(keeper)
             link = DiskLink(
@@ -266,7 +237,7 @@ class ServiceCrew:
                 left_wan=left_wan,
             )
             if keeper.mover != station.mover:
-                at_keeper, to_keeper = self._tickets(
+                at_keeper, to_keeper = self._ways.tickets(
                     task, station.mover, keeper.mover, TO_REPOSITORY
                 )
                 link = replace(
@@ -276,45 +247,17 @@ class ServiceCrew:
                     at_keeper=at_keeper,
                     kept_at=kept_at,
                 )
+            self._note_traffic(station.mover, self.target.name)
             yield link
 
-    def _pair_for(self, task: DiskTask) -> tuple[tuple[WanConfig, str] | None, str]:
-        """The job's accelerators and their key, or None, and why not those that it has. Waits for
-        them where disks may not go directly."""
-        wan = self._wan
-        if wan is None or not task.may_use_wan:
-            return None, ""
-        try:
-            for name in (wan.source, wan.target):
-                if wan.if_away == "wait":
-                    self._handle(name).call("ping")
-                elif not self._fleet.mover(name).answers():
-                    raise self._fleet.mover(name).why_away()
-            return (wan, self._config.wan_key(wan.name)), ""
-        except StandbyError as exc:
-            if wan.if_away == "wait" or self._is_cut:
-                raise
-            return None, str(exc)
-
-    def _over_wan(
-        self, task: DiskTask, source: str, pair: tuple[WanConfig, str]
-    ) -> tuple[dict[str, Any], dict[str, Any], WanLink]:
-        """The connection of the task's target, that of its source, and what lies between."""
-        wan, key = pair
-        from_source, at_source = self._tickets(task, source, wan.source, TO_WAN)
-        from_wan, to_wan = self._tickets(task, wan.source, wan.target, BETWEEN_WANS)
-        at_target, to_target = self._tickets(task, wan.target, self.target.name, FROM_WAN)
-        made = WanPair(
-            wan.name,
-            self._handle(wan.source),
-            self._handle(wan.target),
-            wan.if_away == "direct",
-            wan.mode,
-            {"incoming": from_source, "outgoing": to_wan},
-            {"incoming": from_wan, "outgoing": to_target},
-            key,
-        )
-        return at_target, at_source, WanLink(made)
+    def _note_traffic(self, *movers: str) -> None:
+        """Have the report say which limits the movers keep to that are none of ours."""
+        for name in movers:
+            for rule in self._fleet.traffic.others_at(name):
+                self.left_out[f"{name} {rule}"] = (
+                    f"mover {name} keeps to the traffic rule {rule} of another server too, which "
+                    "is not in this one's standby.toml; have both read the same"
+                )
 
     @contextlib.contextmanager
     def joined_link(self, task: DiskTask, proxy: str, wan: str = "") -> Iterator[DiskLink]:
@@ -353,25 +296,6 @@ class ServiceCrew:
         silence_s = self.reconnect.silence_s
         ends = (task, source, self.target)
         return TaskWatch(*ends, has_stand_in, silence_s, self._clock, between)
-
-    def _tickets(
-        self, task: DiskTask, source: str, target: str, direction: str
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The specs of the end that waits, and of the one that connects."""
-        ticket = msgspec.to_builtins(
-            new_ticket(
-                task.task,
-                task.replica,
-                task.disk_id,
-                task.generation,
-                direction,
-                source,
-                target,
-                clock=self._clock,
-            )
-        )
-        where = {"name": target, "address": self._config.movers[target].address}
-        return {"accept": ticket}, {"connect": where, "ticket": ticket}
 
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
         """See Crew; the target host's own mover does it."""

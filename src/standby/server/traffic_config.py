@@ -20,7 +20,10 @@ for it. A mover that lost the server for 15 s sends at half a percent of the lim
 
 A backup server lends the limit among all movers of the configuration. Where several processes do
 (`job start` without a `server` beside a daemon), each mover obeys the lowest rate that it was lent:
-the limit holds for all of them together, as far as each process reaches the movers that send.
+the limit holds for all of them together, as far as each process reaches the movers that send: two
+that have no mover in common do not know of each other, and lend the limit once each. Where their
+files differ, movers keep to the rules of both (`wire.throttle`), and the session that came later
+warns of those that are not its own.
 """
 
 from __future__ import annotations

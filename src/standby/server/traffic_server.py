@@ -66,6 +66,7 @@ class TrafficServer:
         self._ledgers = {name: TrafficLedger() for name in self._rules}
         self._rates: dict[tuple[str, str], float | None] = {}
         self._late: dict[str, Future[Any]] = {}
+        self._others: dict[str, list[str]] = {}
         self._changed = threading.Condition()
         self._sessions = 0
         self._has_news = False
@@ -95,10 +96,16 @@ class TrafficServer:
         """What a mover is told on a new link before anything else, also that there are no rules:
         the last server may have had some."""
         leases, _ = self._lent(mover, {})
-        ask("traffic_rules", **self._told(leases))
+        told = ask("traffic_rules", **self._told(leases))
+        self._others[mover] = list(told["others"]) if told else []
         with self._changed:
             self._has_news = True
             self._changed.notify_all()
+
+    def others_at(self, mover: str) -> list[str]:
+        """The rules that the mover obeys because another server told it of them, and that this one
+        does not have, as of when it was connected."""
+        return self._others.get(mover, [])
 
     def lent_bps(self) -> dict[str, dict[str, float]]:
         """By rule, what each mover may be sending at most now."""
