@@ -23,8 +23,9 @@ from standby.road.target_host import TargetVerbs
 from standby.server.api.serving import Api, opened_api
 from standby.server.api.tokens import new_api_token
 from standby.server.daemon import Daemon
-from standby.server.movers import MoverPair, thread_movers
+from standby.server.movers import MoverPair
 from standby.server.server import BackupServer
+from standby.testing.movers import thread_movers
 
 ROLES = ("viewer", "operator", "admin")
 

@@ -16,8 +16,9 @@ from simulation.site import Site
 from standby.cli import cli
 from standby.road.source_host import SourceVerbs
 from standby.road.target_host import TargetVerbs
-from standby.server.movers import MoverPair, thread_movers
+from standby.server.movers import MoverPair
 from standby.server.server import BackupServer
+from standby.testing.movers import thread_movers
 from standby.units import MiB
 
 

@@ -31,9 +31,10 @@ from standby.road.replica import ReplicaFolder
 from standby.road.source_host import SourceVerbs
 from standby.road.target_host import TargetVerbs
 from standby.server.config import load_config
-from standby.server.movers import MoverPair, thread_movers
+from standby.server.movers import MoverPair
 from standby.server.replicas import Replicas
 from standby.server.store import Store
+from standby.testing.movers import thread_movers
 from standby.units import MiB
 
 if TYPE_CHECKING:

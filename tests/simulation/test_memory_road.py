@@ -14,7 +14,7 @@ from standby.host.memory import MemoryDisk, MemoryHost, TrackerFault
 from standby.model.machine import PowerState
 from standby.road.source_host import SourceVerbs
 from standby.road.target_host import TargetVerbs
-from standby.server.movers import thread_movers
+from standby.testing.movers import thread_movers
 from standby.units import MiB
 
 PLACE = "scsi:0:0"

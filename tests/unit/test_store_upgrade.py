@@ -19,6 +19,8 @@ from standby.server.store.opening import database_url
 
 DUMP = Path(__file__).parent / "golden" / "state" / "0.1.0.sql"
 WEB = ReplicaIdentity("main-site", "production", "id-web", "nightly")
+VERSIONS = Path(migrations.__file__).parent / "versions"
+REVISIONS = sorted(path.name[:4] for path in VERSIONS.glob("[0-9]*.py"))
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def versions(engine: sa.Engine) -> tuple[object, object]:
 def test_the_newest_revision_is_the_schema_of_this_release(
     state_place: Path | str, engine: sa.Engine
 ) -> None:
-    assert migrations.revisions()[0] == "0001"
+    assert REVISIONS[0] == "0001"
     assert migrations.newest() == f"{tables.SCHEMA_VERSION:04}"
     Store(state_place).close()
     assert versions(engine) == (tables.SCHEMA_VERSION, migrations.newest())
@@ -143,7 +145,7 @@ def test_what_the_first_release_recorded_is_there_after_the_upgrade(
     assert versions(engine) == (tables.SCHEMA_VERSION, migrations.newest())
 
 
-@pytest.mark.parametrize("revision", migrations.revisions())
+@pytest.mark.parametrize("revision", REVISIONS)
 def test_no_revision_is_turned_back(
     state_place: Path | str, engine: sa.Engine, revision: str
 ) -> None:

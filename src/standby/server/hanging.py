@@ -22,9 +22,6 @@ from standby.server.service_mover import silence_limit_s
 LOOK_S = 15.0
 """The longest time between two looks at a task: one costs nothing while both ends are there."""
 
-HungWatch = Callable[[], MoverAway | None]
-"""Says which end hangs, as the error to go on with; None while none does."""
-
 
 class AskableNow(Protocol):
     """A mover that may be away."""

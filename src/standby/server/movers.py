@@ -228,38 +228,3 @@ def _started(connections: int, rings: list[str]) -> tuple[MoverHandle, MoverHand
             end.close()
         handles.append(MoverHandle(name, Link(ours, name), process))
     return handles[0], handles[1]
-
-
-def thread_movers(connections: int, source_verbs: Any, target_verbs: Any) -> MoverPair:
-    """Both movers as threads of this process, for tests with in-memory hosts.
-
-    `source_verbs` and `target_verbs` are called with the connections and return the verbs.
-    """
-    from standby.road.connections import InheritedConnections
-    from standby.road.mover import Mover
-
-    rings: list[SharedRing | None] = []
-    for _ in range(connections):
-        handle = SharedRing.create(SLOTS, SLOT_SIZE)
-        rings.append(SharedRing(handle, SLOTS, SLOT_SIZE))
-        SharedRing.close_handle(handle)
-    pairs = [socket.socketpair() for _ in range(connections)]
-    handles = []
-    for side, (name, make) in enumerate(
-        (("source mover", source_verbs), ("target mover", target_verbs))
-    ):
-        ours, theirs = socket.socketpair()
-        peer = "target mover" if side == 0 else "source mover"
-        links = [Link(pair[side], peer) for pair in pairs]
-        control = Link(theirs, "backup server")
-        mover = Mover(name, control, [make(InheritedConnections(links, rings))], links)
-
-        def serve(mover: Mover = mover, ends: list[Link] = [control, *links]) -> None:  # noqa: B006
-            mover.serve()
-            for end in ends:
-                end.close()
-
-        serving = threading.Thread(target=serve, name=name, daemon=True)
-        serving.start()
-        handles.append(MoverHandle(name, Link(ours, name), None, serving))
-    return MoverPair(handles[0], handles[1], connections)

@@ -72,11 +72,6 @@ class Intake:
         """Held while the cache's files change."""
         return self._lock
 
-    @property
-    def open_count(self) -> int:
-        """Segments that are open."""
-        return len(self._open)
-
     # --- taking in ---
 
     def resume(self, open_segment: OpenSegment) -> None:

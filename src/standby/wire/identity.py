@@ -32,8 +32,6 @@ KEY, CERTIFICATE, AUTHORITY, REVOKED = (
     "revoked.json",
 )
 
-FILES = (KEY, CERTIFICATE, AUTHORITY, REVOKED)
-
 RENEWAL_SHARE = 1 / 3
 """A certificate is renewed when this share of its life is left: a month of 90 days, so that a site
 may be out of reach for weeks."""

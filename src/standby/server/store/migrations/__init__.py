@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from standby.errors import StateDatabaseError
 from standby.server.store.opening import database_name
 
-__all__ = ["newest", "refuse_downgrade", "revisions", "upgrade"]
+__all__ = ["newest", "refuse_downgrade", "upgrade"]
 
 
 def _config() -> Config:
@@ -29,12 +29,6 @@ def newest() -> str:
     head = ScriptDirectory.from_config(_config()).get_current_head()
     assert head is not None
     return head
-
-
-def revisions() -> list[str]:
-    """All revisions, oldest first."""
-    walk = ScriptDirectory.from_config(_config()).walk_revisions()
-    return [script.revision for script in walk][::-1]
 
 
 def upgrade(connection: sa.Connection, version: int, to: str = "head") -> None:
