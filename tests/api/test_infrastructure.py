@@ -88,7 +88,7 @@ def test_a_clock_that_is_wrong_and_a_path_outside_of_the_roots_are_named(
 def test_a_mover_that_hangs_is_given_up(
     several: SeveralSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("standby.server.infrastructure_check.ANSWER_S", 0.5)
+    monkeypatch.setattr("standby.server.mover_check.ANSWER_S", 0.5)
     original = several.link
 
     def deaf(mover: object) -> Link:

@@ -12,7 +12,7 @@ from daemons import NIGHTLY, S, Site, T, made_sites, utc
 from standby.errors import HostError
 from standby.model.replica import ReplicaIdentity
 from standby.model.session import Reason, RequestKind
-from standby.server.daemon import next_times
+from standby.server.due import next_times
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from standby.clock import new_token
 from standby.errors import ServerFenced, StandbyError
 from standby.model.report import SessionReport
 from standby.model.session import SESSION_ENDS, Reason, SessionRun, SessionState, TaskState
+from standby.server.daemon_events import alarm_payload, result_payload
 from standby.server.daemon_requests import handle_request
 from standby.server.daemon_sessions import Intent, Runner, RunningSession, Work, settled
 from standby.server.due import DueTimes
@@ -144,9 +145,12 @@ class Daemon:
         return False
 
     def _lose(self, error: StandbyError) -> None:
-        self._lost = error
-        self.runner.abandon()
-        self.stop()
+        """Another server is active; noticed by the lease's keeper, by the loop, or by both."""
+        with self._lock:
+            is_known, self._lost = self._lost is not None, self._lost or error
+        if not is_known:
+            self.runner.abandon()
+            self.stop()
 
     def begin(self) -> None:
         """Being the active server, go on with what the last one had begun."""
@@ -325,30 +329,7 @@ class Daemon:
     def _report(self, run: SessionRun, report: SessionReport) -> None:
         """From a session's thread: an attempt has ended."""
         self._rpo.look_again(run.job)
-        self._publish(
-            "result",
-            {
-                "job": run.job,
-                "session": run.id,
-                "report": report.id,
-                "reason": str(run.reason),
-                "outcome": report.outcome,
-                "started_at": report.started_at,
-                "ended_at": report.ended_at,
-                "machines": [
-                    {
-                        "machine": item.machine,
-                        "replica": item.replica,
-                        "outcome": item.outcome,
-                        "point": item.point,
-                        "error": item.error,
-                        "warnings": list(item.warnings),
-                        "alarms": list(item.alarms),
-                    }
-                    for item in report.machines
-                ],
-            },
-        )
+        self._publish("result", result_payload(run, report))
 
     def _ended(self, run: SessionRun) -> None:
         """A session's thread has ended."""
@@ -364,17 +345,7 @@ class Daemon:
         for alarm in sorted(fresh, key=lambda item: item.id):
             self._last_alarm = alarm.id
             self.log.warning(f"alarm: {alarm.text}", job=alarm.job, machine=alarm.machine)
-            self._publish(
-                "alarm",
-                {
-                    "alarm": alarm.id,
-                    "kind": alarm.kind,
-                    "job": alarm.job,
-                    "machine": alarm.machine,
-                    "text": alarm.text,
-                    "raised_at": alarm.raised_at,
-                },
-            )
+            self._publish("alarm", alarm_payload(alarm))
 
     # --- the beginning and the end -----------------------------------------------------------
 
@@ -412,14 +383,3 @@ class Daemon:
                     session=session.run.id,
                     job=session.run.job,
                 )
-
-
-def next_times(runner: Runner, now: datetime) -> dict[str, datetime | None]:
-    """Per job, when its schedule has it run next as far as that is known now; for the command
-    line, in whatever process."""
-    due = DueTimes(runner)
-    open_runs = runner.store.queue.open_sessions()
-    return {
-        job: due.next_at(job, now, open_runs) if job in runner.config.schedules else None
-        for job in runner.config.jobs
-    }

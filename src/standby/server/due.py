@@ -84,3 +84,14 @@ class DueTimes:
                 is_new = datetime.fromisoformat(run.ended_at) > known
                 return None if is_followed or not is_new else run
         return None
+
+
+def next_times(runner: Runner, now: datetime) -> dict[str, datetime | None]:
+    """Per job, when its schedule has it run next as far as that is known now; for the command
+    line, in whatever process."""
+    due = DueTimes(runner)
+    open_runs = runner.store.queue.open_sessions()
+    return {
+        job: due.next_at(job, now, open_runs) if job in runner.config.schedules else None
+        for job in runner.config.jobs
+    }

@@ -15,7 +15,8 @@ from standby.errors import ConfigurationError, JobError
 from standby.model.session import SESSION_ENDS, RequestKind, SessionRun, SessionState
 from standby.server.certificates import taking_enrolments
 from standby.server.config import Config
-from standby.server.daemon import Daemon, next_times
+from standby.server.daemon import Daemon
+from standby.server.due import next_times
 from standby.server.logs import Log
 from standby.server.schedule_config import describe
 from standby.server.server import BackupServer

@@ -16,8 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from standby.clock import SYSTEM_CLOCK, Clock
@@ -27,19 +26,16 @@ from standby.errors import (
     LinkError,
     MoverAway,
     MoverLeft,
-    ProtocolError,
     StandbyError,
     error_from_wire,
 )
+from standby.server.greeting import Greet, greeted
 from standby.server.waits import LOOK_S, end_of_waits
 from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Reply
 
 if TYPE_CHECKING:
     from standby.wire.identity import Peer
-
-GREETING_S = 15.0
-"""The longest silence of a mover that is greeted."""
 
 PING_S = 20.0
 SILENCE_S = 60.0
@@ -48,9 +44,6 @@ for so long hangs, though its system still keeps the connection alive."""
 
 CLOSE_S = 2.0
 """How long the end of a connection is waited for: one that is being made ends by itself."""
-
-Greet = Callable[[Callable[..., Any], Link], None]
-"""Called as greet(ask, link) on each new link; `ask(verb, **arguments)` waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,38 +348,16 @@ class ServiceMover:
         link = self._make_link()
         if self._greet is None:
             return link
-        ask = partial(self._asked, link)
-        limits = link.limits
-        try:
-            link.limits = replace(limits, idle_s=GREETING_S)
-            self._greet(ask, link)
-            with self._changed:
-                kept, ended = list(self._crews), list(self._ended_crews)
-            for crew in ended:
-                ask("end_session", session=crew)
-            for crew in kept:
-                ask("keep_session", session=crew)
-            link.limits = replace(limits, idle_s=silence_limit_s(self._reconnect.silence_s))
-        except BaseException:
-            link.close()
-            raise
+        silence_s = silence_limit_s(self._reconnect.silence_s)
+        ended = greeted(link, self.name, self._greet, self._known_crews, silence_s)
         with self._changed:
             self._ended_crews.difference_update(ended)
         return link
 
-    def _asked(self, link: Link, verb: str, /, **arguments: Any) -> Any:
-        """Ask on a link that nobody else uses yet."""
+    def _known_crews(self) -> tuple[list[str], list[str]]:
+        """Those at work, and those whose end the mover was not told."""
         with self._changed:
-            number = self._numbered()
-        link.send(Call(number, verb, arguments))
-        while True:
-            message, _ = link.receive()
-            if not isinstance(message, Reply | Failed):
-                raise ProtocolError(self.name, f"answered {verb} with {type(message).__name__}")
-            if isinstance(message, Failed) and message.id in (0, number):
-                raise error_from_wire(message.error)
-            if isinstance(message, Reply) and message.id == number:
-                return message.result
+            return list(self._crews), list(self._ended_crews)
 
     def _receive(self, link: Link) -> None:
         while True:
