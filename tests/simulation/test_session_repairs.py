@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from simulation.faults import MARK, only, write_mark
 from simulation.sessions import made
+from standby.files import File
 from standby.model.replica import ReplicaState
 from standby.units import MiB
 
@@ -88,6 +91,77 @@ machines = ["*"]
         (report,) = server.replicas.repair(name, verdicts)
         assert report.is_complete
         assert all(verdict.is_ok for verdict in server.replicas.verify(name))
+
+
+# --- digests beside the points ----------------------------------------------------------------
+
+
+def digests_of(site, number):
+    folder = site.replica()
+    return folder.digests_path(folder.points()[number].id, "disk0")
+
+
+def spoil(path, offset):
+    with File(path, writable=True) as file:
+        file.write(bytes([file.read(offset % file.size, 1)[0] ^ 1]), offset % file.size)
+
+
+INDEX, LEAVES = -60, 5000
+
+
+@pytest.mark.parametrize(
+    ("damage", "sessions", "number", "has_repository"),
+    [
+        (INDEX, 1, 0, True),
+        (LEAVES, 1, 0, True),
+        (None, 1, 0, True),
+        (INDEX, 2, 0, True),
+        (INDEX, 2, 1, False),
+        (LEAVES, 2, 1, False),
+    ],
+)
+def test_damaged_digests_are_computed_again_by_the_session_that_meets_them(
+    site, damage, sessions, number, has_repository
+):
+    """No session made a point any more until somebody ran `replica verify --repair`."""
+    for _ in range(sessions):
+        site.run()
+        site.change()
+    path = digests_of(site, number)
+    before = path.read_bytes()
+    if damage is None:
+        path.unlink()
+    else:
+        spoil(path, damage)
+    if not has_repository:
+        shutil.rmtree(site.folder / "repository")
+    machine = only(site.run())
+    assert machine.outcome == "done", machine.error
+    assert any("damaged digests" in text for text in machine.warnings), machine.warnings
+    assert [disk.mode for disk in machine.disks] == ["incremental", "incremental"]
+    assert machine.disks[0].written <= 5 * 4096 + 300 * 1024
+    assert path.read_bytes() == before
+    assert site.check_points() == sessions + 1
+    site.check_nothing_leaked()
+    machine = only(site.run())
+    assert (machine.outcome, machine.warnings) == ("done", [])
+
+
+@pytest.mark.parametrize("damage", [INDEX, LEAVES], ids=["index", "leaves"])
+def test_digests_of_a_disk_that_is_damaged_itself_are_not_believed(site, damage):
+    write_mark(site)
+    site.run()
+    spoil(digests_of(site, 0), damage)
+    (path,) = site.replica().path.glob("disk0/base.vhdx")
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(data.index(MARK))
+        file.write(b"rot!")
+    site.change()
+    machine = only(site.run())
+    assert machine.outcome == "failed"
+    assert "verify" in machine.error
+    assert len(site.replica().points()) == 1
 
 
 def test_a_limit_that_a_folder_host_cannot_keep_is_told(tmp_path):

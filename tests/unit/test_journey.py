@@ -14,9 +14,9 @@ from clocks import HeldClock
 from standby.host.memory import MemoryHost
 from standby.model.job import ReplicationJob
 from standby.model.machine import Checkpoint
-from standby.model.report import DiskReport
+from standby.model.report import DiskReport, MachineReport, SessionReport
 from standby.server.context import SessionContext, TaskSlots
-from standby.server.journey import Journey, JourneyBook, Sender, add_transfer
+from standby.server.journey import FIGURES_EVERY_S, Journey, JourneyBook, Sender, add_transfer
 from standby.server.store import Store
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -74,7 +74,7 @@ def test_a_transfer_that_has_ended_tells_its_figures_until_the_commit_and_keeps_
     disk = DiskReport("d0", "scsi:0:0", virtual_size=100, sent=1, changed=30, read=5)
     now = replace(disk)
     add_transfer([now], found.reports)
-    assert now == replace(disk, sent=51, changed=100)  # of 100 bytes
+    assert now == replace(disk, sent=51, changed=80)  # what changed is told of both together
     book.drop()
     assert JourneyBook(context, "vm1").found() is None
 
@@ -84,3 +84,36 @@ def test_an_attempt_that_ends_leaves_nothing_to_count_once_more(context: Session
     book.sent()
     book.end()
     assert JourneyBook(context, "vm1").found() is None
+
+
+def test_figures_are_recorded_now_and_then_and_stay_until_there_is_an_outcome(
+    context: SessionContext,
+) -> None:
+    store, clock = context.store, context.clock
+    session = SessionReport("s1", "job", NOW.isoformat(), machines=[])
+    session.machines += [MachineReport("a", "vm1"), MachineReport("b", "vm2")]
+    store.begin_session(session)
+    at_work = MachineReport("a", "vm1", disks=[DiskReport("d0", "scsi:0:0", "full")])
+    book = JourneyBook(context, "vm1", at_work)
+    asked = []
+
+    def so_far() -> list[DiskReport]:
+        asked.append(clock.monotonic())
+        return [replace(at_work.disks[0], sent=50, read=70)]
+
+    book.tell()
+    book.under_way(so_far)
+    assert asked == []
+    clock.advance(FIGURES_EVERY_S)  # type: ignore[attr-defined]
+    book.under_way(so_far)
+    book.under_way(so_far)
+    assert len(asked) == 1
+    session.machines[1].outcome = "done"
+    store.save_session(session)  # the other VM has ended
+    first, second = store.session("s1").machines
+    assert (first.disks[0].mode, first.disks[0].sent, first.disks[0].read) == ("full", 50, 70)
+    assert (first.outcome, second.outcome) == ("", "done")
+    session.machines[0] = replace(at_work, outcome="failed")
+    store.save_session(session)
+    book.tell([])
+    assert store.session("s1").machines[0] == session.machines[0]

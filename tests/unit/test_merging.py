@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from chains import add_point, check_points, make_replica
+from crashing import crashing
 from partials import noise
+from standby import killpoints
 from standby.digesting import PIECE, DigestFile
 from standby.disk import vhdx
 from standby.disk.check import check_disk
+from standby.disk.vhdx import VhdxDisk
 from standby.errors import (
     DiskFull,
     Fenced,
@@ -263,6 +266,37 @@ def test_with_little_space_the_merge_goes_in_slices(
     merged(folder, progress=progress, can_punch=True)
     check_points(folder, [full, last])
     assert most < size + 12 * MiB
+
+
+def test_merges_that_were_killed_leave_no_space_that_nothing_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that a killed merge had appended and not committed stayed in the base for good, once
+    for each kill."""
+    size = 6 * MiB
+    contents = [{"disk0": bytearray(size)}, {"disk0": noise(4, size, 1.0)}]
+    contents.append({"disk0": bytearray(contents[1]["disk0"])})
+    contents[2]["disk0"][:PIECE] = b"t" * PIECE
+    folder = make_replica(tmp_path / "web01", contents)
+    base = folder.path / "disk0" / "base.vhdx"
+    before = base.stat().st_size
+    flush = VhdxDisk.flush
+
+    def reached(disk: VhdxDisk) -> None:
+        killpoints.reach("before the commit")
+        flush(disk)
+
+    monkeypatch.setattr(VhdxDisk, "flush", reached)
+    for _ in range(3):
+        with crashing(monkeypatch, kill_point=("before the commit", 1)) as crasher:
+            merged(folder)
+        assert crasher.is_dead
+        assert base.stat().st_size == before + size
+    merged(folder)
+    check_points(folder, contents[1:])
+    assert base.stat().st_size == before + size
+    report = check_disk(base)
+    assert (report.findings, report.notes) == ((), ())
 
 
 def test_damaged_digests_of_the_retired_point_are_computed_from_the_disk(three) -> None:

@@ -7,17 +7,23 @@ from pathlib import Path
 import pytest
 
 from chains import add_point, check_points, make_replica
+from crashing import crashing
 from partials import content_of, noise
+from standby import killpoints
 from standby.digesting import PAGE, PIECE, DigestFile
 from standby.disk import vhdx
+from standby.disk.check import check_disk
 from standby.disk.vhdx import VhdxDisk
 from standby.errors import Fenced, NoSuchPoint, PointDamaged
 from standby.files import File
 from standby.model.extent import Extent
+from standby.model.replica import Action
+from standby.road import repairing
 from standby.road.lease import WriterLease
 from standby.road.repairing import repair
 from standby.road.replica import ReplicaFolder
 from standby.road.verifying import rebuild_digests, verify_point, verify_replica
+from standby.server.replicas import Replicas
 from standby.units import MiB
 
 SIZE = PAGE + 2 * MiB + 512
@@ -273,6 +279,74 @@ def test_a_layer_that_had_to_grow_is_recorded_with_its_new_size(three) -> None:
     )
     assert report.healed_bytes > 0
     assert report.is_complete
+    check_points(folder, contents)
+
+
+def content_reader(contents: dict):
+    return lambda disk, offset, length: bytes(contents[disk][offset : offset + length])
+
+
+def test_repairs_that_were_killed_leave_no_space_that_nothing_uses(
+    three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, contents = three
+    path = layer_path(folder, 2)
+    size = path.stat().st_size
+    last = SIZE // MiB * MiB  # the block at the file's end
+    for action in (lambda disk: disk.forget(last, SIZE - last), VhdxDisk.take_back_unowned):
+        with vhdx.open_vhdx(path, writable=True, keep_data_write_guid=True) as disk:
+            action(disk)
+    assert path.stat().st_size < size
+    flush = VhdxDisk.flush
+
+    def reached(disk: VhdxDisk) -> None:
+        killpoints.reach("before the commit")
+        flush(disk)
+
+    monkeypatch.setattr(VhdxDisk, "flush", reached)
+    for _ in range(3):
+        with crashing(monkeypatch, kill_point=("before the commit", 1)) as crasher:
+            repaired(folder, 2, content_reader(contents[2]))
+        assert crasher.is_dead
+        assert path.stat().st_size == size
+    assert repaired(folder, 2, content_reader(contents[2])).is_complete
+    check_points(folder, contents)
+    report = check_disk(path, parents=folder.chain_paths(folder.points()[2], "disk0")[1:])
+    assert (path.stat().st_size, report.findings, report.notes) == (size, (), ())
+
+
+def test_a_repair_that_was_killed_before_it_recorded_a_longer_file_is_ended_by_the_next(
+    three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was damaged then, and no repair mended it: the file was not as its records said."""
+    folder, contents = three
+    with vhdx.open_vhdx(
+        layer_path(folder, 1, "disk1"), writable=True, keep_data_write_guid=True
+    ) as disk:
+        disk.zero(0, PIECE)
+    record_sizes = repairing._record_sizes
+
+    def reached(*arguments) -> None:
+        killpoints.reach("before the record")
+        record_sizes(*arguments)
+
+    monkeypatch.setattr(repairing, "_record_sizes", reached)
+    with crashing(monkeypatch, kill_point=("before the record", 1)) as crasher:
+        repaired(folder, 1, content_reader(contents[1]))
+    assert crasher.is_dead
+    replicas = Replicas.of_folder(folder.path.parent)
+    verdicts = replicas.verify(folder.name)
+    assert [(item.root_ok, item.is_ok) for item in verdicts] == [
+        (True, True),
+        (True, False),
+        (True, False),
+    ]
+    with WriterLease.acquire(folder, "repair", action=Action.REPAIR) as lease:
+        reports = [
+            repair(folder, lease, item, content_reader(contents[1])) for item in verdicts[1:]
+        ]
+    assert all(report.is_complete for report in reports)
+    assert all(item.is_ok for item in replicas.verify(folder.name))
     check_points(folder, contents)
 
 

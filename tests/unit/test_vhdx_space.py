@@ -165,3 +165,21 @@ def test_a_file_with_a_region_that_we_do_not_know_is_left_as_it_is(
         disk.take_back_unowned()
         disk.write(3 * MiB, PIECE)
         assert disk.file.size == size + 3 * MiB
+
+
+def test_a_place_that_a_block_without_content_still_names_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other writers leave it in the table when a guest trims a block, to have it again."""
+    size = _killed_before_the_commit(tmp_path, monkeypatch, sparse=True, child=False)
+    unmapped = 3
+    with _opened(tmp_path, sparse=True, child=False) as disk:
+        slot = disk.image.regions.bat.offset + 8 * 5
+    with File(tmp_path / "disk.vhdx", writable=True) as file:
+        file.write((size | unmapped).to_bytes(8, "little"), slot)
+        file.write((1 << 50 | unmapped).to_bytes(8, "little"), slot + 8)  # beyond the file
+    with _opened(tmp_path, sparse=True, child=False) as disk:
+        disk.take_back_unowned()
+        assert disk.file.size == size + MiB
+        disk.write(9 * MiB, PIECE)
+        assert disk.file.size == size + 2 * MiB

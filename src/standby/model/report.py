@@ -29,8 +29,8 @@ class WanReport:
 @dataclass(slots=True)
 class DiskReport:
     """One disk task. `read` source bytes read; `skipped` allocated bytes not read (tracker, mark);
-    `changed` bytes that differ from the last point; `sent` on the link, after packing; `written`
-    into the point; `zeroed` made zero. `mode` is full, incremental, resume, seed or excluded;
+    `changed` bytes that differ from the last point, whichever session brought them; `sent` on the
+    link, after packing; `written` into the point; `zeroed` made zero. `mode` is full, incremental, resume, seed or excluded;
     `reason` says why. `busy_s` maps station (source, proxy, network, target, verify) to seconds it
     was the one working; it is empty until the task has ended well, and the figures are what its
     mover told on the way then, 0 where it told nothing. `retries` counts how often it went on after

@@ -32,6 +32,9 @@ from standby.road.points import POINT_FORMAT
 from standby.road.replica import ReplicaFolder
 from standby.road.verifying import read_pages
 
+SEED = "seed"
+"""What the log of a disk that began as a seed says it is a copy of."""
+
 ADOPTED = "adopted.vhdx"
 """A disk of an existing VM on its way into the first point; no pattern of unfinished files."""
 
@@ -56,7 +59,14 @@ def adopt_disk(
     home = folder.disk_path(disk_id)
     make_folder_durably(home)
     path = resuming.partial_path(home, point_id, lease.generation)
-    header = LogHeader(disk_id, point_id, lease.generation, checkpoint_id, info.virtual_size)
+    header = LogHeader(
+        disk_id,
+        point_id,
+        lease.generation,
+        checkpoint_id,
+        info.virtual_size,
+        copy_of=SEED,
+    )
     log = ExtentLog.create(
         resuming.log_path(home, point_id, lease.generation), header, [(0, info.virtual_size)]
     )

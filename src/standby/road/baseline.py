@@ -6,7 +6,7 @@ compared against (RULES 8).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from standby.digesting import (
     root_of_pages,
     zero_node,
 )
-from standby.errors import DiskCorrupt
+from standby.errors import DiskCorrupt, DiskIO
 from standby.road.extent_log import ExtentLog
 
 _PAGES_AT_ONCE = 64
@@ -29,12 +29,18 @@ _PAGES_AT_ONCE = 64
 PageNumbers = npt.NDArray[np.int64]
 Nodes = npt.NDArray[np.uint8]
 Leaves = npt.NDArray[np.uint64]
+Proved = Callable[[int, bytes], Leaves]
+"""proved(page number, its node): the page's leaves, computed again from what they describe."""
 
 
 def open_digests(paths: Sequence[Path], virtual_size: int, root: bytes) -> DigestChain:
     """The state that digest files (newest first, down to a complete one) describe. Trusted only
     when its root is `root`, the one in the point's record (RULES 6); else DiskCorrupt."""
-    chain = DigestChain(paths, virtual_size)
+    hint = "`standby replica verify` with --repair computes them again from an undamaged disk"
+    try:
+        chain = DigestChain(paths, virtual_size)
+    except DiskCorrupt as exc:
+        raise DiskCorrupt(exc.path, exc.check, exc.offset, exc.value, exc.hint or hint) from exc
     found = chain.root(virtual_size)
     if found != root:
         chain.close()
@@ -43,7 +49,7 @@ def open_digests(paths: Sequence[Path], virtual_size: int, root: bytes) -> Diges
             f"the digests are not those of the restore point, whose root is {root.hex()}",
             0,
             found.hex(),
-            "`standby replica verify` with --repair computes them again from the disk files",
+            hint,
         )
     return chain
 
@@ -51,13 +57,20 @@ def open_digests(paths: Sequence[Path], virtual_size: int, root: bytes) -> Diges
 class Baseline:
     """The parent state (zeros for a new base) overlaid with everything acknowledged."""
 
-    def __init__(self, parent: DigestChain | None, log: ExtentLog) -> None:
+    def __init__(
+        self, parent: DigestChain | None, log: ExtentLog, proved: Proved | None = None
+    ) -> None:
+        """`proved` has the parent's leaves of pages whose own are damaged; without it those raise
+        DiskCorrupt."""
         self._parent = parent
         self._log = log
+        self._proved = proved
+        self.lost_pages: set[int] = set()
+        """Pages whose leaves the parent's digests had damaged, and `proved` made good."""
 
     def leaves(self, page_number: int) -> Leaves:
         """(4096,) uint64 of one 16 MiB page, zero leaves where nothing is. A fresh array."""
-        leaves = self._parent_leaves(page_number)
+        leaves = self.parent_leaves(page_number)
         self._log.overlay(page_number, leaves)
         return leaves
 
@@ -93,6 +106,20 @@ class Baseline:
                 yield numbers[start:stop], leaves, page_nodes(leaves)
             start = stop
 
+    def parent_leaves(self, page_number: int) -> Leaves:
+        """(4096,) uint64 of the page in the parent state, zero leaves without one. A fresh
+        array."""
+        if self._parent is None:
+            return np.full(LEAVES_PER_PAGE, ZERO_LEAF, dtype=np.uint64)
+        try:
+            return np.array(self._parent.leaves(page_number), dtype=np.uint64)
+        except (DiskCorrupt, DiskIO):
+            if self._proved is None:
+                raise
+            leaves = self._proved(page_number, self._parent.node(page_number))
+            self.lost_pages.add(page_number)
+            return leaves
+
     def parent_nodes(self, numbers: PageNumbers) -> Nodes:
         """(n, 16): the parent state's nodes of these pages, the zero node where it has none."""
         nodes = np.tile(np.frombuffer(zero_node(2), dtype=np.uint8), (len(numbers), 1))
@@ -112,11 +139,6 @@ class Baseline:
         """Close the parent's digest files; the log belongs to the caller."""
         if self._parent is not None:
             self._parent.close()
-
-    def _parent_leaves(self, page_number: int) -> Leaves:
-        if self._parent is None:
-            return np.full(LEAVES_PER_PAGE, ZERO_LEAF, dtype=np.uint64)
-        return np.array(self._parent.leaves(page_number), dtype=np.uint64)
 
     def _joined(self, touched: PageNumbers, nodes: Nodes) -> tuple[PageNumbers, Nodes]:
         if self._parent is not None:

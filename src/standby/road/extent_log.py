@@ -68,8 +68,8 @@ class LogHeader:
 
     `parent_root` is hex of the digest root of the point it builds on, '' for a new base.
     `copy_of` names what a local copy fills the new file from before anything is received: '' for
-    nothing, 'chain' for older files of the disk (RULES 14), else the '<point>.<generation>' of a
-    fenced writer's partial file (RULES 3).
+    nothing, 'chain' for older files of the disk (RULES 14), 'seed' for nothing because the file is
+    a seed (RULES 16), else the '<point>.<generation>' of a fenced writer's partial file (RULES 3).
     """
 
     disk_id: str

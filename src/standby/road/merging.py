@@ -238,6 +238,7 @@ def _merge_payload(
         _opened(base_path, writable=True, sparse=can_punch) as base,
         _opened(child_path, writable=slice_bytes is not None) as child,
     ):
+        base.take_back_unowned()  # what a killed merge took and never committed
         merge.merge_payload(child, base, progress=checked, slice_bytes=slice_bytes)
         killpoints.reach("merge: payload")
     killpoints.reach("merge: base closed")

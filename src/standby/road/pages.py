@@ -146,6 +146,14 @@ def read_leaves(
     return total
 
 
+def proved_leaves(disk: VirtualDisk, page_number: int, node: bytes) -> Leaves | None:
+    """(4096,) leaves of what the disk holds of a page; None where they do not make `node`."""
+    start, stop = page_range(page_number, disk.virtual_size)
+    leaves = zero_page()
+    read_leaves(disk, start, stop, data_mask(disk, start, stop), leaves)
+    return leaves if digesting.page_nodes(leaves.reshape(1, -1)).tobytes() == node else None
+
+
 def _read_files(disk: VirtualDisk, start: int, stop: int, runs: Runs, leaves: Leaves) -> int | None:
     """As `read_leaves` of these runs of pieces, without a buffer, by one call of a kernel; None
     where plain files do not hold them."""

@@ -20,16 +20,16 @@ import numpy as np
 
 from standby import killpoints
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.digesting import DigestWriter
+from standby.digesting import LEAVES_PER_PAGE, PAGE, PIECE, DigestWriter
 from standby.disk.vhdx import VhdxDisk, read_info
-from standby.errors import DiskIO, ProtocolError
+from standby.errors import DiskCorrupt, DiskIO, ProtocolError
 from standby.files import Buffer, start_writeback
 from standby.ports import Progress
 from standby.road import resuming
 from standby.road.baseline import Baseline, open_digests
 from standby.road.extent_log import KIND_DATA, ExtentLog, Leaves, Rows, checked_rows
 from standby.road.group_commits import GroupCommits, Taken
-from standby.road.pages import zero_page
+from standby.road.pages import open_layers, proved_leaves, zero_page
 from standby.road.reading_back import ReadBack
 
 
@@ -62,7 +62,9 @@ class SealedDisk:
 
     `size` and `data_write_guid` are the file's as it was left; `root` is the digest root of the
     whole disk at this point; `digests_path` is complete for a base and holds the pages that differ
-    from the parent's for a child.
+    from the parent's for a child. `changed` is the bytes in which the disk differs from the
+    parent's state, or from zeros, whichever sessions brought them; None where a base began with
+    what was at the target already.
     """
 
     disk_id: str
@@ -72,6 +74,7 @@ class SealedDisk:
     data_write_guid: str
     root: bytes
     digests_path: Path
+    changed: int | None = None
 
 
 class PartialDisk:
@@ -92,7 +95,7 @@ class PartialDisk:
         parent = None
         if spec.parent_chain:
             parent = open_digests(spec.digests, spec.virtual_size, spec.parent_root)
-        self.baseline = Baseline(parent, log)
+        self.baseline = Baseline(parent, log, self._proved)
         self._commits = GroupCommits(disk, log, clock)
         self._failure = ""
         self._read_back = ReadBack(
@@ -227,7 +230,7 @@ class PartialDisk:
         self.group_commit()
         with self._commits.lock:
             self.disk.close()
-        root = self._write_digests()
+        root, changed = self._write_digests()
         info = read_info(self.path)
         self._close_metadata()
         return SealedDisk(
@@ -238,6 +241,7 @@ class PartialDisk:
             info.data_write_guid,
             root,
             self.digests_path,
+            None if not self.spec.parent_chain and self.log.header.copy_of else changed,
         )
 
     @property
@@ -265,11 +269,13 @@ class PartialDisk:
         self.log.close()
         self._failure = self._failure or "closed"
 
-    def _write_digests(self) -> bytes:
-        """Write the digests of what this point changes (all of it for a base); the root."""
+    def _write_digests(self) -> tuple[bytes, int]:
+        """Write the digests of what this point changes (all of it for a base); the root, and the
+        bytes that it changes."""
         is_base = not self.spec.parent_chain
         all_numbers = [np.empty(0, dtype=np.int64)]
         all_nodes = [np.empty((0, 16), dtype=np.uint8)]
+        changed = 0
         with DigestWriter(self.digests_path, self.spec.virtual_size, complete=is_base) as writer:
             for numbers, leaves, nodes in self.baseline.touched():
                 all_numbers.append(numbers)
@@ -277,13 +283,36 @@ class PartialDisk:
                 differs = (nodes != self.baseline.parent_nodes(numbers)).any(axis=1)
                 for place in np.flatnonzero(differs).tolist():
                     page_leaves = zero_page() if leaves is None else leaves[place]
+                    changed += self._changed_bytes(int(numbers[place]), page_leaves)
                     writer.add(int(numbers[place]), page_leaves)
             root = self.baseline.joined_root(
                 self.spec.virtual_size, np.concatenate(all_numbers), np.concatenate(all_nodes)
             )
             killpoints.reach("digests written")
             writer.finish(root)
-        return root
+        return root, changed
+
+    def _changed_bytes(self, page_number: int, leaves: Leaves) -> int:
+        """Bytes of the page's pieces that are others than the parent's."""
+        pieces = np.flatnonzero(leaves != self.baseline.parent_leaves(page_number))
+        whole = len(pieces) * PIECE
+        end = (page_number * LEAVES_PER_PAGE + int(pieces[-1]) + 1) * PIECE if whole else 0
+        return whole - max(0, end - self.spec.virtual_size)
+
+    def _proved(self, page_number: int, node: bytes) -> Leaves:
+        """The parent's leaves of a page whose own are damaged, from the disk, which `node` proves:
+        the root of the digests does not add up without it."""
+        with contextlib.closing(open_layers(self.spec.parent_chain)) as below:
+            leaves = proved_leaves(below, page_number, node)
+        if leaves is None:
+            raise DiskCorrupt(
+                str(self.spec.parent_chain[0]),
+                f"page {page_number} is not what was committed, and its leaves are damaged too",
+                page_number * PAGE,
+                node.hex(),
+                "See `standby replica verify`",
+            )
+        return leaves
 
     @contextlib.contextmanager
     def _failing_for_good(self) -> Iterator[None]:

@@ -23,7 +23,15 @@ from standby.model.extent import Kind
 from standby.model.point import PointDisk, RestorePoint
 from standby.ports import Progress, VirtualDisk
 from standby.road.baseline import open_digests
-from standby.road.pages import Leaves, data_mask, open_layers, page_range, read_leaves, zero_page
+from standby.road.pages import (
+    Leaves,
+    data_mask,
+    open_layers,
+    page_range,
+    proved_leaves,
+    read_leaves,
+    zero_page,
+)
 from standby.road.points import disk_of, replicated_disks
 from standby.road.records import inner_path
 from standby.road.replica import ReplicaFolder
@@ -103,10 +111,8 @@ def _mend(folder: ReplicaFolder, point: RestorePoint, disk: PointDisk) -> bool:
             if not _is_lost(old, number):
                 writer.add(number, old.leaves(number))
                 continue
-            start, stop = page_range(number, disk.virtual_size)
-            leaves = zero_page()
-            read_leaves(opened, start, stop, data_mask(opened, start, stop), leaves)
-            if page_nodes(leaves.reshape(1, -1)).tobytes() != old.nodes[place].tobytes():
+            leaves = proved_leaves(opened, number, old.nodes[place].tobytes())
+            if leaves is None:
                 raise PointDamaged(
                     folder.name,
                     point.id,

@@ -82,7 +82,7 @@ def repair(
             continue
         if missing:
             report.missing[found.disk_id] = tuple(missing)
-        elif not found.damaged and found.problem:
+        elif not found.damaged and found.problem and not _is_settled(folder, point, disk, found):
             report.problems[found.disk_id] = found.problem
     return report
 
@@ -98,6 +98,8 @@ def _repair_disk(
     sparse: bool,
 ) -> list[Extent]:
     if not verdict.damaged:
+        if verdict.problem and verdict.root_ok:
+            _settle(folder, lease, disk, sparse)
         return []
     missing: list[Extent] = []
     with contextlib.ExitStack() as stack:
@@ -137,6 +139,7 @@ class _Layer:
         self.disk = stack.enter_context(
             vhdx.open_vhdx(path, writable=True, keep_data_write_guid=True, sparse=sparse)
         )
+        self.disk.take_back_unowned()  # what a killed repair took and never committed
         self._digests: DigestChain | None = None
         for point in folder.points():
             part = disk_of(point, disk_id)
@@ -180,6 +183,34 @@ def _write(layers: Sequence[_Layer], offset: int, data: bytes, leaf: np.uint64) 
         todo = left
     for start, stop in (*own, *todo):
         layers[0].disk.write(start, view[start - offset : stop - offset])
+
+
+def _settle(folder: ReplicaFolder, lease: WriterLease, disk: PointDisk, sparse: bool) -> None:
+    """Record the size of files that a killed repair had made longer: they are the ones that were
+    committed, by their GUIDs, and so is what they hold."""
+    for layer in disk.chain:
+        now = layer_facts(folder.path, layer.file)
+        if now == layer or now.data_write_guid != layer.data_write_guid:
+            continue
+        lease.check()
+        path = inner_path(folder.path, layer.file)
+        with vhdx.open_vhdx(
+            path, writable=True, keep_data_write_guid=True, sparse=sparse
+        ) as opened:
+            opened.take_back_unowned()
+    _record_sizes(folder, lease, disk)
+
+
+def _is_settled(
+    folder: ReplicaFolder, point: RestorePoint, disk: PointDisk, verdict: DiskVerdict
+) -> bool:
+    """Whether nothing is left of a problem that was the files' sizes alone."""
+    now = disk_of(folder.point(point.id), disk.disk_id)
+    return (
+        verdict.root_ok
+        and now is not None
+        and all(layer_facts(folder.path, layer.file) == layer for layer in now.chain)
+    )
 
 
 def _record_sizes(folder: ReplicaFolder, lease: WriterLease, disk: PointDisk) -> None:

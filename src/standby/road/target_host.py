@@ -36,6 +36,7 @@ from standby.road.beginning import BeginDisk, begin_partial, check_names, check_
 from standby.road.committing import commit, recover
 from standby.road.connections import FROM_WAN, TO_TARGET, Connections, Errand, Spec
 from standby.road.lease import WriterLease
+from standby.road.mending import mended_after_use, mended_before_use
 from standby.road.merging import finish_merge, merge_oldest, pending_merge
 from standby.road.naming import READY
 from standby.road.open_replicas import OpenReplicas
@@ -174,6 +175,7 @@ class TargetVerbs:
                 except DiskFull as exc:  # every point reads right all the same
                     warnings.append(f"a merge that was cut off is not ended yet: {exc}")
             folder.check_untouched(None)
+            warnings.extend(mended_before_use(folder, lease.check))
             self._renew_if_behind(folder, lease)
             state = target_state(folder)
         except BaseException:
@@ -324,8 +326,13 @@ class TargetVerbs:
             killpoints.reach("verified")
             sealed = partial.seal()
             replica.sealed[disk_id] = sealed
+            warnings: list[str] = []
+            if partial.baseline.lost_pages:
+                warnings = mended_after_use(replica.folder, disk_id, replica.lease.check)
             return {
                 "root": sealed.root.hex(),
+                "changed": sealed.changed,
+                "warnings": warnings,
                 "written": counters.written,
                 "zeroed": counters.zeroed,
                 "resent_blocks": counters.resent_blocks,

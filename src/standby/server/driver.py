@@ -69,7 +69,7 @@ class MachineDriver(Preparing, Committing):
         self._journey = journey
         self.before = before
         """As given, until the report says it."""
-        self._book = JourneyBook(context, machine.id)
+        self._book = JourneyBook(context, machine.id, self.report)
 
     def run(self) -> MachineReport:
         """Bring one new restore point of the VM to the target."""
@@ -236,11 +236,13 @@ class MachineDriver(Preparing, Committing):
             self._book,
             dict(journey.senders) if self._journey is not None else {},
         )
+        self._book.tell()
         try:
             roots = transfer.run(journey.plans, self._checkpoint_started)
             add_transfer(self.report.disks, self.before)
             self.before = ()
             self._book.sent()
+            self._book.tell()
             return roots
         except BaseException:
             self._book.drop()

@@ -6,13 +6,16 @@ behind them with release and commit. A journey begins when the disks are planned
 until the transfer ends; outside of that a session that died is begun anew, which costs no data
 (RULES 8). Up to the commit it still says what was sent, for the report of that next attempt, which
 finds everything at the target and would tell of nothing.
+
+The figures of a transfer under way go into the VM's report now and then, wherever its movers are:
+of a session that is killed it is all that is known.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -21,10 +24,14 @@ from standby.clock import Clock
 from standby.errors import StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import Checkpoint
-from standby.model.report import DiskReport
+from standby.model.report import DiskReport, MachineReport
 from standby.road.points import parsed_time
 from standby.server.context import SessionContext
 from standby.server.plan import DiskPlan
+
+FIGURES_EVERY_S = 5.0
+"""How often the figures of a transfer are recorded: as often as the target acknowledges at the
+least (RULES 7), and one small transaction per VM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +71,16 @@ class Journey:
 class JourneyBook:
     """The journey of one VM of a job in the state database."""
 
-    def __init__(self, context: SessionContext, machine_id: str) -> None:
+    def __init__(
+        self, context: SessionContext, machine_id: str, report: MachineReport | None = None
+    ) -> None:
+        """`report` is the VM's in this session, which figures are recorded in."""
         self._context = context
         self._machine_id = machine_id
+        self._report = report
         self._lock = threading.Lock()
         self._journey: Journey | None = None
+        self._told_at = context.clock.monotonic()
 
     def found(self) -> Journey | None:
         """What a process that died left, while its checkpoint may still be used; older ones, and
@@ -111,6 +123,22 @@ class JourneyBook:
                 with contextlib.suppress(StandbyError):  # it costs a report its figures
                     self._save()
 
+    def tell(self, disks: Sequence[DiskReport] | None = None) -> None:
+        """Have the session's report say what the VM's is now, its disks as in `disks` (default: as
+        in the report), in case that this process is killed."""
+        if self._report is None:
+            return
+        self._told_at = self._context.clock.monotonic()
+        disks = self._report.disks if disks is None else disks
+        report = replace(self._report, disks=list(disks), steps_s=dict(self._report.steps_s))
+        with contextlib.suppress(StandbyError):  # it costs a report its figures
+            self._context.store.save_figures(self._context.session, report)
+
+    def under_way(self, so_far: Callable[[], Sequence[DiskReport]]) -> None:
+        """`tell` what `so_far()` says, if it is time for that."""
+        if self._context.clock.monotonic() - self._told_at >= FIGURES_EVERY_S:
+            self.tell(so_far())
+
     def drop(self) -> None:
         """The transfer has failed, or the point is committed."""
         with self._lock:
@@ -137,7 +165,8 @@ class JourneyBook:
 
 def add_transfer(disks: Sequence[DiskReport], before: Sequence[DiskReport]) -> None:
     """Have the reports of `disks` count a whole transfer `before` theirs, which belongs to the same
-    point: they found only what was new since."""
+    point: they found only what was new since. What changed is told by the target for both, or, of
+    a disk that began with what was there, by each for itself."""
     found = {disk.place: disk for disk in before}
     for disk in disks:
         other = found.get(disk.place)
@@ -146,7 +175,7 @@ def add_transfer(disks: Sequence[DiskReport], before: Sequence[DiskReport]) -> N
         disk.sent += other.sent
         disk.read += other.read
         disk.written += other.written
-        disk.changed = min(disk.virtual_size, disk.changed + other.changed)
+        disk.changed = max(disk.changed, other.changed)
         disk.zeroed = min(disk.virtual_size, disk.zeroed + other.zeroed)
         disk.resent_blocks += other.resent_blocks
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -320,7 +321,11 @@ class Transfer:
                 link.wan.cancel(task)
             raise
         report = self._reports[plan.disk_id]
-        report.read, report.changed = sent["read"], sent["changed"]
+        report.read = sent["read"]
+        # Of the whole point, where the target knows it: an earlier session brought a part of that.
+        changed = received.get("changed")
+        report.changed = sent["changed"] if changed is None else changed
+        self.warnings += received.get("warnings", ())
         report.zeroed = sent["zeroed"]
         report.sent += self._on_the_wire(plan, link, sent["sent"])  # to what failed attempts did
         report.skipped = max(0, plan.allocated - sent["read"])
@@ -356,6 +361,8 @@ class Transfer:
                 self._crew.cut()
                 wait(pending)
                 raise CheckpointLimit(self._machine.name, f"age {limit} s")
+            if self._book is not None:
+                self._book.under_way(self._so_far)
             if context.progress is None:
                 continue
             with contextlib.suppress(StandbyError):
@@ -372,6 +379,19 @@ class Transfer:
                     else:
                         told = answer.result().items()
                         self._sent |= {task: it[0] for task, it in told if task in self._relays}
+
+    def _so_far(self) -> list[DiskReport]:
+        """The disks' reports, of those under way with what their movers said last."""
+        running = {task.rsplit(" ", 2)[1]: task for task in list(self._senders)}
+        found = []
+        for report in self._reports.values():
+            task = running.get(report.place, "")
+            if task and not report.is_whole:
+                sent = report.sent + self._sent.get(task, 0)
+                read = max(report.read, self._read.get(task, 0))
+                report = replace(report, sent=sent, read=read)
+            found.append(report)
+        return found
 
     def _show(self, progress: dict[str, list[int]]) -> None:
         assert self._context.progress is not None

@@ -174,11 +174,6 @@ class BlockTable:
 
     # --- all of it ---
 
-    def present(self, first: int, last: int) -> Entries:
-        """Entries of the blocks [first, last) that have space in the file."""
-        entries = self.entries(first, last)
-        return entries[(entries & _STATE) >= FULLY_PRESENT]
-
     def bitmap_offsets(self) -> list[int]:
         """File offsets of all bitmap blocks, in order of chunks."""
         if not self.geometry.has_parent:
@@ -186,15 +181,22 @@ class BlockTable:
         chunks = range(self.geometry.chunk_count)
         return [offset for chunk in chunks if (offset := self.bitmap_offset(chunk))]
 
-    def _blocks(self, step: int = 1 << 14) -> tuple[Places, Places]:
-        """File offsets where blocks, payload and bitmap, start and stop, ascending by start."""
+    def _blocks(self, step: int = 1 << 14, *, with_named: bool = False) -> tuple[Places, Places]:
+        """File offsets where blocks, payload and bitmap, start and stop, ascending by start;
+        `with_named`: blocks without content too whose entries name a place, as other writers leave
+        them to have it again."""
         geometry = self.geometry
         found = []
         first = self.empty_until(0, geometry.block_count)
         while first < geometry.block_count:
             last = min(first + step, geometry.block_count)
             if not self.is_empty(first, last):
-                entries = self.present(first, last)
+                entries = self.entries(first, last)
+                has_place = (entries & _STATE) >= FULLY_PRESENT
+                if with_named:
+                    places = entries & _OFFSET
+                    has_place |= (places != 0) & (places < np.uint64(self.file.size))
+                entries = entries[has_place]
                 found.append((entries & _OFFSET).astype(np.int64))
             first = last
             if first < geometry.block_count:
@@ -215,8 +217,8 @@ class BlockTable:
 
     def unowned(self) -> list[tuple[int, int]]:
         """The (start, stop) ranges of the file that no block, no region, neither the log nor the
-        headers own, ascending."""
-        starts, stops = self._blocks()
+        headers own, ascending. What an entry names is its block's, with content or without."""
+        starts, stops = self._blocks(with_named=True)
         taken = np.array(self._taken, dtype=np.int64)
         starts, stops = np.append(starts, taken[:, 0]), np.append(stops, taken[:, 1])
         order = np.argsort(starts, kind="stable")

@@ -234,8 +234,8 @@ class VhdxDisk:
 
     def take_back_unowned(self) -> None:
         """Cut off, or use again for new blocks, the space that no structure of the file owns: what
-        a writer that was killed took and never committed. Only for a file that nobody else ever
-        wrote, and before the first change."""
+        a writer that was killed took and never committed. Before the first change; of a file
+        with a region that we do not know nothing is touched."""
         self._opened_writer().take_back()
 
     def grow(self, new_size: int) -> None:

@@ -24,7 +24,8 @@ class Reports(StorePart):
         self.save_session(report)
 
     def save_session(self, report: SessionReport) -> None:
-        """Record the session as `report` has it, replacing what was recorded before."""
+        """Record the session as `report` has it, replacing what was recorded before; but of a VM
+        that has no outcome yet what `save_figures` recorded stays."""
         values = {
             "job": report.job,
             "started_at": report.started_at,
@@ -33,13 +34,33 @@ class Reports(StorePart):
         }
         with self._writing() as connection:
             upsert(connection, tables.sessions, {"id": report.id}, values)
-            connection.execute(tables.tasks.delete().where(tables.tasks.c.session == report.id))
+            of_session = tables.tasks.c.session == report.id
+            query = sa.select(tables.tasks.c.machine_id, tables.tasks.c.report)
+            told = connection.execute(query.where(of_session, tables.tasks.c.outcome == ""))
+            figures: dict[str, str] = {row.machine_id: row.report for row in told}
+            connection.execute(tables.tasks.delete().where(of_session))
             for position, machine in enumerate(report.machines):
+                values = _task_values(machine)
+                if not machine.outcome and not machine.disks and machine.machine_id in figures:
+                    values["report"] = figures[machine.machine_id]
                 connection.execute(
-                    tables.tasks.insert().values(
-                        session=report.id, position=position, **_task_values(machine)
-                    )
+                    tables.tasks.insert().values(session=report.id, position=position, **values)
                 )
+
+    def save_figures(self, session: str, machine: MachineReport) -> None:
+        """Record how far a VM is that is at work: of a session that is killed, the report says
+        that. Nothing happens where the session does not list it, or it has an outcome."""
+        columns = tables.tasks.c
+        with self._writing() as connection:
+            connection.execute(
+                tables.tasks.update()
+                .where(
+                    columns.session == session,
+                    columns.machine_id == machine.machine_id,
+                    columns.outcome == "",
+                )
+                .values(report=msgspec.json.encode(machine).decode())
+            )
 
     def sessions(self, job: str | None = None, limit: int = 50) -> list[SessionReport]:
         """Sessions (of one job), newest first."""
