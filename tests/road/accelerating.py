@@ -16,8 +16,10 @@ from standby.host.folder import new_machine
 from standby.road.connections import BETWEEN_WANS, FROM_WAN, TO_WAN, new_ticket
 from standby.road.replica import ReplicaFolder
 from standby.road.service_config import WanConfig
+from standby.road.wan_verbs import WanVerbs
 from standby.units import MiB
 from standby.wan.limits import Limits
+from standby.wan.remembering import SourceMemory
 
 KEY = bytes(range(32)).hex()
 LIMITS = Limits(256 * MiB, 4 * MiB, segment_bytes=2 * MiB, keep_free_bytes=0)
@@ -28,17 +30,36 @@ WINDOW_LOG = 20
 class Pair:
     """A source and a target, each beside its WAN accelerator; a cutter between the accelerators."""
 
-    def __init__(self, folder: Path, cache: Path | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cache: Path | None,
+        *,
+        mode: str = "digest",
+        reads_replicas: bool = False,
+        store_bytes: int = 32 * MiB,
+    ) -> None:
+        """`reads_replicas`: the target's accelerator has the replicas' root."""
         self.folder = folder
         self.cache = cache
+        self.mode = mode
+        self.reads_replicas = reads_replicas
+        self.store_bytes = store_bytes
         self.source = Machine("src", folder / "src", ("source", "host", "repository"))
         self.target = Machine("dst", folder / "dst", ("target",))
-        limits = WanConfig(None, LIMITS, WINDOW_LOG)
-        self.near = Machine("near", folder / "near", ("wan",), wan=limits)
-        self.far = Machine("far", folder / "far", ("wan",), wan=WanConfig(cache, LIMITS))
+        self.near = self._new_near()
+        self.far = self._new_far()
         self.cutter = Cutter(self.far.address)
         self.servers = {m.name: Server(m) for m in (self.near, self.far)}
         self.sessions: list[WanSession] = []
+
+    def _new_near(self) -> Machine:
+        limits = WanConfig(None, LIMITS, WINDOW_LOG, self.store_bytes)
+        return Machine("near", self.folder / "near", ("wan",), wan=limits)
+
+    def _new_far(self) -> Machine:
+        folder = self.folder / ("dst" if self.reads_replicas else "far")
+        return Machine("far", folder, ("wan",), wan=WanConfig(self.cache, LIMITS))
 
     def machine(self, name: str, size: int = DISK) -> Path:
         """A VM in a folder of its own; its disk."""
@@ -65,9 +86,22 @@ class Pair:
         self.servers["far"].close()
         self.far.close()
         self.cutter.close()
-        self.far = Machine("far", self.folder / "far", ("wan",), wan=WanConfig(self.cache, LIMITS))
+        self.far = self._new_far()
         self.cutter = Cutter(self.far.address)
         self.servers["far"] = Server(self.far)
+
+    def restart_near(self) -> None:
+        """The source's accelerator ends, and begins anew: it remembers nothing."""
+        self.servers["near"].close()
+        self.near.close()
+        self.near = self._new_near()
+        self.servers["near"] = Server(self.near)
+
+    @property
+    def memory(self) -> SourceMemory:
+        """What the source's accelerator remembers."""
+        (verbs,) = (role for role in self.near.mover._roles if isinstance(role, WanVerbs))
+        return verbs._memory
 
     def close(self) -> None:
         for session in self.sessions:
@@ -127,9 +161,15 @@ class WanSession(Session):
         }
         return [
             self.receive(task, at_target),
-            pair.servers["far"].start("wan_receive", **given, incoming=at_far, outgoing=from_far),
+            pair.servers["far"].start(
+                "wan_receive",
+                **given,
+                incoming=at_far,
+                outgoing=from_far,
+                path=self.path if pair.reads_replicas else "",
+            ),
             pair.servers["near"].start(
-                "wan_send", **given, mode="digest", incoming=at_near, outgoing=from_near
+                "wan_send", **given, mode=pair.mode, incoming=at_near, outgoing=from_near
             ),
             self.send(task, at_source, "data:repository", mark, baseline),
         ]

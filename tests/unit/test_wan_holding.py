@@ -28,10 +28,12 @@ class Content:
 
     def __init__(self, content: np.ndarray, *, fails: bool = False) -> None:
         self.content = content.reshape(-1)
-        self.size = self.content.size
+        self.virtual_size = self.content.size
         self.fails = fails
 
     def read_into(self, offset: int, buffer: Any) -> None:
+        end = offset + len(buffer)
+        assert offset % 512 == 0 and (end % 512 == 0 or end == self.virtual_size), "no sectors"
         if self.fails:
             raise DiskIO("disk", "read", offset, len(buffer), "gone")
         buffer[:] = self.content[offset : offset + len(buffer)]

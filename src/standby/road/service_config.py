@@ -16,7 +16,8 @@ keep_days_min = 7
 [wan]                            # with role "wan" (never implied)
 cache = "/var/cache/standby"     # the global cache of a target's accelerator; a source's needs none
 size = "100 GiB"                 # what the cache may take on disk
-memory = "256 MiB"               # and its index of memory
+memory = "256 MiB"               # and its index of memory; as much is a source's own index
+store = "256 MiB"                # memory for what a source sent last, to send changes of it; "0"
 keep_free = "1 GiB"              # nothing is cached while the disk has less room than that
 window = "128 MiB"               # memory that each disk under way may take, for compressing
 """
@@ -42,16 +43,19 @@ ROLES = ("source", "target", "repository", "host")
 """Those of a mover.toml that names none."""
 WAN = "wan"
 ORPHAN_TIMEOUT_S = 600
+INDEX_BYTES = STORE_BYTES = 256 * MiB
 
 
 @dataclass(frozen=True, slots=True)
 class WanConfig:
     """[wan]: what a WAN accelerator may take. `cache`: the folder of its global cache, None: it
-    caches nothing. A stream's window has 2^window_log bytes."""
+    caches nothing. A stream's window has 2^window_log bytes. `store_bytes`: of what was sent
+    (`wan.source_store`)."""
 
     cache: Path | None
     limits: Limits
     window_log: int = WINDOW_LOG_MAX
+    store_bytes: int = STORE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +144,14 @@ def _wan(table: Table, roles: tuple[str, ...]) -> WanConfig | None:
         raise table.error(WAN, "is only for WAN accelerators", 'add "wan" to `roles`')
     limits = Limits(
         limit_bytes=wan.size("size", 100 * GiB),
-        index_bytes=wan.size("memory", 256 * MiB),
+        index_bytes=wan.size("memory", INDEX_BYTES),
         keep_free_bytes=wan.size("keep_free", GiB),
     )
     window = wan.size("window", 1 << WINDOW_LOG_MAX, minimum=1 << WINDOW_LOG_MIN)
+    store = wan.size("store", STORE_BYTES)
     cache = None
     if wan.has("cache"):
         cache = wan.path("cache")
         limits.segment_size()
     wan.done()
-    return WanConfig(cache, limits, min(WINDOW_LOG_MAX, window.bit_length() - 1))
+    return WanConfig(cache, limits, min(WINDOW_LOG_MAX, window.bit_length() - 1), store)

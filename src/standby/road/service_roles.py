@@ -113,5 +113,5 @@ def _made(
     if "host" in config.roles:
         made.append(HostVerbs(places=places, state_folder=config.state, clock=clock))
     if WAN in config.roles:
-        made.append(WanVerbs(connections, config.wan, clock))
+        made.append(WanVerbs(connections, config.wan, clock, places=places))
     return made

@@ -5,27 +5,30 @@ out at once, so that the answer is there when its turn comes, however long the l
 parts as the target allows are on their way, and at most IN_FLIGHT_BYTES. A second thread encodes
 them in order, behind what the proxy said between them; it alone uses the encoder, so receipts are
 settled there too. A third one sends, so that the line is in use while the next part is encoded.
+
+Which way a part goes (wan_choosing.Way) is the task's mode, or, in mode auto, measured.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from standby.clock import SYSTEM_CLOCK
 from standby.errors import ProtocolError, error_from_wire
 from standby.road.batches import parsed_batch
-from standby.road.packing import Packer, Unpacker
+from standby.road.packing import Unpacker
 from standby.road.read_ahead import Frame
-from standby.road.wan_batches import Part, packed_zeros, parts_of
+from standby.road.wan_batches import Part, packed_zeros, part_runs, parts_of
+from standby.road.wan_choosing import Choosing, Way
+from standby.road.wan_direct import DirectBatches
 from standby.road.wan_relay import Relay
 from standby.units import MiB
 from standby.wan.batches import Batch as Pieces
 from standby.wan.encoding import Encoder, Sent
 from standby.wan.references import Receipt
+from standby.wan.remembering import DiskMemory
 from standby.wire.link import Link
 from standby.wire.messages import (
     Acknowledged,
@@ -53,58 +56,101 @@ IN_FLIGHT_MAX = 16
 IN_FLIGHT_BYTES = 64 * MiB
 """Of parts that are not settled: eight whole ones, 0.6 s of a line of 100 MB/s."""
 
+UNKNOWN_MAX = 2
+"""Parts on their way before anything is known of line and target (small ones: wan_choosing)."""
+
 READY_MAX = 2
 """Frames that are made and wait for the line: at most 16 MiB, and one is mostly enough."""
 
-SAMPLED = 64
-PLACES = 8
-SAVED_MORE = 26
-"""Pieces in a row of each part that are compressed as direct mode would, from another of so many
-places each time, to know what it would have sent. Alone they come out too high, for zstd does not
-know what is in front of them: on 192 MiB of files of a system it saved a 26th more in whole batches
-(67.6 MiB, not 72.5), which is added; where content compresses better this is too much, and so says
-less for the accelerator. Short runs from all over a part came out 25 % too high."""
-
-MODES = ("digest",)
-"""What a task may be told: to ask the target by name, and to compress the rest."""
+MODES = ("auto", *Way)
+"""What a task may be told: one of the ways for everything, or to choose."""
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _Flight:
+    """A part that is not settled."""
+
+    way: Way
+    length: int
+    made_s: float = 0.0
+    sent_at: float = 0.0
+
+
+class _Waiting(NamedTuple):
     """Something to be sent in its turn: a part, or a message between parts."""
 
     message: Message | None = None
     zeros: bytes = b""
     pieces: Pieces | None = None
+    part: Part | None = None
+    """To go directly."""
+    flight: _Flight | None = None
+
+
+class _Back(NamedTuple):
+    receipt: bytes
+    at: float
 
 
 class SourceWan(Relay):
     """Runs one disk task between the source proxy and the target's accelerator."""
 
     def __init__(
-        self, task: str, near: Link, far: Link, key: bytes, virtual_size: int, window_log: int
+        self,
+        task: str,
+        near: Link,
+        far: Link,
+        key: bytes,
+        virtual_size: int,
+        window_log: int,
+        mode: str = Way.DIGEST,
+        memory: DiskMemory | None = None,
+        session: str = "",
     ) -> None:
+        """`memory` of what the target has of this disk; what `session` sends is learned."""
         super().__init__(task, near, far)
         self._key = key
         self._virtual_size = virtual_size
         self._window_log = window_log
+        self._mode = mode
+        self._memory = memory
+        self._session = session
         self._unpacker = Unpacker(near.peer)
-        self._packer = Packer("fast")
+        self._direct = DirectBatches(virtual_size)
         self._queue: deque[_Waiting] = deque()
         self._answers: deque[bytes] = deque()
-        self._receipts: deque[bytes] = deque()
-        self._ready: deque[tuple[Message, tuple[bytes, ...]]] = deque()
-        self._sizes: dict[int, int] = {}
+        self._receipts: deque[_Back] = deque()
+        self._ready: deque[tuple[Message, tuple[Any, ...], _Flight | None]] = deque()
+        self._flights: dict[int, _Flight] = {}
+        self._directly: deque[_Flight] = deque()
         self._questions = IN_FLIGHT_MAX
         self._encoder: Encoder
-        self._samples = 0
-        self.direct = 0
-        """Bytes that zstd alone would have come to, as far as samples tell."""
+        self._choosing = Choosing([Way.DIGEST])
+        self.sent = Sent()
+        """What became of the pieces that did not go directly."""
+        self._way = Way.DIGEST
+        self._asked_at: deque[float] = deque()
+        self._round_trip_s = 0.0
+        self._last_back = 0.0
 
     @property
-    def sent(self) -> Sent:
-        """What became of the pieces."""
-        return self._encoder.sent
+    def direct(self) -> int:
+        """Bytes that all would have come to directly, as far as samples tell."""
+        return self._direct.estimated
+
+    @property
+    def pieces(self) -> dict[str, int]:
+        """By how they travelled."""
+        found = {kind.name.lower(): count for kind, count in self.sent.pieces.items() if count}
+        return found | ({"direct": self._direct.pieces} if self._direct.pieces else {})
+
+    @property
+    def mode(self) -> str:
+        """As it was used: in mode auto with the way that most went."""
+        if self._mode != "auto":
+            return self._mode
+        lengths = self._choosing.lengths
+        return f"auto: {max(lengths, key=lengths.__getitem__)}"
 
     def run(self) -> None:
         """Returns when the target has all of it."""
@@ -114,11 +160,29 @@ class SourceWan(Relay):
         if not isinstance(ready, WanReady) or ready.questions < 1:
             raise ProtocolError(self._far.peer, f"expected WanReady, got {ready}")
         self._questions = min(ready.questions, IN_FLIGHT_MAX)
-        window_log = min(ready.window_log, self._window_log)
-        self._encoder = Encoder(self._key, None, 0, asks=ready.asks, window_log=window_log)
+        if self._memory is not None:
+            self._memory.begin(ready.point)
+        self._encoder = Encoder(
+            self._key,
+            self._memory,
+            0,
+            shared=self._memory,
+            asks=ready.asks,
+            window_log=min(ready.window_log, self._window_log),
+        )
+        self.sent = self._encoder.sent
+        self._choosing = Choosing(self._ways())
         self.begin(self._encode_all, "encodes")
         self.begin(self._send_all, "sends")
         self.relay()
+        if self._memory is not None and not self._flights:
+            self._memory.finished(self._session)
+
+    def _ways(self) -> list[Way]:
+        if self._mode != "auto":
+            return [Way(self._mode)]
+        is_remembered = self._memory is not None and self._memory.learns
+        return [way for way in Way if way != Way.FULL or is_remembered]
 
     # --- from the source proxy ---------------------------------------------------------------
 
@@ -129,7 +193,7 @@ class SourceWan(Relay):
             if message.packing:
                 payload = memoryview(self._unpacker.unpack(payload))
             batch = parsed_batch(message, payload, None, self._virtual_size, self._near.peer)
-            for part in parts_of(batch):
+            for part in parts_of(batch, self._next_size):
                 self._take_part(part)
         elif isinstance(message, Mark | Finish):
             self._put(_Waiting(message))
@@ -138,24 +202,55 @@ class SourceWan(Relay):
         else:
             raise self.unexpected(frame, self._near)
 
+    def _next_size(self) -> int:
+        """Choose the next part's way; its pieces at most."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self.has_ended
+                    or self._choosing.is_known
+                    or len(self._flights) + len(self._directly) < UNKNOWN_MAX
+                )
+            )
+            self._way, size = self._choosing.next()
+        return size
+
     def _take_part(self, part: Part) -> None:
-        waiting = _Waiting(zeros=packed_zeros(part.zeros))
-        if len(part.offsets):
-            if not self._has_room(part.data.nbytes):
-                return
-            pieces = self._encoder.prepare(part.offsets, part.data)
+        if self._memory is not None:
+            self._memory.unlearn(part.zeros)
+        if not len(part.offsets):
+            self._put(_Waiting(zeros=packed_zeros(part.zeros)))
+            return
+        if not self._has_room(part.data.nbytes):
+            return
+        way = self._way
+        flight = _Flight(way, part.data.nbytes)
+        if self._memory is not None and way != Way.FULL:
+            self._memory.unlearn(part_runs(part))
+        if way == Way.DIRECT:
             with self._changed:
-                self._sizes[pieces.serial] = part.data.nbytes
+                self._directly.append(flight)
+            self._put(_Waiting(part=part, flight=flight))
+            return
+        began = SYSTEM_CLOCK.monotonic()
+        refers = way == Way.FULL and self._memory is not None and self._memory.refers
+        pieces = self._encoder.prepare(
+            part.offsets, part.data, refers=refers, learns=way == Way.FULL
+        )
+        flight.made_s = SYSTEM_CLOCK.monotonic() - began
+        with self._changed:
+            self._flights[pieces.serial] = flight
             if pieces.question:
-                self._far.send(WanQuestion(), pieces.question)
-            waiting.pieces = pieces
-        self._put(waiting)
+                self._asked_at.append(SYSTEM_CLOCK.monotonic())
+        if pieces.question:
+            self._far.send(WanQuestion(), pieces.question)
+        self._put(_Waiting(zeros=packed_zeros(part.zeros), pieces=pieces, flight=flight))
 
     def _has_room(self, length: int) -> bool:
         """Wait until so much more may be on its way; False where the task has ended."""
 
         def may_go() -> bool:
-            held = self._sizes.values()
+            held = [flight.length for flight in (*self._flights.values(), *self._directly)]
             few = len(held) < self._questions and sum(held) + length <= IN_FLIGHT_BYTES
             return self.has_ended or few or not held
 
@@ -179,13 +274,13 @@ class SourceWan(Relay):
                 # Receipts that came before the target's last word are settled after it too.
                 if self.has_ended and (self._errors or not self._receipts):
                     return
-                receipt = self._receipts.popleft() if self._receipts else None
-                if receipt is None:
+                back = self._receipts.popleft() if self._receipts else None
+                if back is None:
                     waiting = self._queue.popleft()
                     answer = self._answers.popleft() if _asks(waiting) else b""
                     self._changed.notify_all()
-            if receipt is not None:
-                self._settle(receipt)
+            if back is not None:
+                self._settle(back)
             elif waiting.message is not None:
                 self._hand_over(waiting.message)
             else:
@@ -195,37 +290,58 @@ class SourceWan(Relay):
         return bool(self._queue) and (not _asks(self._queue[0]) or bool(self._answers))
 
     def _encode(self, waiting: _Waiting, answer: bytes) -> None:
-        frame = b""
-        if waiting.pieces is not None:
-            self.direct += self._packed_alone(waiting.pieces.data)
-            frame = self._encoder.encode(waiting.pieces, answer)
-        self._hand_over(WanFrame(len(waiting.zeros)), waiting.zeros, frame)
+        flight = waiting.flight
+        began = SYSTEM_CLOCK.monotonic()
+        message: Message
+        payload: tuple[Any, ...]
+        if waiting.part is not None:
+            message, payload = self._direct.batch(waiting.part)
+        else:
+            frame = b""
+            if waiting.pieces is not None:
+                self._direct.sample(waiting.pieces.data)
+                frame = self._encoder.encode(waiting.pieces, answer)
+            message, payload = WanFrame(len(waiting.zeros)), (waiting.zeros, frame)
+        if flight is not None:
+            flight.made_s = max(flight.made_s, SYSTEM_CLOCK.monotonic() - began)
+        self._hand_over(message, *payload, flight=flight)
 
-    def _packed_alone(self, data: NDArray[np.uint8]) -> int:
-        """Bytes that direct mode would make of these pieces, about."""
-        place = self._samples * (PLACES // 2 + 1) % PLACES
-        self._samples += 1
-        start = max(0, min(len(data) * place // PLACES, len(data) - SAMPLED))
-        chosen = data[start : start + SAMPLED]
-        saved = max(0, chosen.nbytes - len(self._packer.pack(chosen)))
-        sent = max(0, chosen.nbytes - saved - saved // SAVED_MORE)
-        return sent * len(data) // len(chosen)
-
-    def _settle(self, receipt: bytes) -> None:
-        again = self._encoder.settle(receipt)
+    def _settle(self, back: _Back) -> None:
+        if not back.receipt:
+            self._came_back(self._directly.popleft(), back.at)
+            return
+        wrong, began = self.sent.units_wrong, SYSTEM_CLOCK.monotonic()
+        again = self._encoder.settle(back.receipt)
+        serial = Receipt.from_bytes(back.receipt).serial
+        flight = self._flights[serial]
         if again:
+            if self._memory is not None:
+                self._memory.wrong(self.sent.units_wrong - wrong)
             self._hand_over(WanAgain(), again)
             return
+        flight.made_s += SYSTEM_CLOCK.monotonic() - began
         with self._changed:
-            self._sizes.pop(Receipt.from_bytes(receipt).serial, None)
+            del self._flights[serial]
+        self._came_back(flight, back.at)
+
+    def _came_back(self, flight: _Flight, at: float) -> None:
+        """The part is settled: what its way costs."""
+        with self._changed:
+            is_alone = flight.sent_at >= self._last_back
+            took_s = at - max(flight.sent_at, self._last_back)
+            if is_alone:
+                took_s -= self._round_trip_s
+            self._last_back = at
+            self._choosing.made(flight.way, flight.length, flight.made_s)
+            self._choosing.came_back(flight.way, flight.length, max(0.0, took_s))
             self._changed.notify_all()
 
     # --- sending -----------------------------------------------------------------------------
 
-    def _hand_over(self, message: Message, *payload: bytes) -> None:
+    def _hand_over(self, message: Message, *payload: Any, flight: _Flight | None = None) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self.has_ended or len(self._ready) < READY_MAX)
-            self._ready.append((message, payload))
+            self._ready.append((message, payload, flight))
             self._changed.notify_all()
 
     def _send_all(self) -> None:
@@ -234,9 +350,14 @@ class SourceWan(Relay):
                 self._changed.wait_for(lambda: self.has_ended or self._ready)
                 if self.has_ended:
                     return
-                message, payload = self._ready.popleft()
+                message, payload, flight = self._ready.popleft()
                 self._changed.notify_all()
+            began = SYSTEM_CLOCK.monotonic()
+            if flight is not None:
+                flight.sent_at = began
             self._far.send(message, *payload)
+            if isinstance(message, Batch):
+                self._direct.sent(payload, SYSTEM_CLOCK.monotonic() - began)
 
     # --- from the target's accelerator -------------------------------------------------------
 
@@ -244,9 +365,13 @@ class SourceWan(Relay):
         """See Relay."""
         message, payload = frame
         if isinstance(message, WanAnswer):
-            self._keep(self._answers, payload)
+            self._take_answer(payload)
         elif isinstance(message, WanReceipt):
-            self._keep(self._receipts, payload)
+            with self._changed:
+                if len(self._receipts) > 2 * IN_FLIGHT_MAX or not (payload or self._directly):
+                    raise ProtocolError(self._far.peer, "receipts for what was not sent")
+                self._receipts.append(_Back(bytes(payload), SYSTEM_CLOCK.monotonic()))
+                self._changed.notify_all()
         elif isinstance(message, Index | Leaves | Acknowledged | Resend):
             self._near.send(message, payload)
         elif isinstance(message, Finished):
@@ -256,15 +381,17 @@ class SourceWan(Relay):
         else:
             raise self.unexpected(frame, self._far)
 
+    def _take_answer(self, payload: memoryview) -> None:
+        with self._changed:
+            if not self._asked_at:
+                raise ProtocolError(self._far.peer, "answers to what was not asked")
+            took_s = SYSTEM_CLOCK.monotonic() - self._asked_at.popleft()
+            self._round_trip_s = min(self._round_trip_s or took_s, took_s)
+            self._answers.append(bytes(payload))
+            self._changed.notify_all()
+
     def before_failing(self, ended: Link) -> None:
         """See Relay: what the proxy said and is not sent yet, it will say again."""
-
-    def _keep(self, kept: deque[bytes], payload: Any) -> None:
-        with self._changed:
-            if len(kept) > 2 * IN_FLIGHT_MAX:
-                raise ProtocolError(self._far.peer, "answers to what was not asked")
-            kept.append(bytes(payload))
-            self._changed.notify_all()
 
 
 def _asks(waiting: _Waiting) -> bool:

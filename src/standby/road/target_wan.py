@@ -16,6 +16,7 @@ from standby.errors import LinkError, ProtocolError
 from standby.road.read_ahead import Frame
 from standby.road.wan_batches import send_batch, unpacked_zeros
 from standby.road.wan_cache import CachedContent, Caching
+from standby.road.wan_newest import NO_POINT, NewestPoint
 from standby.road.wan_relay import READING_S, Relay
 from standby.wan.decoding import Decoded, Decoder, Rebuilt
 from standby.wan.holding import Holding
@@ -23,6 +24,7 @@ from standby.wire.link import Link
 from standby.wire.messages import (
     Acknowledged,
     Attach,
+    Batch,
     Finish,
     Finished,
     GetIndex,
@@ -63,6 +65,7 @@ class _Ready(NamedTuple):
     decoded: Decoded | None = None
     zeros: bytes = b""
     message: Message | None = None
+    payload: bytes = b""
 
 
 class TargetWan(Relay):
@@ -82,14 +85,17 @@ class TargetWan(Relay):
         caching: Caching,
         *,
         asks: bool,
+        newest: NewestPoint = NO_POINT,
     ) -> None:
-        """`asks`: there is a cache to be asked."""
+        """`asks`: there is a cache to be asked. `newest`: what frames may refer to."""
         super().__init__(task, near, far)
         self._virtual_size = virtual_size
         self._caching = caching
-        self._ready = WanReady(asks, QUESTIONS_MAX, window_log)
+        self._ready = WanReady(asks, QUESTIONS_MAX, window_log, newest.session)
+        holding = Holding(content)
+        holding.add_disk(0, before=newest.disk, now=None)
         self._decoder = Decoder(
-            key, Holding(content), window_log_max=window_log, questions_max=QUESTIONS_MAX
+            key, holding, window_log_max=window_log, questions_max=QUESTIONS_MAX
         )
         self._ready_ones: deque[_Ready] = deque()
         self._is_passing = False
@@ -116,6 +122,8 @@ class TargetWan(Relay):
             self._take_frame(message.zeros, payload)
         elif isinstance(message, WanAgain):
             self._hand_over(_Ready(self._decoder.decode(payload)))
+        elif isinstance(message, Batch):  # it need not wait for frames: no piece is in both
+            self._hand_over(_Ready(message=message, payload=bytes(payload)))
         elif isinstance(message, Mark | Finish):
             self._hand_over(_Ready(message=message))
         elif isinstance(message, Attach | GetIndex | GetLeaves):
@@ -146,7 +154,10 @@ class TargetWan(Relay):
                 ready = self._ready_ones.popleft()
                 self._is_passing = True
                 self._changed.notify_all()
-            if ready.message is not None:
+            if isinstance(ready.message, Batch):
+                self._send(ready.message, ready.payload)
+                self._receipt(b"")
+            elif ready.message is not None:
                 self._held.append(_Held(self._last, ready.message))
             else:
                 self._pass(ready.decoded, ready.zeros)
@@ -179,8 +190,11 @@ class TargetWan(Relay):
             if len(self._incomplete) > QUESTIONS_MAX:
                 raise ProtocolError(self._near.peer, "does not send again what is missing")
         self._write(decoded.runs, zeros)
+        self._receipt(decoded.receipt)
+
+    def _receipt(self, receipt: bytes) -> None:
         with contextlib.suppress(LinkError):  # whoever receives learns that the link is gone
-            self._near.send(WanReceipt(), decoded.receipt)
+            self._near.send(WanReceipt(), receipt)
 
     def _write(self, runs: list[Rebuilt], zeros: bytes) -> None:
         rows = unpacked_zeros(zeros, self._near.peer)
@@ -196,9 +210,9 @@ class TargetWan(Relay):
         while self._held and not any(n <= self._held[0].behind for n in self._incomplete):
             self._send(self._held.popleft().message)
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message, payload: bytes = b"") -> None:
         try:
-            self._far.send(message)
+            self._far.send(message, payload)
         except LinkError:
             self._hear_out()
             raise

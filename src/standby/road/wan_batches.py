@@ -6,7 +6,7 @@ whole, in ascending order, the disk's last one padded with zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,7 @@ from standby import digesting
 from standby.digesting import PIECE
 from standby.errors import ProtocolError
 from standby.road.batches import DATA, ROWS_MAX, ZERO, ReceivedBatch
+from standby.wan.batches import extents_of
 from standby.wan.decoding import Rebuilt
 from standby.wan.references import ADDRESS_BITS
 from standby.wan.varints import Malformed, Reader, Writer, unzigzag, zigzag
@@ -45,8 +46,11 @@ class Part:
     """(m, PIECE), a copy."""
 
 
-def parts_of(batch: ReceivedBatch) -> Iterator[Part]:
-    """The batch in parts of at most PART_PIECES; the zeros are in the first one."""
+def parts_of(
+    batch: ReceivedBatch, next_size: Callable[[], int] = lambda: PART_PIECES
+) -> Iterator[Part]:
+    """The batch in parts, the zeros in the first one. `next_size` is asked how many pieces the
+    next part with content may have, at most PART_PIECES."""
     is_data = batch.rows[:, 2] == DATA
     zeros = _in_pieces(batch.rows[~is_data])
     runs = _in_pieces(batch.rows[is_data])
@@ -55,7 +59,7 @@ def parts_of(batch: ReceivedBatch) -> Iterator[Part]:
     data = _whole(batch.data, batch.rows[is_data, 1], len(offsets))
     if not len(offsets):
         yield Part(zeros, offsets, data)
-    for first, stop in _cuts(offsets):
+    for first, stop in _cuts(offsets, next_size):
         yield Part(zeros, offsets[first:stop], data[first:stop])
         zeros = zeros[:0]
 
@@ -78,13 +82,35 @@ def _whole(data: Any, lengths: Numbers, pieces: int) -> Pieces:
     return whole
 
 
-def _cuts(offsets: Numbers) -> Iterator[tuple[int, int]]:
+def _cuts(offsets: Numbers, next_size: Callable[[], int]) -> Iterator[tuple[int, int]]:
     """(first, stop) of runs that ascend and are no longer than a part."""
     breaks = np.flatnonzero(np.diff(offsets) <= 0) + 1
     edges = [0, *breaks.tolist(), len(offsets)]
-    for begin, end in pairwise(edges):
-        for first in range(begin, end, PART_PIECES):
-            yield first, min(first + PART_PIECES, end)
+    for first, end in pairwise(edges):
+        while first < end:
+            stop = min(first + min(next_size(), PART_PIECES), end)
+            yield first, stop
+            first = stop
+
+
+def part_runs(part: Part) -> Numbers:
+    """(k, 2): first piece and pieces of the runs of a part's content."""
+    return extents_of(part.offsets)
+
+
+def batch_of(part: Part, virtual_size: int) -> tuple[Numbers, Any]:
+    """The part as rows (n, 3) of a batch, in the order of the disk, and its data."""
+    runs = part_runs(part)
+    rows = np.empty((len(part.zeros) + len(runs), 3), np.int64)
+    rows[: len(part.zeros), :2] = part.zeros * PIECE
+    rows[: len(part.zeros), 2] = ZERO
+    rows[len(part.zeros) :, :2] = runs * PIECE
+    rows[len(part.zeros) :, 2] = DATA
+    rows[:, 1] = np.minimum(rows[:, 1], virtual_size - rows[:, 0])
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    length = int(rows[rows[:, 2] == DATA, 1].sum())
+    # Only the disk's last piece can be short, and that is the last one here.
+    return rows, memoryview(part.data.reshape(-1))[:length]  # type: ignore[arg-type]
 
 
 # --- zeros on their way --------------------------------------------------------------------------

@@ -17,14 +17,18 @@ from standby.road.connections import (
     Errand,
     Spec,
 )
-from standby.road.service_config import WanConfig
+from standby.road.places import LOCAL_PLACES, Places
+from standby.road.service_config import INDEX_BYTES, STORE_BYTES, WanConfig
 from standby.road.source_wan import MODES, SourceWan
 from standby.road.target_wan import TargetWan
 from standby.road.verbs import answered
 from standby.road.wan_cache import CachedContent, Caching, SharedCache
+from standby.road.wan_newest import newest_point
 from standby.road.wan_relay import telling
 from standby.wan.cache import KEY_BYTES
 from standby.wan.compressing import WINDOW_LOG_MAX
+from standby.wan.remembering import SourceMemory
+from standby.wan.table import LookupTable
 from standby.wire.link import Link
 
 
@@ -57,12 +61,19 @@ class WanVerbs:
     task."""
 
     def __init__(
-        self, connections: Connections, config: WanConfig | None, clock: Clock = SYSTEM_CLOCK
+        self,
+        connections: Connections,
+        config: WanConfig | None,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        places: Places = LOCAL_PLACES,
     ) -> None:
         self._connections = connections
         self._window_log = WINDOW_LOG_MAX if config is None else config.window_log
         self._clock = clock
         self.cache = SharedCache(config, clock)
+        self._places = places
+        self._memory = source_memory(config)
         self._verbs: dict[str, Callable[..., Any]] = {
             "wan_send": self.wan_send,
             "wan_receive": self.wan_receive,
@@ -103,21 +114,27 @@ class WanVerbs:
             telling(near),
             self._connections.take(outgoing, far_errand) as (far, _),
         ):
-            station = SourceWan(task, near, far, tenant, virtual_size, self._window_log)
+            memory = None
+            if mode in ("auto", "full"):
+                memory = self._memory.disk(tenant, replica, disk_id, virtual_size)
+            station = SourceWan(
+                task, near, far, tenant, virtual_size, self._window_log, mode, memory, session
+            )
             self._sending[task] = far
             try:
                 station.run()
             finally:
                 del self._sending[task]
-            sent = station.sent
+                if memory is not None:
+                    memory.close()
             return WanSent(
                 far.sent_bytes,
                 far.received_bytes,
                 station.direct,
-                {kind.name.lower(): count for kind, count in sent.pieces.items() if count},
-                sent.units_resent,
+                station.pieces,
+                station.sent.units_resent,
                 station.cpu_s,
-                "digest",
+                station.mode,
             )
 
     def wan_progress(self) -> dict[str, list[int]]:
@@ -137,8 +154,10 @@ class WanVerbs:
         key: str,
         incoming: Spec,
         outgoing: Spec,
+        path: str = "",
     ) -> WanReceived:
-        """Pass one disk from the source's accelerator on to its target proxy."""
+        """Pass one disk from the source's accelerator on to its target proxy. `path` is where the
+        replica is, should this mover have that root."""
         tenant = tenant_key(key)
         near_errand = Errand(task, BETWEEN_WANS, disk_id, replica)
         far_errand = Errand(task, FROM_WAN, disk_id, replica)
@@ -146,6 +165,7 @@ class WanVerbs:
             self._connections.take(incoming, near_errand) as (near, _),
             telling(near),
             self._connections.take(outgoing, far_errand) as (far, _),
+            newest_point(self._places, path, replica, disk_id, virtual_size) as newest,
         ):
             warned = self.cache.warned
             namespace, warnings = self.cache.namespace(tenant)
@@ -161,6 +181,7 @@ class WanVerbs:
                     content,
                     caching,
                     asks=namespace is not None,
+                    newest=newest,
                 )
                 station.run()
             finally:
@@ -178,6 +199,13 @@ class WanVerbs:
                 station.cpu_s + caching.cpu_s,
                 warnings,
             )
+
+
+def source_memory(config: WanConfig | None) -> SourceMemory:
+    """What a mover remembers of disks that it sends."""
+    index_bytes = INDEX_BYTES if config is None else config.limits.index_bytes
+    store_bytes = STORE_BYTES if config is None else config.store_bytes
+    return SourceMemory(LookupTable, index_bytes, store_bytes)
 
 
 def tenant_key(text: str) -> bytes:

@@ -108,7 +108,8 @@ rpo = "24h"                           # alarm when the newest point is older
 # source = "a"                        # the mover near the VMs
 # target = "b"                        # the one near the replicas, which keeps the global cache
 # if_away = "direct"                  # disks go on without them; "wait": as for any mover
-# mode = "cache"                      # "direct": the pair is not used
+# mode = "cache"                      # "full": changes of what the target's newest point holds,
+#                                       too; "direct": the pair is not used
 # key = "file:/etc/standby/wan.key"   # which sources share the cache; without it: this server's
 
 # --- traffic between machines -----------------------------------------------------------------

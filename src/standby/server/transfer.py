@@ -291,7 +291,7 @@ class Transfer:
         """Where an accelerator cannot be asked, nobody will send: the receiver ends."""
         assert link.wan is not None
         try:
-            link.wan.start(arguments)
+            link.wan.start(arguments, self._path)
         except StandbyError:
             link.wan.cancel(arguments["task"])
             with contextlib.suppress(StandbyError):

@@ -45,7 +45,7 @@ its movers answer. A line that drops now and then is tried again through the pai
 TELLING_S = 10.0
 """How long the accelerators of a disk that is done are waited for."""
 
-MOVER_MODES = {"cache": "digest"}
+MOVER_MODES = {"cache": "digest", "full": "full"}
 """What movers call the modes of a pair."""
 
 
@@ -73,13 +73,14 @@ class WanLink:
         self._sending: Future[Any] | None = None
         self._receiving: Future[Any] | None = None
 
-    def start(self, send: Mapping[str, Any]) -> None:
+    def start(self, send: Mapping[str, Any], path: str) -> None:
         """Have both relay the task that `send`, the arguments of its `send_disk`, describes; the
-        target's receiver was started. Raises what keeps one of them from being asked."""
+        target's receiver was started. `path` is what that one calls the replica's folder. Raises
+        what keeps one of them from being asked."""
         pair = self.pair
         names = ("task", "session", "replica", "disk_id", "virtual_size")
         task = {name: send[name] for name in names} | {"key": pair.key}
-        self._receiving = pair.target.start("wan_receive", **task, **pair.at_target)
+        self._receiving = pair.target.start("wan_receive", **task, **pair.at_target, path=path)
         self._sending = pair.source.start(
             "wan_send",
             **task,

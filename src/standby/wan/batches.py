@@ -56,6 +56,10 @@ class Batch:
     """Pieces that the question is about."""
     key: bytes
     """The tenant's."""
+    refers: bool = True
+    """To what is known and shared."""
+    learns: bool = True
+    """When it is settled, it is known."""
     question: bytes = b""
     """For the target; empty when there is nothing to ask."""
     parts: dict[int, Parts] = field(default_factory=dict)

@@ -25,8 +25,7 @@ from standby.wan.batches import (
     plan_of,
     unit_digests,
 )
-from standby.wan.knowledge import SourceIndex
-from standby.wan.matching import Shared, find_deltas, find_parts, keep_incompressible
+from standby.wan.matching import Known, Shared, find_deltas, find_parts, keep_incompressible
 from standby.wan.names import names
 from standby.wan.references import (
     ASKED,
@@ -50,6 +49,8 @@ FIRST_LITERALS = 16 << 20
 
 PEER = "target WAN accelerator"
 
+REFERRING = (Kind.COPY, Kind.PARTS, Kind.DELTA)
+
 
 @dataclass(slots=True)
 class Sent:
@@ -68,6 +69,8 @@ class Sent:
     """Bytes of frames that repeat units."""
     receipts: int = 0
     units_resent: int = 0
+    units_wrong: int = 0
+    """Of these, such as referred to addresses."""
 
     @property
     def wire_bytes(self) -> int:
@@ -81,7 +84,7 @@ class Encoder:
     def __init__(
         self,
         key: bytes,
-        index: SourceIndex | None,
+        index: Known | None,
         base: int,
         *,
         shared: Shared | None = None,
@@ -106,9 +109,12 @@ class Encoder:
         self._resent: set[int] = set()
         self.sent = Sent()
 
-    def prepare(self, offsets: Array, data: Buffer) -> Batch:
+    def prepare(
+        self, offsets: Array, data: Buffer, *, refers: bool = True, learns: bool = True
+    ) -> Batch:
         """Take in a batch: ascending `offsets` (n,), multiples of PIECE, 0 < n <= PIECES_MAX, and
-        n * PIECE bytes, which are kept until it is settled and must not change."""
+        n * PIECE bytes, which are kept until it is settled and must not change. Without `refers`
+        what is known here is not looked at, without `learns` not added to."""
         pieces = np.frombuffer(data, np.uint8).reshape(-1, PIECE)
         if not 0 < len(pieces) == len(offsets) <= PIECES_MAX:
             raise ValueError(f"{len(offsets)} offsets for {len(pieces)} pieces")
@@ -117,7 +123,7 @@ class Encoder:
         self._serial += 1
         named = names(data, self._key)
         addresses = np.full(len(named), -1, np.int64)
-        if self._index is not None:
+        if self._index is not None and refers:
             addresses = self._index.find_pieces(named)
         kinds = np.where(addresses >= 0, Kind.COPY, UNDECIDED).astype(np.int8)
         for first, stop, kind in runs_of_zero(pieces.reshape(-1)).tolist():
@@ -128,6 +134,7 @@ class Encoder:
         batch = Batch(
             self._serial, offsets, pieces, named, kinds, addresses, groups, none, self._key
         )
+        batch.refers, batch.learns = refers, learns
         if self._asks and len(asked := batch.undecided()):
             batch.asked = asked
             batch.question = Question(self._serial, named[asked][:, ASKED]).to_bytes()
@@ -141,7 +148,7 @@ class Encoder:
         """
         if batch.question:
             self._take_answer(batch, answer)
-        if self._index is not None:
+        if self._index is not None and batch.refers:
             if self._shared is not None:
                 find_deltas(batch, self._index, self._shared, self._base, self._key)
             find_parts(batch, self._index)
@@ -186,10 +193,11 @@ class Encoder:
             if told.serial in self._resent:
                 raise ProtocolError(PEER, f"frame {told.serial}: units sent again did not arrive")
             self._resent.add(told.serial)
+            self.sent.units_wrong += len(np.intersect1d(told.missing, _referring(batch)))
             return self._again(batch, told.missing)
         del self._unsettled[batch.serial]
         self._resent.discard(batch.serial)
-        if self._index is not None:
+        if self._index is not None and batch.learns:
             parts = batch.parts_of_runs()
             self._index.learn(self._base, batch.offsets, batch.names, batch.data, parts)
         return b""
@@ -241,3 +249,8 @@ class Encoder:
         self.sent.deltas += len(frame.deltas)
         content = len(frame.stream) + len(frame.raw) + len(frame.deltas)
         self.sent.plans_and_digests += length - content
+
+
+def _referring(batch: Batch) -> Array:
+    """The units of a batch in which something refers to addresses."""
+    return np.unique(np.flatnonzero(np.isin(batch.kinds, REFERRING)) // UNIT)

@@ -21,11 +21,12 @@ class Reader(Protocol):
     """A disk's content in one state; every VirtualDisk is one."""
 
     @property
-    def size(self) -> int:
-        """Virtual size in bytes."""
+    def virtual_size(self) -> int:
+        """Bytes of the disk."""
 
     def read_into(self, offset: int, buffer: Any) -> None:
-        """Fill `buffer` with the content from `offset`; raises StandbyError where it cannot."""
+        """Fill `buffer` with the content from `offset`, a multiple of PIECE, in whole pieces or to
+        the disk's end; raises StandbyError where it cannot."""
 
 
 class Cached(Protocol):
@@ -87,15 +88,27 @@ class Holding:
         place = self._places[index]
         reader = place.now if address & NOW else place.before
         offset -= place.base
-        if reader is None or offset >= reader.size:
+        if reader is None or offset >= reader.virtual_size:
             return False
         # A last piece beyond the disk's end is padded with zeros, on either side.
-        there = min(len(buffer), reader.size - offset)
+        there = min(len(buffer), reader.virtual_size - offset)
         if len(buffer) - there >= PIECE:
             return False
         try:
-            reader.read_into(offset, buffer[:there])
+            _read_any(reader, offset, buffer[:there])
         except StandbyError:
             return False
         buffer[there:] = bytes(len(buffer) - there)
         return True
+
+
+def _read_any(reader: Reader, offset: int, buffer: Any) -> None:
+    """From any byte on: disks read whole sectors."""
+    first, stop = offset // PIECE * PIECE, -(-(offset + len(buffer)) // PIECE) * PIECE
+    stop = min(stop, reader.virtual_size)
+    if (first, stop) == (offset, offset + len(buffer)):
+        reader.read_into(offset, buffer)
+        return
+    whole = memoryview(bytearray(stop - first))
+    reader.read_into(first, whole)
+    buffer[:] = whole[offset - first : offset - first + len(buffer)]

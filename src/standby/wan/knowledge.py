@@ -108,17 +108,24 @@ class SourceIndex:
     beside a change finds the hint or does not."""
 
     def __init__(
-        self, key: bytes, new_table: NewTable, budget_bytes: int, *, has_anchors: bool = True
+        self,
+        key: bytes,
+        new_table: NewTable,
+        budget_bytes: int,
+        *,
+        has_anchors: bool = True,
+        gives_now: bool = True,
     ) -> None:
         """`budget_bytes` for all tables together. Without `has_anchors`, which only deltas need,
-        there is a quarter less to remember."""
+        there is a quarter less to remember. Without `gives_now` nothing refers to what the session
+        under way wrote: for targets that cannot read it."""
         self._has_anchors = has_anchors
+        self._gives_now = gives_now
         self._key = key
         self._names = new_table(budget_bytes // 2)
         self._parts = new_table(budget_bytes // 4)
         self._anchors = new_table(budget_bytes // 4)
-        self._disks: list[_Disk] = []
-        self._bases = np.empty(0, np.int64)
+        self._disks: tuple[_Disk, ...] = ()
         self._changing = threading.Lock()
 
     def add_disk(self, size: int) -> int:
@@ -130,9 +137,22 @@ class SourceIndex:
             if base + pieces * PIECE > NOW:
                 raise ValueError(f"no addresses left for a disk of {size} bytes")
             written = np.zeros(pieces, bool)
-            self._disks.append(_Disk(base, _Checks.of(pieces), _Checks.of(pieces), written))
-            self._bases = np.append(self._bases, base)
+            made = _Disk(base, _Checks.of(pieces), _Checks.of(pieces), written)
+            self._disks = (*self._disks, made)
             return base
+
+    def drop_disk(self, base: int) -> None:
+        """Forget the disk at `base`. Its addresses are given out again where no disk is behind."""
+        with self._changing:
+            self._disks = tuple(disk for disk in self._disks if disk.base != base)
+
+    def clear_disk(self, base: int) -> None:
+        """Forget what is in the disk at `base`."""
+        with self._changing:
+            disk = self._disk(base)
+            disk.forget()
+            disk.pieces.before = np.zeros_like(disk.pieces.now)
+            disk.parts.before = np.zeros_like(disk.parts.now)
 
     @property
     def memory_bytes(self) -> int:
@@ -167,12 +187,14 @@ class SourceIndex:
         names: Names,
         data: Pieces,
         parts: tuple[Array, Array, Names] | None = None,
+        key: bytes = b"",
     ) -> None:
         """The target has written this batch into the disk at `base`; `parts` as from `parts_of`,
-        where they are made already."""
-        starts, _, digests = parts or parts_of(data, run_borders(offsets), self._key)
+        where they are made already; `key` where the disk has another one than the index."""
+        key = key or self._key
+        starts, _, digests = parts or parts_of(data, run_borders(offsets), key)
         part_places = offsets[starts // PIECE] + starts % PIECE
-        marks, anchor_places = self._marks(offsets, data)
+        marks, anchor_places = self._marks(offsets, data, key)
         with self._changing:
             disk = self._disk(base)
             self._names.insert(names, (base + offsets).astype(np.uint64))
@@ -182,11 +204,22 @@ class SourceIndex:
             disk.parts.now[part_places // PIECE] = _checks(digests, part_places)
             disk.is_written[offsets // PIECE] = True
 
-    def _marks(self, offsets: Array, data: Pieces) -> tuple[Names, Array]:
+    def unlearn(self, base: int, runs: Array) -> None:
+        """The target has written into these runs of the disk at `base`, (n, 2) int64 first piece
+        and pieces, what is not known here."""
+        with self._changing:
+            disk = self._disk(base)
+            for first, count in runs.tolist():
+                written = slice(first, first + count)
+                disk.pieces.now[written] = 0
+                disk.parts.now[written] = 0
+                disk.is_written[written] = True
+
+    def _marks(self, offsets: Array, data: Pieces, key: bytes) -> tuple[Names, Array]:
         """The anchors of a batch as keys of the table, and where on the disk they are."""
         if not self._has_anchors:
             return np.empty((0, 16), np.uint8), np.empty(0, np.int64)
-        positions, fingerprints = anchors(data.reshape(-1), self._key, ANCHOR_PERIOD)
+        positions, fingerprints = anchors(data.reshape(-1), key, ANCHOR_PERIOD)
         inside = positions - WINDOW
         return anchor_names(fingerprints), offsets[inside // PIECE] + inside % PIECE
 
@@ -212,10 +245,12 @@ class SourceIndex:
 
     def _by_disk(self, addresses: Array) -> list[tuple[_Disk, Array, Array]]:
         """(disk, rows of `addresses` within it, their pieces)."""
-        numbers = np.searchsorted(self._bases, addresses, side="right") - 1
+        disks = self._disks
+        bases = np.array([disk.base for disk in disks], np.int64)
+        numbers = np.searchsorted(bases, addresses, side="right") - 1
         found = []
-        for number in np.unique(numbers[addresses >= 0]).tolist():
-            disk = self._disks[number]
+        for number in np.unique(numbers[(addresses >= 0) & (numbers >= 0)]).tolist():
+            disk = disks[number]
             rows = np.flatnonzero((numbers == number) & (addresses >= 0))
             index = (addresses[rows] - disk.base) // PIECE
             inside = index < len(disk.is_written)
@@ -228,7 +263,7 @@ class SourceIndex:
         confirmed = np.full(len(hints), -1, np.int64)
         for disk, rows, index in self._by_disk(hinted):
             there: _Checks = disk.pieces if of == "pieces" else disk.parts
-            now = there.now[index] == checks[rows]
+            now = (there.now[index] == checks[rows]) & self._gives_now
             before = there.before[index] == checks[rows]
             addresses = hinted[rows] + np.where(before, 0, NOW)
             confirmed[rows] = np.where(before | now, addresses, -1)

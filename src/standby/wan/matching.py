@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from standby.chunking import WINDOW, anchors
 from standby.wan import compressing
 from standby.wan.batches import UNDECIDED, Batch, Delta, Parts, Pieces
-from standby.wan.knowledge import ANCHOR_PERIOD, SourceIndex
+from standby.wan.knowledge import ANCHOR_PERIOD
+from standby.wan.locations import Names
 from standby.wan.references import PIECE, PREFIX_MAX, UNIT, Array, Kind
 
 Mask = NDArray[np.bool_]
@@ -36,6 +37,30 @@ CLEAR_GAIN = 0.5
 compression leaves."""
 
 
+class Known(Protocol):
+    """Digests of what the target holds, by content; every SourceIndex is one. All may lie."""
+
+    def find_pieces(self, names: Names) -> Array:
+        """Addresses (n,) int64 of pieces with these names, -1 for those not known."""
+
+    def find_parts(self, digests: Names) -> Array:
+        """Addresses (n,) int64 of content-defined parts with these digests, or -1."""
+
+    def find_anchors(self, fingerprints: NDArray[np.uint64]) -> Array:
+        """Addresses (n,) int64 where such anchors were seen, or -1."""
+
+    def learn(
+        self,
+        base: int,
+        offsets: Array,
+        names: Names,
+        data: Pieces,
+        parts: tuple[Array, Array, Names] | None = None,
+    ) -> None:
+        """The target has written this batch into the disk at `base`; `parts` as from
+        `knowledge.parts_of`."""
+
+
 class Shared(Protocol):
     """Content that the source has and knows the target to have too, by piece address
     (address / PIECE)."""
@@ -44,10 +69,10 @@ class Shared(Protocol):
         """Which of these can be read; not those of zeros."""
 
     def read(self, pieces: Array) -> Pieces:
-        """(n, PIECE) of what `has` said is there."""
+        """(n, PIECE) of what `has` said is there; KeyError where it is not any more."""
 
 
-def find_deltas(batch: Batch, index: SourceIndex, shared: Shared, base: int, key: bytes) -> None:
+def find_deltas(batch: Batch, index: Known, shared: Shared, base: int, key: bytes) -> None:
     """Decide for DELTA where something like it is shared: what stood at the same place, and what
     has the same anchors."""
     pieces = batch.undecided()
@@ -76,7 +101,10 @@ def find_deltas(batch: Batch, index: SourceIndex, shared: Shared, base: int, key
         if not len(regions):
             continue
         chosen = pieces[first:stop][near]
-        prefix = shared.read(_spread(regions))
+        try:
+            prefix = shared.read(_spread(regions))
+        except KeyError:  # what other disks sent meanwhile took its room
+            continue
         data = batch.data[chosen].reshape(-1)
         frame = compressing.compressed_behind(prefix.reshape(-1), data)
         limit = int(len(data) * CLEAR_GAIN)
@@ -116,7 +144,7 @@ def _spread(regions: Array) -> Array:
     return spread
 
 
-def find_parts(batch: Batch, index: SourceIndex) -> None:
+def find_parts(batch: Batch, index: Known) -> None:
     """Decide for PARTS where content-defined parts are known, pieces that have none of them apart.
 
     Parts run from cut to cut of everything changed, not only of what is undecided: the cuts fall

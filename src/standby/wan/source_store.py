@@ -38,7 +38,8 @@ class SourceStore:
         self._owner: Array = np.full(slots, _FREE, np.int64)
         self._is_used: Mask = np.zeros(slots, bool)
         self._rows: dict[int, Array] = {}
-        self._written: list[Array] = []
+        self._is_old: Mask = np.zeros(slots, bool)
+        """As it was before the session, which has written something else there."""
         self._hand = 0
 
     @property
@@ -61,13 +62,14 @@ class SourceStore:
     def put(self, pieces: Array, content: Pieces) -> None:
         """Keep these, in place of what was at the same addresses and of the oldest.
 
-        Everything that a session writes must come by here, with NOW: even where it does not stay,
-        `commit` must know that what was before is gone.
+        Everything that a session writes must come by here, with NOW, or by `overwrite`: even where
+        it does not stay, `commit` must know that what was before is gone.
         """
         room = len(self._owner)
         if not room or not len(pieces):
             return
-        self._written.append(pieces[pieces >= NOW_PIECES])
+        before = self._slots(pieces[pieces >= NOW_PIECES] - NOW_PIECES)
+        self._is_old[before[before >= 0]] = True
         pieces, content = pieces[-room:], content[-room:]
         slots = self._slots(pieces)
         there = slots >= 0
@@ -76,7 +78,7 @@ class SourceStore:
         fresh_pieces = pieces[~there][: len(fresh)]
         self._content[fresh] = content[~there][: len(fresh)]
         self._owner[fresh] = fresh_pieces
-        self._is_used[fresh] = False
+        self._is_used[fresh] = self._is_old[fresh] = False
         self._set(fresh_pieces, fresh)
 
     def drop(self, pieces: Array) -> None:
@@ -86,31 +88,44 @@ class SourceStore:
         self._owner[slots[there]] = _FREE
         self._set(pieces[there], np.full(int(there.sum()), _FREE, np.int64))
 
+    def overwrite(self, runs: Array) -> None:
+        """The session writes something that is not kept here into these runs, (n, 2) int64 first
+        piece, without NOW, and pieces; ascending, apart."""
+        starts, stops = runs[:, 0], runs[:, 0] + runs[:, 1]
+        places = np.where(self._owner >= NOW_PIECES, self._owner - NOW_PIECES, self._owner)
+        number = np.searchsorted(starts, places, side="right") - 1
+        slots = np.flatnonzero((number >= 0) & (self._owner != _FREE))
+        slots = slots[places[slots] < stops[number[slots]]]
+        self._is_old[slots] = True
+        self.drop(self._owner[slots[self._owner[slots] >= NOW_PIECES]])
+
     def commit(self, base: int, size: int) -> None:
         """What the session wrote into the disk at these addresses is its newest restore point."""
-        for written in self._taken(base, size):
-            slots = self._slots(written)
-            there = slots >= 0
-            self.drop(written - NOW_PIECES)
-            written, slots = written[there], slots[there]
-            self._set(written, np.full(len(written), _FREE, np.int64))
-            self._owner[slots] = written - NOW_PIECES
-            self._set(written - NOW_PIECES, slots)
+        first, stop = base // PIECE, base // PIECE + -(-size // PIECE)
+        before = self._held(first, stop)
+        self.drop(self._owner[before[self._is_old[before]]])
+        slots = self._held(first + NOW_PIECES, stop + NOW_PIECES)
+        written = self._owner[slots]
+        self.drop(written - NOW_PIECES)
+        self._set(written, np.full(len(written), _FREE, np.int64))
+        self._owner[slots] = written - NOW_PIECES
+        self._set(written - NOW_PIECES, slots)
 
     def give_up(self, base: int, size: int) -> None:
         """What the session wrote into the disk at these addresses does not count."""
-        for written in self._taken(base, size):
-            self.drop(written)
+        first, stop = base // PIECE, base // PIECE + -(-size // PIECE)
+        self._is_old[self._held(first, stop)] = False
+        self.drop(self._owner[self._held(first + NOW_PIECES, stop + NOW_PIECES)])
 
-    def _taken(self, base: int, size: int) -> list[Array]:
-        """What was put with NOW for one disk, forgotten here."""
-        first = base // PIECE + NOW_PIECES
-        stop = first + -(-size // PIECE)
-        inside = [(pieces >= first) & (pieces < stop) for pieces in self._written]
-        taken = [pieces[rows] for pieces, rows in zip(self._written, inside, strict=True)]
-        rest = [pieces[~rows] for pieces, rows in zip(self._written, inside, strict=True)]
-        self._written = [pieces for pieces in rest if len(pieces)]
-        return [np.unique(pieces) for pieces in taken]
+    def clear(self, base: int, size: int) -> None:
+        """Forget everything of the disk at these addresses."""
+        self.give_up(base, size)
+        first = base // PIECE
+        self.drop(self._owner[self._held(first, first + -(-size // PIECE))])
+
+    def _held(self, first: int, stop: int) -> Array:
+        """The slots of the piece addresses within [first, stop) that are here."""
+        return np.flatnonzero((self._owner >= first) & (self._owner < stop))
 
     def _free_slots(self, count: int, kept: Array) -> Array:
         """Up to `count` slots, emptied; those in `kept` stay."""

@@ -271,13 +271,16 @@ class Finished(Message, frozen=True, tag=True):
 # payloads are those of `wan/FORMAT.md`, section "Frames".
 
 
-class WanReady(Message, frozen=True, tag=True):
+class WanReady(Message, frozen=True, tag=True, omit_defaults=True):
     """Target's accelerator to the source's, first: whether it answers questions, how many may be
-    open, and the window of a stream (2^window_log bytes) that it takes."""
+    open, and the window of a stream (2^window_log bytes) that it takes. `point`: frames may refer
+    to the disk's newest restore point, which that session made ('': there is none yet); None, they
+    may not."""
 
     asks: bool
     questions: int
     window_log: int
+    point: str | None = None
 
 
 class WanQuestion(Message, frozen=True, tag=True):
