@@ -18,13 +18,13 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from cli.processes import wait_until
+from cli.processes import PATIENCE_S, wait_until
 from net.network import Line, Network
 from net.nursery import Child, Nursery
 from simulation.site import Site
@@ -120,6 +120,13 @@ compression = "none"
 class Sites(Site):
     """Both sites with their movers running; ended by `close`, or at the end of the block."""
 
+    hosts: ClassVar[Mapping[str, Sequence[str]]] = HOSTS
+    roles: ClassVar[Mapping[str, Sequence[str]]] = ROLES
+
+    def tables_of(self, name: str) -> list[str]:
+        """More tables of that mover's mover.toml."""
+        return []
+
     def __init__(
         self,
         folder: Path,
@@ -143,7 +150,7 @@ class Sites(Site):
         self.views = {"px1": folder / "source", "px2": folder / "source"}
         self._sessions = 0
         self._contents: dict[str, tuple[list[tuple[str, int, int]], dict[str, str]]] = {}
-        self.network = Network(wan, offload=offload, sites=HOSTS)
+        self.network = Network(wan, offload=offload, sites=self.hosts)
         self.network.__enter__()
         try:
             self._build(restore_points, job, mover, protect, reconnect_for)
@@ -165,9 +172,11 @@ class Sites(Site):
             (folder / name).mkdir(parents=True)
         self.authority = Authority.create(folder / "authority", "test")
         self.enrol("server", folder / "identity", ("server",))
-        for name in ROLES:
+        for name in self.roles:
             self._write_mover(name, mover, protect)
-        movers = "\n".join(f'[movers.{name}]\naddress = "{self.address(name)}"' for name in ROLES)
+        movers = "\n".join(
+            f'[movers.{name}]\naddress = "{self.address(name)}"' for name in self.roles
+        )
         self.config.write_text(
             TOML.format(
                 folder=folder,
@@ -177,7 +186,7 @@ class Sites(Site):
                 reconnect_for=reconnect_for,
             )
         )
-        self.start_movers(*ROLES)
+        self.start_movers(*self.roles)
 
     def close(self) -> None:
         """End every process and the network."""
@@ -197,7 +206,7 @@ class Sites(Site):
         self,
         name: str,
         folder: Path,
-        roles: tuple[str, ...],
+        roles: Sequence[str],
         authority: Authority | None = None,
         days: int = 90,
     ) -> IdentityFolder:
@@ -214,7 +223,7 @@ class Sites(Site):
     def _write_mover(self, name: str, more: str, protect: str) -> None:
         home = self.home(name)
         home.mkdir()
-        self.enrol(name, home / "identity", ROLES[name])
+        self.enrol(name, home / "identity", self.roles[name])
         root = {
             "src": self.folder / "source",
             "px1": self.folder / "views" / "px1",
@@ -226,12 +235,13 @@ class Sites(Site):
             f'listen = "{self.address(name)}"',
             'identity = "identity"',
             'state = "state"',
-            f"roles = {json.dumps(ROLES[name])}",
+            f"roles = {json.dumps(self.roles[name])}",
             more,
             "[roots]",
             f'data = "{root}"',
             "[protect]",
             protect,
+            *self.tables_of(name),
         ]
         (home / "mover.toml").write_text("\n".join(lines) + "\n")
 
@@ -291,8 +301,8 @@ class Sites(Site):
         subprocess.run(inside, check=True, capture_output=True)
 
     def sent_bytes(self) -> int:
-        """What the interfaces of the source proxies have sent so far."""
-        return sum(self.network[name].link.counters().sent_bytes for name in ("px1", "px2"))
+        """What the source proxies have sent so far, each byte once (see `payload_bytes`)."""
+        return sum(self.network[name].link.payload_bytes() for name in ("px1", "px2"))
 
     def partial_bytes(self) -> int:
         """How much of the points under way the target has on disk."""
@@ -395,7 +405,7 @@ class Sites(Site):
         identity = identity or IdentityFolder(self.folder / "identity")
         with self.network[host].inside():
             made = tls.connect(
-                self.address(name), identity, name, role or ROLES[name][0], 10, role=speaks
+                self.address(name), identity, name, role or self.roles[name][0], 10, role=speaks
             )
         with made:
             yield made
@@ -405,7 +415,7 @@ class Sites(Site):
     def check_nothing_leaked(self, name: str = "vm1_replica") -> None:
         """See Site; and no task runs, no replica is open, no mover holds a file or a link."""
         super().check_nothing_leaked(name)
-        for mover in ROLES:
+        for mover in self.roles:
             self.check_idle(mover)
         for path in (self.folder / "target").glob("*/replica.json"):
             assert not is_processing(self.replica(path.parent.name)), path
@@ -421,7 +431,7 @@ class Sites(Site):
             told = ask(link, "join", generation=0)["tasks"]  # a guest, whoever leads
             running = [task for task in told if task["is_running"]]
             assert running == [], f"{mover} is at {running}"
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE_S
         while held := self.held_by(mover):
             assert time.monotonic() < until, f"{mover} holds {held}"
             time.sleep(0.02)

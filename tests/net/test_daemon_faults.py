@@ -17,8 +17,7 @@ from cli.processes import state_of, wait_until
 from net.network import Line, has_tbf
 from net.nursery import Nursery
 from net.served import ServedSites, finish
-from net.test_faults import DATA, HEADERS, TWICE_MAX, until_under_way
-from standby.units import MiB
+from net.test_faults import DATA, DISK, OVERHEAD, RATE_BPS, TWICE_MAX, until_under_way
 
 Make = Callable[..., ServedSites]
 
@@ -29,11 +28,11 @@ def make(nursery: Nursery, tmp_path: Path) -> Iterator[Make]:
     with ExitStack() as stack:
 
         def made(**options: Any) -> ServedSites:
-            line = Line(rate_bps=48 * MiB) if has_tbf() else None
+            line = Line(rate_bps=RATE_BPS) if has_tbf() else None
             sites = stack.enter_context(
                 ServedSites(tmp_path / "site", nursery, wan=line, **options)
             )
-            sites.add_machine(sizes=(128 * MiB,))
+            sites.add_machine(sizes=(DISK,))
             sites.write(0, DATA)
             return sites
 
@@ -42,7 +41,7 @@ def make(nursery: Nursery, tmp_path: Path) -> Iterator[Make]:
 
 def check(sites: ServedSites, points: int = 1) -> None:
     """All that must hold when the daemons have ended."""
-    assert sites.sent_bytes() < (1 + HEADERS + TWICE_MAX) * DATA
+    assert sites.sent_bytes() < DATA + OVERHEAD + TWICE_MAX
     assert sites.check_points() == points
     sites.check_nothing_leaked()
 
