@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -16,64 +15,12 @@ import pytest
 from cli.processes import started, wait_until
 from simulation.installed import ROLES as PROCESSES
 from simulation.installed import Installation
-from simulation.several import HOMES, ROLES, CuttableMachine, SeveralSite
+from simulation.several import ROLES
+from simulation.wan_site import DATA, MORE, SIZES, WanSite
 from standby.disk import open_disk
-from standby.errors import LinkError
-from standby.road.service_config import WanConfig
 from standby.server.infrastructure_check import checked
 from standby.server.service_crew import ServiceCrew
 from standby.units import MiB
-from standby.wan.limits import Limits
-
-MORE = """\
-wan = "main"
-[wan.main]
-source = "wa"
-target = "wb"
-"""
-
-
-class WanSite(SeveralSite):
-    """The two sites with an accelerator each; the server finds no way to those in `away`."""
-
-    roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES | {"wa": ("wan",), "wb": ("wan",)}
-    caches = "wb"
-
-    def __init__(self, folder: Path, more: str = MORE) -> None:
-        self.away: set[str] = set()
-        self.asked_away = threading.Event()
-        super().__init__(folder, more=more)
-
-    def make_mover(self, name: str) -> CuttableMachine:
-        home = self.folder / HOMES.get(name, "target")
-        wan = None
-        if name == self.caches:
-            wan = WanConfig(
-                self.folder / "cache",
-                Limits(limit_bytes=512 * MiB, index_bytes=8 * MiB, keep_free_bytes=0),
-                20,
-            )
-        return CuttableMachine(name, home, self.roles[name], accept_timeout_s=20, wan=wan)
-
-    def link(self, mover):
-        if mover.name in self.away:
-            self.asked_away.set()
-            raise LinkError(mover.name, "no route to host")
-        return super().link(mover)
-
-    def twin(self, name: str) -> None:
-        """A VM with the first one's content."""
-        self.random = np.random.default_rng(7)
-        self.add_machine(name, sizes=SIZES)
-        self.write(0, DATA, machine=name)
-
-    def wire_bytes(self) -> int:
-        """What the source's accelerator has put on its links so far."""
-        return sum(link.sent_bytes for link in self.machines["wa"].made)
-
-
-SIZES = (32 * MiB,)
-DATA = 24 * MiB
 
 
 @pytest.fixture
@@ -244,6 +191,33 @@ def test_disks_and_machines_go_side_by_side(make_site):
     check(site, "vm1", "vm2", "vm3")
 
 
+def test_more_disks_than_there_is_room_for_wait_their_turn(make_site):
+    class Narrow(WanSite):
+        disks_at_once = 1
+
+    site = make_site(MORE, Narrow)
+    most = []
+    for name, side in (("wa", "send"), ("wb", "receive")):
+        room = site.verbs(name)._rooms[side]
+
+        def entered(*arguments, room=room, enter=room.enter):
+            enter(*arguments)
+            most.append(room.held)
+
+        room.enter = entered
+    for name in ("vm2", "vm3"):
+        site.add_machine(name)
+        for number in range(2):
+            site.write(MiB, 2 * MiB, number, machine=name)
+    report = site.run()
+    wans = [disk.wan for machine in report.machines for disk in machine.disks]
+    assert [wan.left for wan in wans] == [""] * 5
+    assert set(most) == {1}
+    for name in ("wa", "wb"):
+        assert site.verbs(name).wan_room() == {"send": [0, 0, 1], "receive": [0, 0, 1]}
+    check(site, "vm1", "vm2", "vm3")
+
+
 # --- accelerators that fail ------------------------------------------------------------------
 
 
@@ -259,7 +233,8 @@ def test_with_an_accelerator_away_disks_go_directly(site, name):
     report = site.run()
     disk = done(report)
     assert is_told_as_direct(report)
-    assert (disk.wan, disk.retries) == (None, 0)
+    assert (disk.wan.name, disk.wan.sent, disk.retries) == ("main", 0, 0)
+    assert f"mover {name} " in disk.wan.left
     assert site.machines["wa"].made == []
     check(site)
 
@@ -271,7 +246,10 @@ def test_an_accelerator_that_vanishes_leaves_its_disk_to_the_direct_way(site, na
     report = site.run()
     disk = done(report)
     assert is_told_as_direct(report)
-    assert disk.wan is None
+    assert f"mover {name} " in disk.wan.left
+    if name == "wb":  # the other one tells what went over the pair
+        assert 8 * MiB <= disk.wan.sent <= site.wire_bytes()
+        assert disk.wan.pieces["raw"] * 4096 >= disk.wan.sent - 64 * 1024
     assert 1 <= disk.retries <= 2
     assert disk.written < DATA  # what came over the pair was kept
     check(site)
@@ -299,7 +277,11 @@ def test_a_pair_that_drops_every_connection_is_given_up(make_site):
     machine.on_cut = again
     report = site.run()
     assert is_told_as_direct(report)
-    assert (done(report).wan, done(report).retries) == (None, 2)
+    disk = done(report)
+    assert ("2 attempts in a row broke off" in disk.wan.left, disk.retries) == (True, 2)
+    assert 4 * MiB <= disk.wan.sent <= site.wire_bytes()
+    with site.server() as server:
+        assert server.store.session(report.id).machines[0].disks[0].wan == disk.wan
     check(site)
 
 
@@ -415,7 +397,7 @@ def test_what_lacks_for_a_pair_is_found_by_the_infrastructure_check(make_site):
 def test_a_mover_without_the_role_is_told_and_done_without(make_site):
     site = make_site(MORE.replace('"wb"', '"dr2"'))
     report = site.run()
-    assert done(report).wan is None
+    assert "knows no 'wan_enter'" in done(report).wan.left
     assert is_told_as_direct(report)
     check(site)
 
@@ -476,7 +458,7 @@ def test_an_accelerator_that_hangs_is_left(make_site):
     machine.on_cut = lambda: site.hang("wb")
     report = site.run()
     assert is_told_as_direct(report)
-    assert done(report).wan is None
+    assert done(report).wan.sent >= 8 * MiB
     site.released.set()
     wait_until(lambda: not site.running_tasks(), "what hung has ended")
     check(site)
@@ -539,6 +521,6 @@ def test_a_killed_server_joins_all_four_ends_and_a_killed_accelerator_is_done_wi
         out, err = process.communicate(timeout=120)
     disk, warnings = disk_of(SimpleNamespace(returncode=process.returncode, stdout=out, stderr=err))
     assert any("sent directly, not over WAN accelerators main" in text for text in warnings)
-    assert (disk["wan"], disk["retries"] > 0) == (None, True)
+    assert ("mover wb" in disk["wan"]["left"], disk["retries"] > 0) == (True, True)
     assert installation.check_points() == 2
     installation.check_nothing_leaked()

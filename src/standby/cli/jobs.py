@@ -393,10 +393,14 @@ PIECES = {
 
 def _over_wan(place: str, told: WanReport) -> str:
     """What WAN accelerators did for a disk, in a line."""
+    if told.left:
+        before = f", after {size(told.sent)} over them" if told.sent else ""
+        return f"{place} not over WAN accelerators {told.name}{before}: {told.left}"
     pieces = ", ".join(f"{n} {PIECES.get(kind, kind)}" for kind, n in told.pieces.items() if n)
     cpu = ", ".join(f"{seconds:.1f} s {side}" for side, seconds in told.cpu_s.items())
+    wire = f" ({size(told.wire_sent)} with all headers)" if told.wire_sent else ""
     return (
-        f"{place} over WAN accelerators {told.name}: {size(told.sent)} sent and "
+        f"{place} over WAN accelerators {told.name}: {size(told.sent)} sent{wire} and "
         f"{size(told.received)} received, directly about {size(told.direct)}; "
         f"pieces of 4 KiB: {pieces or 'none'}; processor: {cpu}"
     )

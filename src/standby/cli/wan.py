@@ -1,11 +1,11 @@
-"""`standby wan …`: the global cache of a target WAN accelerator, in its folder."""
+"""`standby wan …`: the global cache of a target WAN accelerator, in its folder or while a mover has
+it open."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,25 +21,21 @@ from standby.cli.output import (
     warn,
     yes_option,
 )
-from standby.units import GiB, MiB
+from standby.cli.serving import config_option
+from standby.cli.wan_places import (
+    KEY_HELP,
+    by_mover_options,
+    cache_argument,
+    chosen,
+    opened_caches,
+    tenant_key,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from standby.wan.cache import GlobalCache
+    from standby.server.wan_caches import PairStatus
     from standby.wan.counting import CacheStatus
 
 WARNINGS_EXIT = 3
-LIMIT = 100 * GiB
-MEMORY = 256 * MiB
-"""Some 26 million entries: 100 GiB in pieces of 4 KiB."""
-
-
-cache_argument = click.argument("cache", type=click.Path(path_type=Path, file_okay=False))
-KEY_HELP = (
-    "The tenant's key, 64 hexadecimal digits, by reference: env:NAME or file:PATH "
-    "(`openssl rand -hex 32` makes one)."
-)
 limit_option = click.option(
     "--limit", type=Size(), help="What the cache may take on disk; default as last, first 100G."
 )
@@ -52,46 +48,15 @@ memory_option = click.option(
 def wan() -> None:
     """The global cache of a target WAN accelerator: look, verify, clear, warm up.
 
+    CACHE is its folder, where no process has it open; --mover and --pair name one that a mover of
+    standby.toml uses, jobs running or not.
+
     \b
     Example:
       standby wan populate /var/cache/standby /srv/templates --key file:/etc/standby/tenant.key
-      standby wan status /var/cache/standby
+      standby wan status
+      standby wan verify --pair main
     """
-
-
-def tenant_key(reference: str) -> bytes:
-    """The 32 bytes that a reference leads to; ConfigurationError where it does not."""
-    from standby.errors import ConfigurationError
-    from standby.server.references import read_reference
-
-    hint = "Write env:NAME or file:PATH; there, 64 hexadecimal digits"
-    if not reference.startswith(("env:", "file:")):
-        raise ConfigurationError("--key", "is no reference to a key", hint)
-    text = read_reference(reference, "--key", Path())
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise ConfigurationError("--key", f"{reference} holds no key of 32 bytes", hint)
-    return key
-
-
-@contextmanager
-def opened(
-    folder: Path, limit: int | None = None, memory: int | None = None
-) -> Iterator[GlobalCache]:
-    """The cache in `folder`, with the limits given, else those it had last."""
-    from standby.wan.cache import GlobalCache, Limits
-    from standby.wan.surveying import last_told
-
-    told = last_told(folder)
-    limits = Limits(
-        limit_bytes=limit or (told.limit_bytes if told else LIMIT),
-        index_bytes=memory or (told.index_bytes if told else MEMORY),
-    )
-    with GlobalCache(folder, limits, warn=warn) as cache:
-        yield cache
 
 
 # --- status ------------------------------------------------------------------------------------
@@ -99,27 +64,75 @@ def opened(
 
 @wan.command()
 @cache_argument
+@by_mover_options
+@config_option
 @json_option
-def status(cache: Path, as_json: bool) -> None:
-    """What the global cache in the folder CACHE holds. It may be in use; nothing is changed.
+def status(
+    cache: Path | None, mover: str | None, pair: str | None, config: Path, as_json: bool
+) -> int:
+    """What the global cache in the folder CACHE holds, or that of a mover; without any, those of
+    all pairs in standby.toml. Nothing is changed. Exit code 3: a pair's cache cannot be asked.
 
-    Hits, mode and memory are as the process that has it told last.
+    A folder may be in use; hits, mode and memory are then as the process that has it told last.
 
     \b
-    Example: standby wan status /var/cache/standby
+    Example:
+      standby wan status
+      standby wan status --pair main
+      standby wan status /var/cache/standby
     """
-    from standby.wan.surveying import survey
+    if cache is None and mover is None and pair is None:
+        with opened_caches(config) as caches:
+            found = caches.status()
+        return _show_pairs(found, as_json)
+    if cache is not None and mover is None and pair is None:
+        from standby.wan.surveying import survey
 
-    found = survey(cache)
+        surveyed = survey(cache)
+        more = {"is_in_use": surveyed.is_in_use, "is_told": surveyed.is_told}
+        _show_status(surveyed.status, more, as_json)
+        return 0
+    with chosen(cache, mover, pair, config) as place:
+        told = place.cache.status()
+    _show_status(told, {"is_in_use": True, "is_told": True}, as_json)
+    return 0
+
+
+def _show_status(found: CacheStatus, more: dict[str, bool], as_json: bool) -> None:
     if as_json:
         import msgspec
 
-        facts = msgspec.to_builtins(found.status)
-        print_json(facts | {"is_in_use": found.is_in_use, "is_told": found.is_told})
+        print_json(msgspec.to_builtins(found) | more)
         return
-    print_table("", ("", ""), _rows(found.status, found.is_in_use))
-    for text in found.status.problems:
+    print_table("", ("", ""), _rows(found, more["is_in_use"]))
+    for text in found.problems:
         warn(text)
+
+
+def _show_pairs(found: Sequence[PairStatus], as_json: bool) -> int:
+    if as_json:
+        print_json({"pairs": found})
+    elif not found:
+        click.echo("standby.toml has no pair of WAN accelerators ([wan.NAME])")
+    else:
+        heads = ("pair", "source", "target", ">size", ">limit", ">pieces", "entries", ">found")
+        print_table("", (*heads, "~state"), [_pair_row(item) for item in found])
+    return WARNINGS_EXIT if any(item.problem for item in found) else 0
+
+
+def _pair_row(item: PairStatus) -> tuple[str, ...]:
+    ends = (item.pair, item.source, item.target)
+    told = item.cache
+    if told is None:
+        return (*ends, "-", "-", "-", "-", "-", item.problem)
+    state = told.stopped_by or ("not used" if item.mode == "direct" else "ok")
+    pieces = str(told.pieces + told.disk_pieces)
+    return (*ends, size(told.bytes), size(told.limit_bytes), pieces, told.mode, _hits(told), state)
+
+
+def _hits(told: CacheStatus) -> str:
+    asked, found = told.counts["asked"], told.counts["found"]
+    return f"{100 * found / asked:.1f} % of {asked}" if asked else "0 asked"
 
 
 def _rows(found: CacheStatus, is_in_use: bool) -> list[tuple[str, str]]:
@@ -149,24 +162,35 @@ def _rows(found: CacheStatus, is_in_use: bool) -> list[tuple[str, str]]:
 
 @wan.command()
 @cache_argument
+@by_mover_options
+@config_option
 @click.option("--key", "keys", multiple=True, help=f"{KEY_HELP} May be repeated.")
 @dry_run_option
 @json_option
-def verify(cache: Path, keys: tuple[str, ...], dry_run: bool, as_json: bool) -> int:
-    """Read the whole global cache in the folder CACHE, name what is bad and drop it.
+def verify(
+    cache: Path | None,
+    mover: str | None,
+    pair: str | None,
+    config: Path,
+    keys: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Read a whole global cache, name what is bad and drop it.
 
-    Checksums are compared, and with a tenant's key the names of its content too. Exit code 3:
-    something was bad. Dropped content is sent again when it is needed.
+    Checksums are compared, and with a tenant's key the names of its content too; keys of the pairs
+    in standby.toml need not be named. Exit code 3: something was bad. Dropped content is sent again
+    when it is needed.
 
     \b
-    Example: standby wan verify /var/cache/standby --key file:/etc/standby/tenant.key
+    Example:
+      standby wan verify --pair main
+      standby wan verify /var/cache/standby --key file:/etc/standby/tenant.key
     """
-    from standby.wan.surveying import survey
-
-    survey(cache)
-    found_keys = [tenant_key(reference) for reference in keys]
-    with opened(cache) as cache_, progress_bars(not as_json) as update:
-        report = cache_.verify(found_keys, _labelled(update, "verify"), drop=not dry_run)
+    with chosen(cache, mover, pair, config) as place, progress_bars(not as_json) as update:
+        found_keys = [*place.keys, *(tenant_key(reference) for reference in keys)]
+        label = place.cache.label
+        report = place.cache.verify(found_keys, _labelled(update, "verify"), drop=not dry_run)
     if as_json:
         import msgspec
 
@@ -177,7 +201,7 @@ def verify(cache: Path, keys: tuple[str, ...], dry_run: bool, as_json: bool) -> 
             click.echo(f"{what} ({finding.pieces} pieces{'' if dry_run else ', dropped'})")
         names = f", {report.unnamed_pieces} by checksum only" if report.unnamed_pieces else ""
         verdict = "ok" if report.is_ok else f"{len(report.findings)} bad"
-        click.echo(f"{cache}: {verdict}, {report.pieces} pieces in {size(report.bytes)}{names}")
+        click.echo(f"{label}: {verdict}, {report.pieces} pieces in {size(report.bytes)}{names}")
     return 0 if report.is_ok else WARNINGS_EXIT
 
 
@@ -190,46 +214,61 @@ def _labelled(update: Callable[[str, int, int], None], label: str) -> Callable[[
 
 @wan.command()
 @cache_argument
+@by_mover_options
+@config_option
 @click.option("--key", help=f"Only what belongs to this key. {KEY_HELP}")
 @yes_option
 @dry_run_option
 @json_option
-def clear(cache: Path, key: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove what the global cache in the folder CACHE holds; replicas are not touched.
+def clear(
+    cache: Path | None,
+    mover: str | None,
+    pair: str | None,
+    config: Path,
+    key: str | None,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Remove what a global cache holds; replicas are not touched. With --pair, what belongs to the
+    pair's key. Transfers under way send what they do not find.
 
     \b
-    Example: standby wan clear /var/cache/standby --yes
+    Example:
+      standby wan clear --mover dr1
+      standby wan clear /var/cache/standby --yes
     """
     from standby.wan.cache import fingerprint
-    from standby.wan.surveying import survey
 
-    found = survey(cache).status
-    mark = None if key is None else fingerprint(tenant_key(key))
-    gone = [part for part in found.namespaces if mark is None or part.fingerprint == mark.hex()]
-    count, length = sum(part.segments for part in gone), sum(part.bytes for part in gone)
-    if dry_run:
-        if as_json:
-            print_json({"cache": cache, "segments": count, "bytes": length})
-        else:
-            click.echo(f"would remove {count} segments, {size(length)}, from {cache}")
-        return
-    plan = [f"{count} segments, {size(length)}, go; what they hold is sent again when needed"]
-    confirmed(plan, f"Clear {cache}?", yes=yes, as_json=as_json)
-    with opened(cache) as cache_:
-        removed = cache_.clear(None if key is None else tenant_key(key))
+    with chosen(cache, mover, pair, config) as place:
+        told, label = place.cache.status(), place.cache.label
+        only = place.one_key(key) if key is not None or place.pair else None
+        mark = "" if only is None else fingerprint(only).hex()
+        gone = [part for part in told.namespaces if mark in ("", part.fingerprint)]
+        count, length = sum(part.segments for part in gone), sum(part.bytes for part in gone)
+        if dry_run:
+            if as_json:
+                print_json({"cache": label, "segments": count, "bytes": length})
+            else:
+                click.echo(f"would remove {count} segments, {size(length)}, from {label}")
+            return
+        plan = [f"{count} segments, {size(length)}, go; what they hold is sent again when needed"]
+        confirmed(plan, f"Clear {label}?", yes=yes, as_json=as_json)
+        removed = place.cache.clear(only)
     if as_json:
-        print_json({"cache": cache, "segments": removed, "bytes": length})
+        print_json({"cache": label, "segments": removed, "bytes": length})
     else:
-        click.echo(f"removed {removed} segments from {cache}")
+        click.echo(f"removed {removed} segments from {label}")
 
 
 # --- populate ----------------------------------------------------------------------------------
 
 
 @wan.command()
-@cache_argument
-@click.argument("places", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--key", required=True, help=KEY_HELP)
+@click.argument("places", nargs=-1, required=True, metavar="[CACHE] PLACES...")
+@by_mover_options
+@config_option
+@click.option("--key", help=f"{KEY_HELP} Default: the key of the pair.")
 @click.option(
     "--in-place",
     is_flag=True,
@@ -241,9 +280,11 @@ def clear(cache: Path, key: str | None, yes: bool, dry_run: bool, as_json: bool)
 @dry_run_option
 @json_option
 def populate(
-    cache: Path,
-    places: tuple[Path, ...],
-    key: str,
+    places: tuple[str, ...],
+    mover: str | None,
+    pair: str | None,
+    config: Path,
+    key: str | None,
     in_place: bool,
     limit: int | None,
     memory: int | None,
@@ -252,32 +293,43 @@ def populate(
     as_json: bool,
 ) -> int:
     """Warm the global cache in the folder CACHE up with the disks in PLACES: disk files (VHDX,
-    raw), or folders of them, of any operating system. Exit code 3: a disk could not be read.
+    raw), or folders of them, replicas among them, of any operating system. Exit code 3: a disk
+    could not be read.
+
+    With --mover or --pair there is no CACHE; PLACES are paths of the mover's machine, below its
+    [roots], and jobs may run.
 
     \b
-    Example: standby wan populate /var/cache/standby /srv/templates --key env:TENANT_KEY
+    Example:
+      standby wan populate --pair main /srv/replicas/web01_replica
+      standby wan populate /var/cache/standby /srv/templates --key env:TENANT_KEY
     """
-    from standby.wan.populating import disk_files
-
-    disks = [
-        path for place in places for path in (disk_files(place) if place.is_dir() else [place])
-    ]
-    tenant = tenant_key(key)
-    if dry_run:
-        _show_disks(cache, disks, as_json)
-        return 0
-    with opened(cache, limit, memory) as cache_, progress_bars(not as_json) as update:
-        report = cache_.populate(tenant, disks, folders=folders, in_place=in_place, told=update)
-        evicted = cache_.counters["evicted"]
+    cache = None
+    if mover is None and pair is None:
+        cache, places = Path(places[0]), places[1:]
+        if not places:
+            raise click.UsageError("Missing argument 'PLACES...'.")
+    beside = [str(folder) for folder in folders]
+    with chosen(cache, mover, pair, config, limit=limit, memory=memory) as place:
+        tenant, label = place.one_key(key), place.cache.label
+        disks = place.cache.disks(places)
+        if dry_run:
+            _show_disks(label, disks, as_json)
+            return 0
+        with progress_bars(not as_json) as update:
+            report, evicted = place.cache.populate(
+                tenant, places, update, folders=beside, in_place=in_place
+            )
     if as_json:
         import msgspec
 
-        print_json({"cache": cache, "evicted": evicted} | msgspec.to_builtins(report))
+        told: dict[str, Any] = msgspec.to_builtins(report)
+        print_json({"cache": label, "evicted": evicted} | told)
     else:
         for path, problem in report.problems.items():
             warn(problem if path in problem else f"{path}: {problem}")
         click.echo(
-            f"{cache}: {report.disks} disks, {size(report.bytes_read)} read, {report.pieces_added} "
+            f"{label}: {report.disks} disks, {size(report.bytes_read)} read, {report.pieces_added} "
             f"new pieces, {size(max(0, report.bytes_added))} more in the cache"
         )
         if evicted:
@@ -285,11 +337,11 @@ def populate(
     return WARNINGS_EXIT if report.problems else 0
 
 
-def _show_disks(cache: Path, disks: list[Path], as_json: bool) -> None:
-    found = [{"path": path, "bytes": path.stat().st_size} for path in disks]
+def _show_disks(cache: str, disks: Sequence[tuple[str, int]], as_json: bool) -> None:
     if as_json:
+        found = [{"path": path, "bytes": length} for path, length in disks]
         print_json({"cache": cache, "disks": found})
         return
-    for path in disks:
-        click.echo(f"{path}  {size(path.stat().st_size)}")
+    for path, length in disks:
+        click.echo(f"{path}  {size(length)}")
     click.echo(f"would take {len(disks)} disks into {cache}")

@@ -39,6 +39,7 @@ from standby.errors.jobs import (
     NoProxy,
     ResourcesBusy,
     SessionStopped,
+    WorkStopped,
 )
 from standby.errors.links import (
     CertificateError,
@@ -143,6 +144,7 @@ __all__ = [
     "UnknownName",
     "VerifyFailed",
     "VersionMismatch",
+    "WorkStopped",
     "error_from_wire",
     "error_to_wire",
 ]

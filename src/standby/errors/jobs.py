@@ -104,6 +104,18 @@ class ResourcesBusy(StandbyError):
 
 
 @dataclass(eq=False)
+class WorkStopped(StandbyError):
+    """Somebody asked for an end of what reads for long and changes no replica."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    exit_code: ClassVar[int] = 130
+    what: str
+
+    def message(self) -> str:
+        return f"{self.what} was stopped; what it did stays"
+
+
+@dataclass(eq=False)
 class SessionStopped(StandbyError):
     """Somebody asked the session to end: Ctrl-C, or `standby job stop`."""
 

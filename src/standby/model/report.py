@@ -8,15 +8,20 @@ from dataclasses import dataclass, field
 @dataclass(slots=True)
 class WanReport:
     """What a pair of WAN accelerators did for one disk: `sent` and `received` on the wire between
-    them as the source's one counts, TLS apart; `direct` what the disk would have sent without them,
+    them as the source's one counts, TLS apart; `wire_sent` and `wire_received` the same with TLS,
+    what TCP sent again, and all headers, as an interface counts, 0 where the system does not tell;
+    `direct` what the disk would have sent without them,
     estimated from samples; `pieces` of 4 KiB by how they travelled, `resent` what had to come
     again; `asked` pieces were looked for in the target's cache, `found` there, `cached` are new in
-    it; `cpu_s` by side; `mode` as it was used."""
+    it; `cpu_s` by side; `mode` as it was used. `left` says why the disk went on directly, '' where
+    it did not; the figures are then those of the attempts before, as far as their movers told."""
 
     name: str = ""
     mode: str = ""
     sent: int = 0
     received: int = 0
+    wire_sent: int = 0
+    wire_received: int = 0
     direct: int = 0
     pieces: dict[str, int] = field(default_factory=dict)
     resent: int = 0
@@ -24,18 +29,20 @@ class WanReport:
     found: int = 0
     cached: int = 0
     cpu_s: dict[str, float] = field(default_factory=dict)
+    left: str = ""
 
 
 @dataclass(slots=True)
 class DiskReport:
     """One disk task. `read` source bytes read; `skipped` allocated bytes not read (tracker, mark);
     `changed` bytes that differ from the last point, whichever session brought them; `sent` on the
-    link, after packing; `written` into the point; `zeroed` made zero. `mode` is full, incremental, resume, seed or excluded;
-    `reason` says why. `busy_s` maps station (source, proxy, network, target, verify) to seconds it
-    was the one working; it is empty until the task has ended well, and the figures are what its
-    mover told on the way then, 0 where it told nothing. `retries` counts how often it went on after
-    a proxy or link failed, and `proxy` is the one that finished it, '' on one machine. `wan` is
-    there where that went over WAN accelerators; `sent` is what these put on the wire then."""
+    link, after packing; `written` into the point; `zeroed` made zero. `mode` is full, incremental,
+    resume, seed or excluded; `reason` says why. `busy_s` maps station (source, proxy, network,
+    target, verify) to seconds it was the one working; it is empty until the task has ended well,
+    and the figures are what its mover told on the way then, 0 where it told nothing. `retries`
+    counts how often it went on after a proxy or link failed, and `proxy` is the one that finished
+    it, '' on one machine. `wan` is there where that went over WAN accelerators, `sent` is what
+    these put on the wire then; or where it was to, and `wan.left` says why it did not."""
 
     disk_id: str
     place: str

@@ -20,6 +20,8 @@ memory = "256 MiB"               # and its index of memory; as much is a source'
 store = "256 MiB"                # memory for what a source sent last, to send changes of it; "0"
 keep_free = "1 GiB"              # nothing is cached while the disk has less room than that
 window = "128 MiB"               # memory that each disk under way may take, for compressing
+disks_memory = "2 GiB"           # all disks under way, those sent and those received each; a disk
+                                 # takes its window and 112 MiB; more of them wait their turn
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from standby.model.target_rules import TargetRules
-from standby.road.places import RootPlaces
-from standby.strict_toml import Table, read_toml
 from standby.errors import DiskIO
 from standby.files import is_folder
-from standby.units import GiB, MiB
+from standby.model.target_rules import TargetRules
+from standby.road.places import RootPlaces
+from standby.road.wan_room import disk_bytes
+from standby.strict_toml import Table, read_toml
+from standby.units import GiB, MiB, format_bytes
 from standby.wan.compressing import WINDOW_LOG_MAX, WINDOW_LOG_MIN
 from standby.wan.limits import Limits
 from standby.wire.plain import check_loopback
@@ -43,6 +46,7 @@ ROLES = ("source", "target", "repository", "host")
 """Those of a mover.toml that names none."""
 WAN = "wan"
 ORPHAN_TIMEOUT_S = 600
+DISKS_BYTES = 2 * GiB
 INDEX_BYTES = STORE_BYTES = 256 * MiB
 
 
@@ -50,12 +54,19 @@ INDEX_BYTES = STORE_BYTES = 256 * MiB
 class WanConfig:
     """[wan]: what a WAN accelerator may take. `cache`: the folder of its global cache, None: it
     caches nothing. A stream's window has 2^window_log bytes. `store_bytes`: of what was sent
-    (`wan.source_store`)."""
+    (`wan.source_store`). `disks_bytes`: all disks that are sent, and all that are received, at
+    once."""
 
     cache: Path | None
     limits: Limits
     window_log: int = WINDOW_LOG_MAX
     store_bytes: int = STORE_BYTES
+    disks_bytes: int = DISKS_BYTES
+
+    @property
+    def disks_at_once(self) -> int:
+        """How many disks there is room for, in either direction."""
+        return max(1, self.disks_bytes // disk_bytes(self.window_log))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +160,17 @@ def _wan(table: Table, roles: tuple[str, ...]) -> WanConfig | None:
     )
     window = wan.size("window", 1 << WINDOW_LOG_MAX, minimum=1 << WINDOW_LOG_MIN)
     store = wan.size("store", STORE_BYTES)
+    window_log = min(WINDOW_LOG_MAX, window.bit_length() - 1)
+    disks = wan.size("disks_memory", DISKS_BYTES)
+    if disks < disk_bytes(window_log):
+        raise wan.error(
+            "disks_memory",
+            f"is {format_bytes(disks)}",
+            f"one disk takes {format_bytes(disk_bytes(window_log))}; or lower window",
+        )
     cache = None
     if wan.has("cache"):
         cache = wan.path("cache")
         limits.segment_size()
     wan.done()
-    return WanConfig(cache, limits, min(WINDOW_LOG_MAX, window.bit_length() - 1), store)
+    return WanConfig(cache, limits, window_log, store, disks)

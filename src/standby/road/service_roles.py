@@ -56,7 +56,7 @@ class ServiceRoles:
     def cancel(self, task: str) -> None:
         """End the task where a role reads for it."""
         for role in self._all:
-            if isinstance(role, ReplicaVerbs):
+            if isinstance(role, ReplicaVerbs | WanVerbs):
                 role.cancel(task)
 
     def adopt(self, owner: Owner, is_meant: Callable[[str, Collection[str]], bool]) -> None:
@@ -113,5 +113,5 @@ def _made(
     if "host" in config.roles:
         made.append(HostVerbs(places=places, state_folder=config.state, clock=clock))
     if WAN in config.roles:
-        made.append(WanVerbs(connections, config.wan, clock, places=places))
+        made.append(WanVerbs(connections, config.wan, clock, name=config.name, places=places))
     return made

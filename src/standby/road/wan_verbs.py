@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,16 +26,25 @@ from standby.road.verbs import answered
 from standby.road.wan_cache import CachedContent, Caching, SharedCache
 from standby.road.wan_newest import newest_point
 from standby.road.wan_relay import telling
-from standby.wan.cache import KEY_BYTES
-from standby.wan.compressing import WINDOW_LOG_MAX
+from standby.road.wan_room import RECEIVE, SEND, Room
+from standby.road.wan_shares import LineShares
+from standby.road.wan_upkeep import WanUpkeep, tenant_key
+from standby.wan.limits import Limits
 from standby.wan.remembering import SourceMemory
 from standby.wan.table import LookupTable
 from standby.wire.link import Link
+from standby.wire.tcp_info import told_of
+
+T = TypeVar("T")
+
+FAILED_MAX = 256
+"""Tasks that failed of which is remembered what they did."""
 
 
 class WanSent(msgspec.Struct, frozen=True):
-    """What `wan_send` did: bytes on the connection between the accelerators, either way; what
-    `direct` mode would have sent, estimated; pieces by kind; units sent again."""
+    """What `wan_send` did: bytes on the connection between the accelerators, either way, and as an
+    interface counts them (wire.tcp_info; 0 where the system does not tell); what `direct` mode
+    would have sent, estimated; pieces by kind; units sent again."""
 
     sent: int
     received: int
@@ -43,6 +53,8 @@ class WanSent(msgspec.Struct, frozen=True):
     resent: int
     cpu_s: float
     mode: str
+    wire_sent: int = 0
+    wire_received: int = 0
 
 
 class WanReceived(msgspec.Struct, frozen=True):
@@ -66,29 +78,65 @@ class WanVerbs:
         config: WanConfig | None,
         clock: Clock = SYSTEM_CLOCK,
         *,
+        name: str = "",
         places: Places = LOCAL_PLACES,
     ) -> None:
+        """`name` is the mover's own."""
         self._connections = connections
-        self._window_log = WINDOW_LOG_MAX if config is None else config.window_log
+        own = config or WanConfig(None, Limits(0, 0))
+        self._window_log = own.window_log
+        self._rooms = {side: Room(own.disks_at_once, name, clock) for side in (SEND, RECEIVE)}
+        self._shares = LineShares()
         self._clock = clock
         self.cache = SharedCache(config, clock)
+        self._upkeep = WanUpkeep(self.cache, name, places)
         self._places = places
         self._memory = source_memory(config)
         self._verbs: dict[str, Callable[..., Any]] = {
             "wan_send": self.wan_send,
             "wan_receive": self.wan_receive,
-            "wan_status": lambda: self.cache.status(),
+            "wan_enter": self.wan_enter,
+            "wan_leave": self.wan_leave,
+            "wan_room": self.wan_room,
             "wan_progress": self.wan_progress,
+            "wan_told": self.wan_told,
+            **self._upkeep.verbs,
         }
         self._sending: dict[str, Link] = {}
+        self._failed = _Failed()
 
     def call(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Run `verb`; NotImplemented for one of another role."""
+        if verb == "progress":
+            return self._upkeep.progress()
         return answered(self._verbs, verb, arguments)
+
+    def cancel(self, task: str) -> None:
+        """End what waits for room, or reads the cache or for it, under that id."""
+        self._upkeep.cancel(task)
+        self.wan_leave(task)
 
     def close(self) -> None:
         """Close the cache; what was taken in is kept."""
+        self._upkeep.close()
+        for room in self._rooms.values():
+            room.close()
         self.cache.close()
+
+    def wan_enter(self, disk: str, side: str, session: str = "", weight: float = 1) -> None:
+        """Return when there is room to `send` or `receive` the disk task of that id."""
+        if side not in self._rooms:
+            raise ProtocolError("backup server", f"no side {side!r}")
+        self._rooms[side].enter(disk, session, weight)
+
+    def wan_leave(self, disk: str) -> None:
+        """The disk task of that id will not begin, or wait any more."""
+        for room in self._rooms.values():
+            room.cancel(disk)
+
+    def wan_room(self) -> dict[str, list[int]]:
+        """{side: [disks that have room, disks that wait, room for so many]}."""
+        return {side: [it.held, it.waiting, it.count] for side, it in self._rooms.items()}
 
     def wan_send(
         self,
@@ -110,9 +158,11 @@ class WanVerbs:
         near_errand = Errand(task, TO_WAN, disk_id, replica, weight=weight)
         far_errand = Errand(task, BETWEEN_WANS, disk_id, replica, weight=weight)
         with (
+            self._rooms[SEND].use(task, session, weight),
             self._connections.take(incoming, near_errand) as (near, _),
             telling(near),
             self._connections.take(outgoing, far_errand) as (far, _),
+            self._shares.joined(far, weight),
         ):
             memory = None
             if mode in ("auto", "full"):
@@ -123,25 +173,27 @@ class WanVerbs:
             self._sending[task] = far
             try:
                 station.run()
+            except BaseException:
+                self._failed.sent[task] = what_was_sent(station, far)
+                raise
             finally:
                 del self._sending[task]
                 if memory is not None:
                     memory.close()
-            return WanSent(
-                far.sent_bytes,
-                far.received_bytes,
-                station.direct,
-                station.pieces,
-                station.sent.units_resent,
-                station.cpu_s,
-                station.mode,
-            )
+            return what_was_sent(station, far)
 
     def wan_progress(self) -> dict[str, list[int]]:
         """{task: [bytes sent to the target's accelerator so far, received from it]}."""
         return {
             task: [link.sent_bytes, link.received_bytes]
             for task, link in list(self._sending.items())
+        }
+
+    def wan_told(self, disk: str) -> dict[str, WanSent | WanReceived | None]:
+        """What a disk task did that failed here a while ago."""
+        return {
+            "sent": self._failed.sent.get(disk),
+            "received": self._failed.received.get(disk),
         }
 
     def wan_receive(
@@ -162,6 +214,7 @@ class WanVerbs:
         near_errand = Errand(task, BETWEEN_WANS, disk_id, replica)
         far_errand = Errand(task, FROM_WAN, disk_id, replica)
         with (
+            self._rooms[RECEIVE].use(task, session),
             self._connections.take(incoming, near_errand) as (near, _),
             telling(near),
             self._connections.take(outgoing, far_errand) as (far, _),
@@ -170,20 +223,23 @@ class WanVerbs:
             warned = self.cache.warned
             namespace, warnings = self.cache.namespace(tenant)
             content, caching = CachedContent(namespace), Caching(namespace, self._clock)
+            station = TargetWan(
+                task,
+                near,
+                far,
+                tenant,
+                virtual_size,
+                self._window_log,
+                content,
+                caching,
+                asks=namespace is not None,
+                newest=newest,
+            )
             try:
-                station = TargetWan(
-                    task,
-                    near,
-                    far,
-                    tenant,
-                    virtual_size,
-                    self._window_log,
-                    content,
-                    caching,
-                    asks=namespace is not None,
-                    newest=newest,
-                )
                 station.run()
+            except BaseException:
+                self._failed.received[task] = what_was_received(station, content, caching, [])
+                raise
             finally:
                 caching.end()
                 content.close()
@@ -191,14 +247,54 @@ class WanVerbs:
             warnings += [text for text in (content.problem, caching.problem) if text]
             if caching.left_out:
                 warnings.append(f"the global cache was too slow for {caching.left_out} pieces")
-            return WanReceived(
-                content.asked,
-                content.found,
-                caching.cached,
-                station.resent,
-                station.cpu_s + caching.cpu_s,
-                warnings,
-            )
+            return what_was_received(station, content, caching, warnings)
+
+
+class _Kept(OrderedDict[str, T]):
+    """What was told of the last tasks."""
+
+    def __setitem__(self, task: str, told: T) -> None:
+        super().__setitem__(task, told)
+        while len(self) > FAILED_MAX:
+            self.popitem(last=False)
+
+
+class _Failed:
+    """What tasks did that failed, for the report of their disk."""
+
+    def __init__(self) -> None:
+        self.sent: _Kept[WanSent] = _Kept()
+        self.received: _Kept[WanReceived] = _Kept()
+
+
+def what_was_sent(station: SourceWan, link: Link) -> WanSent:
+    """As far as the station came."""
+    told = told_of(link.connection)
+    return WanSent(
+        link.sent_bytes,
+        link.received_bytes,
+        station.direct,
+        station.pieces,
+        station.sent.units_resent,
+        station.cpu_s,
+        station.mode,
+        0 if told is None else told.wire_sent,
+        0 if told is None else told.wire_received,
+    )
+
+
+def what_was_received(
+    station: TargetWan, content: CachedContent, caching: Caching, warnings: list[str]
+) -> WanReceived:
+    """As far as the station came."""
+    return WanReceived(
+        content.asked,
+        content.found,
+        caching.cached,
+        station.resent,
+        station.cpu_s + caching.cpu_s,
+        warnings,
+    )
 
 
 def source_memory(config: WanConfig | None) -> SourceMemory:
@@ -206,14 +302,3 @@ def source_memory(config: WanConfig | None) -> SourceMemory:
     index_bytes = INDEX_BYTES if config is None else config.limits.index_bytes
     store_bytes = STORE_BYTES if config is None else config.store_bytes
     return SourceMemory(LookupTable, index_bytes, store_bytes)
-
-
-def tenant_key(text: str) -> bytes:
-    """The 32 bytes of a tenant's key; ProtocolError, which does not repeat it, where it is none."""
-    try:
-        key = bytes.fromhex(text)
-    except (ValueError, TypeError):
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise ProtocolError("backup server", f"a tenant's key of {KEY_BYTES} bytes is expected")
-    return key

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from standby.clock import SYSTEM_CLOCK, Clock, new_token
+from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ConfigurationError, LinkError, MoverDied, StandbyError, UnknownName
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
@@ -31,11 +30,10 @@ from standby.road.verb_plans import VerbPlan
 from standby.road.verifying import PointVerdict
 from standby.server.config import Config
 from standby.server.fleet import Fleet, Station
+from standby.server.long_calls import long_call
 from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
 from standby.server.service_mover import Reconnect, ServiceMover
-
-PROGRESS_S = 0.25
 
 
 class RemoteShelf:
@@ -67,24 +65,8 @@ class RemoteShelf:
     def long_call(self, verb: str, progress: Progress | None, **arguments: Any) -> Any:
         """A verb that reads for long, as a task that outlives a dropped connection."""
         mover = self._mover()
-        task = f"{verb} {new_token(8)}"
         root = self._fleet.place(self._station)
-        future = mover.start(f"replica_{verb}", task=task, root=root, **arguments)
-        try:
-            while progress is not None:
-                done, _ = wait([future], PROGRESS_S, FIRST_COMPLETED)
-                if done:
-                    break
-                position = None
-                with contextlib.suppress(StandbyError):
-                    position = mover.call("progress").get(task)
-                if position:
-                    progress(int(position[0]), int(position[1]))
-            return future.result()
-        except BaseException:
-            if not future.done():  # who asked does not want it any more
-                mover.tell("cancel", task=task)
-            raise
+        return long_call(mover, f"replica_{verb}", progress, root=root, **arguments)
 
 
 class AllReplicas:

@@ -30,7 +30,7 @@ from standby.errors import (
     VerifyFailed,
 )
 from standby.model.machine import Checkpoint, CheckpointDisk, Machine
-from standby.model.report import DiskReport
+from standby.model.report import DiskReport, WanReport
 from standby.server.context import SessionContext
 from standby.server.crew import Crew, DiskLink, DiskTask, Handle, replica_name
 from standby.server.journey import JourneyBook, Sender
@@ -38,7 +38,7 @@ from standby.server.plan import DiskPlan, Mode
 from standby.server.service_mover import Reconnect
 from standby.server.task_ends import GRACE_S, both, most_telling, one_end_failed
 from standby.server.waits import LOOK_S
-from standby.server.wan_link import WanTries
+from standby.server.wan_link import WanTries, added
 
 PROGRESS_INTERVAL_S = 0.25
 
@@ -109,6 +109,7 @@ class Transfer:
         clock = self._context.clock
         patience, tries = Patience(clock, self._crew.reconnect), WanTries()
         without_wan = ""
+        failed_wan = WanReport(self._context.job.wan)
         while True:
             running = self._running.pop(plan.place, None)
             task = running.task if running else f"{self._machine.name} {plan.place} {new_token(4)}"
@@ -134,7 +135,7 @@ class Transfer:
                 with self._crew.disk_link(wanted) as link:
                     proxy, wan, began = link.proxy, link.wan, clock.monotonic()
                     if link.left_wan:
-                        without_wan = self._leave_wan(plan, link.left_wan)
+                        without_wan = self._leave_wan(plan, link.left_wan, failed_wan)
                     self._attend(task, link)
                     self._begin(plan, disk)
                     return self._send(plan, disk, task, link)
@@ -143,9 +144,10 @@ class Transfer:
                 why = ""
                 if wan is not None:
                     tries.ended(clock.monotonic() - began)
+                    failed_wan = added(failed_wan, wan.told_of_failure(task))
                     why = wan.why_left(exc, tries)
                 if why and self._may_go_on(proxy):
-                    without_wan = self._leave_wan(plan, why)
+                    without_wan = self._leave_wan(plan, why, failed_wan)
                     plan = self._planned_again(plan, exc)
                 else:
                     plan = self._replanned(plan, exc, proxy, failed, patience)
@@ -209,8 +211,9 @@ class Transfer:
         report.reason = f"{report.reason}; went on after: {error}"
         return again
 
-    def _leave_wan(self, plan: DiskPlan, why: str) -> str:
-        """The disk goes directly from now on; `why`."""
+    def _leave_wan(self, plan: DiskPlan, why: str, before: WanReport) -> str:
+        """The disk goes directly from now on; `why`. `before` is what the pair did until then."""
+        self._reports[plan.disk_id].wan = replace(before, left=why)
         pair = self._context.job.wan
         text = f"disk {plan.place}: sent directly, not over WAN accelerators {pair}: {why}"
         self.warnings.append(text)

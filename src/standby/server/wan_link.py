@@ -42,6 +42,9 @@ SHORT_S = 60.0
 """So many attempts in a row that broke off within that time: the pair does not work, though both of
 its movers answer. A line that drops now and then is tried again through the pair."""
 
+FAILED_TELLING_S = 2.0
+"""How long a disk whose attempt failed waits to know what that did: one end of it may hang."""
+
 TELLING_S = 10.0
 """How long the accelerators of a disk that is done are waited for."""
 
@@ -110,6 +113,19 @@ class WanLink:
                 with contextlib.suppress(StandbyError):
                     handle.start_now("cancel", task=task)
 
+    def told_of_failure(self, task: str) -> WanReport:
+        """What the two did for a disk before that attempt failed, as far as they say so soon."""
+        asked = [
+            handle.start_now("wan_told", disk=task)
+            for handle in (self.pair.source, self.pair.target)
+        ]
+        found = [future for future in asked if future is not None]
+        wait(found, FAILED_TELLING_S)
+        told: dict[str, Any] = {}
+        for future in found:
+            told |= {side: it for side, it in (_result(future) or {}).items() if it is not None}
+        return self._report(told.get("sent") or {}, told.get("received") or {})
+
     def told(self) -> tuple[WanReport, list[str]]:
         """What the two did for a disk that is done, as far as they say so in time, and what they
         warn of."""
@@ -124,12 +140,16 @@ class WanLink:
         ]
         if silent:
             warnings.append(f"WAN accelerator {' and '.join(silent)} did not tell what it did")
-        sent, received = sent or {}, received or {}
+        return self._report(sent or {}, received or {}), warnings
+
+    def _report(self, sent: Mapping[str, Any], received: Mapping[str, Any]) -> WanReport:
         return WanReport(
             name=self.pair.name,
             mode=str(sent.get("mode", "")),
             sent=int(sent.get("sent", 0)),
             received=int(sent.get("received", 0)),
+            wire_sent=int(sent.get("wire_sent", 0)),
+            wire_received=int(sent.get("wire_received", 0)),
             direct=int(sent.get("direct", 0)),
             pieces={str(kind): int(n) for kind, n in sent.get("pieces", {}).items()},
             resent=int(sent.get("resent", 0)),
@@ -140,7 +160,7 @@ class WanLink:
                 "source": float(sent.get("cpu_s", 0)),
                 "target": float(received.get("cpu_s", 0)),
             },
-        ), warnings
+        )
 
     # --- when it fails -----------------------------------------------------------------------
 
@@ -171,6 +191,27 @@ class WanTries:
     def ended(self, after_s: float) -> None:
         """An attempt broke off so long after it began."""
         self.short = self.short + 1 if after_s < SHORT_S else 0
+
+
+def added(one: WanReport, other: WanReport) -> WanReport:
+    """What two attempts did together."""
+    kinds = dict.fromkeys((*one.pieces, *other.pieces))
+    sides = dict.fromkeys((*one.cpu_s, *other.cpu_s))
+    return WanReport(
+        name=other.name,
+        mode=other.mode or one.mode,
+        sent=one.sent + other.sent,
+        received=one.received + other.received,
+        wire_sent=one.wire_sent + other.wire_sent,
+        wire_received=one.wire_received + other.wire_received,
+        direct=one.direct + other.direct,
+        pieces={kind: one.pieces.get(kind, 0) + other.pieces.get(kind, 0) for kind in kinds},
+        resent=one.resent + other.resent,
+        asked=one.asked + other.asked,
+        found=one.found + other.found,
+        cached=one.cached + other.cached,
+        cpu_s={side: one.cpu_s.get(side, 0.0) + other.cpu_s.get(side, 0.0) for side in sides},
+    )
 
 
 def _result(future: Future[Any] | None) -> dict[str, Any] | None:

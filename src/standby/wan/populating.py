@@ -11,7 +11,7 @@ import numpy as np
 
 from standby.disk import RawDisk, VhdxDisk, detected_format, open_disk
 from standby.disk.pumping import WINDOW, data_windows
-from standby.errors import StandbyError
+from standby.errors import StandbyError, WorkStopped
 from standby.model.extent import Extent
 from standby.wan.indexing import index_disk
 from standby.wan.namespace import Core, Namespace
@@ -57,25 +57,30 @@ def populate(
     told: Told | None = None,
 ) -> PopulateReport:
     """Take in what the disk files hold themselves; what their parents hold comes with those.
+    WorkStopped of `told` ends it; what was taken in stays.
 
     `in_place`: VHDX files get entries that point into them instead of copies (`index_disk`). A
     disk that cannot be read is a problem in the report, and the next one's turn comes.
     """
     report = PopulateReport()
     before = core.shelf.used_bytes
-    for path in disks:
-        label = path.name
-        try:
-            if in_place and detected_format(path) == "vhdx":
-                report.pieces_added += index_disk(
-                    core, namespace, path, None if told is None else _labelled(told, label)
-                )
-            else:
-                _take(namespace, path, folders, told, report)
-            report.disks += 1
-        except StandbyError as exc:
-            report.problems[str(path)] = str(exc)
-    core.intake.flush()
+    try:
+        for path in disks:
+            label = path.name
+            try:
+                if in_place and detected_format(path) == "vhdx":
+                    report.pieces_added += index_disk(
+                        core, namespace, path, None if told is None else _labelled(told, label)
+                    )
+                else:
+                    _take(namespace, path, folders, told, report)
+                report.disks += 1
+            except WorkStopped:
+                raise
+            except StandbyError as exc:
+                report.problems[str(path)] = str(exc)
+    finally:
+        core.intake.flush()
     report.bytes_added = core.shelf.used_bytes - before
     return report
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from standby.wire import frames, messages, streams
 
 if TYPE_CHECKING:
     from standby.wire.identity import Peer
-    from standby.wire.throttle import Pace
 
 Buffer = Any
 
@@ -61,6 +60,16 @@ _TCP_INFO_LIMITED = struct.Struct("=Q")
 USER_TIMEOUT_S = 120
 """A peer that vanished without a word ends after this at most. Linux counts a peer that takes no
 bytes in as well, so it must be longer than the slowest sync of a target's disk."""
+
+
+class Paced(Protocol):
+    """What a link asks before it writes (wire.throttle.Pace)."""
+
+    def take(self, wanted: int) -> int:
+        """How many of `wanted` bytes may be written now, at least one; waits until they may."""
+
+    def close(self) -> None:
+        """The link is gone."""
 
 
 class _Progress:
@@ -105,7 +114,7 @@ class Link:
         self.peer = peer
         self.limits = limits
         self.remote: Peer | None = None
-        self.throttle: Pace | None = None
+        self.throttle: Paced | None = None
         self.shares_memory = False
         self.sent_bytes = 0
         self.received_bytes = 0
