@@ -23,7 +23,7 @@ from standby.road.merging import merge_oldest, pending_merge
 from standby.road.replica import ReplicaFolder
 from standby.units import MiB
 
-SIZE = 2 * MiB + 512
+SIZE = 3 * MiB + 512
 KILL_POINTS = (
     "merge: intent",
     "merge: record removed",
@@ -38,12 +38,21 @@ KILL_POINTS = (
 
 
 def states() -> list[dict]:
-    """Three points: `disk0` changes and gets zero blocks, `disk1` begins a new chain at the
-    second point."""
+    """Three points: `disk0` changes, gets zeros in a block and a block of zeros, and a block that
+    it had not; `disk1` begins a new chain at the second point. Few runs of each: every one is a
+    change more to be killed at."""
     first = {"disk0": noise(1, SIZE, 0.5), "disk1": noise(2, MiB // 2, 0.2)}
+    first["disk0"][MiB : 2 * MiB] = noise(3, MiB, 1.0)
+    first["disk0"][2 * MiB : 3 * MiB] = bytes(MiB)
+    first["disk0"][20 * PIECE : 23 * PIECE] = b"1" * (3 * PIECE)
     second = {disk: bytearray(data) for disk, data in first.items()}
     second["disk0"][3 * PIECE : 5 * PIECE] = b"2" * (2 * PIECE)
+    for piece in (20, 22):
+        second["disk0"][piece * PIECE : (piece + 1) * PIECE] = bytes(PIECE)
     second["disk0"][MiB : 2 * MiB] = bytes(MiB)
+    for piece in (2, 9):
+        start = 2 * MiB + piece * PIECE
+        second["disk0"][start : start + PIECE] = b"2" * PIECE
     second["disk0"][-512:] = b"2" * 512
     second["disk1"] += bytes(MiB // 2)
     third = {disk: bytearray(data) for disk, data in second.items()}
@@ -105,8 +114,14 @@ def check_finished(folder: ReplicaFolder, wanted: list[dict], *, digests: bool =
         with DigestFile.open(folder.digests_path(oldest.id, disk.disk_id)) as digests:
             assert digests.is_complete
     for path in folder.path.glob("disk*/*.vhdx"):
-        assert not vhdx.read_info(path).log_is_dirty
-        assert "parent_linkage2" not in vhdx.read_info(path).locator
+        info = vhdx.read_info(path)
+        assert not info.log_is_dirty
+        assert "parent_linkage2" not in info.locator
+
+
+def base_sizes(folder: ReplicaFolder) -> list[int]:
+    """How long the oldest point's files are: kills leave nothing in them that nothing uses."""
+    return [(folder.path / disk.chain[0].file).stat().st_size for disk in folder.points()[0].disks]
 
 
 def check_killed(
@@ -159,10 +174,10 @@ def test_every_change_of_a_file_survives_a_kill(
     folder = copied(prepared, name, tmp_path)
     with crashing(monkeypatch) as crasher:
         retire(folder)
-    total = crasher.count
-    assert total > 60
+    total, sizes = crasher.count, base_sizes(folder)
+    assert total > 50
     # Every change once, and a sample in the other manners.
-    step = 1 if manner == "whole" and name == "three" else 7
+    step = 1 if manner == "whole" and name == "three" else 4
     for at in range(1 + step // 2, total + 1, step):
         folder = copied(prepared, name, tmp_path)
         with crashing(
@@ -174,16 +189,17 @@ def test_every_change_of_a_file_survives_a_kill(
             retire(folder)
         assert crasher.is_dead
         check_killed(folder, before[1:], before, digests=at % 5 == 0)
+        assert all(now <= size for now, size in zip(base_sizes(folder), sizes, strict=True)), at
 
 
 def test_finishing_that_is_killed_too_still_ends_right(
     prepared: Path, contents: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for at in (25, 60, 95):
+    for at in (12, 29, 47):
         folder = copied(prepared, "three", tmp_path)
         with crashing(monkeypatch, at):
             retire(folder)
-        for again in range(3, 200, 41):
+        for again in range(3, 100, 21):
             with crashing(monkeypatch, again, torn=True, power_seed=again) as crasher:
                 finish(folder, contents[1:])
             check_points(folder, contents if is_before(folder, contents[1:]) else contents[1:])
@@ -209,11 +225,13 @@ def test_slices_that_give_space_back_survive_a_kill(
     with crashing(monkeypatch) as crasher:
         retire(folder)
     check_finished(folder, all_states[1:])
+    sizes = base_sizes(folder)
     for at in range(2, crasher.count, 9):
         folder = copied(tmp_path, "three", target)
         with crashing(monkeypatch, at, power_seed=at if at % 2 else None):
             retire(folder)
         check_killed(folder, all_states[1:], all_states)
+        assert base_sizes(folder) <= sizes, at
 
 
 @pytest.mark.parametrize("point", ["merge: record removed", "merge: base closed", "merge: locator"])
