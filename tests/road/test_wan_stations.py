@@ -391,3 +391,79 @@ def test_a_key_that_is_none_is_refused_and_not_repeated(pair):
     for error in ended[1:3]:
         assert isinstance(error, ProtocolError)
         assert session.key_text not in str(error)
+
+
+# --- ways ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["direct", "auto", "full"])
+def test_every_way_brings_every_byte(tmp_path, mode):
+    pair = Pair(tmp_path, tmp_path / "cache", mode=mode, reads_replicas=True)
+    try:
+        size = 24 * MiB + 512
+        disk = pair.machine("vm1", size)
+        fill(disk)
+        write(disk, 24 * MiB - 6 * KiB, 6 * KiB + 512)
+        session = run(pair, "vm1")
+        zero(disk, 2 * MiB, 3 * MiB)
+        zero(disk, 24 * MiB, 512)
+        write(disk, 20 * MiB + 512, 100 * KiB)
+        for part in range(40):
+            write(disk, part * 68 * KiB, 512, part)
+        session = run(pair, "vm1")
+        pieces = session.wan_sent["pieces"]
+        assert sum(pieces.values()) * 4 * KiB == session.sent["changed"] - session.sent["zeroed"]
+        if mode == "direct":
+            assert set(pieces) == {"direct"}
+            assert session.wan_received["asked"] == session.wan_received["cached"] == 0
+        assert session.wan_sent["mode"].startswith(mode)
+        assert session.wan_sent["resent"] == 0
+    finally:
+        pair.close()
+
+
+def test_direct_batches_of_an_estimate_are_what_was_sent(tmp_path):
+    pair = Pair(tmp_path, None, mode="direct")
+    try:
+        fill(pair.machine("vm1"))
+        sent = run(pair, "vm1").wan_sent
+        assert abs(sent["direct"] - sent["sent"]) < 20 * KiB
+    finally:
+        pair.close()
+
+
+@pytest.mark.parametrize("mode", ["direct", "auto"])
+def test_what_reads_back_wrong_comes_again_any_way(tmp_path, monkeypatch, mode):
+    pair = Pair(tmp_path, tmp_path / "cache", mode=mode, reads_replicas=True)
+    try:
+        fill(pair.machine("vm1"))
+        right = PartialDisk.read_back
+        wrong = [(64 * KiB, 128 * KiB), (13 * MiB, 4 * KiB)]
+
+        def read_back(self: PartialDisk, *given: Any, **more: Any) -> list[tuple[int, int]]:
+            found, wrong[:] = [*right(self, *given, **more), *wrong], []
+            return found
+
+        monkeypatch.setattr(PartialDisk, "read_back", read_back)
+        assert run(pair, "vm1").received["resent_blocks"] == 2
+    finally:
+        pair.close()
+
+
+@pytest.mark.parametrize("mode", ["direct", "auto"])
+def test_a_cut_link_is_gone_on_from_any_way(tmp_path, mode):
+    pair = Pair(tmp_path, tmp_path / "cache", mode=mode, reads_replicas=True)
+    try:
+        fill(pair.machine("vm1"))
+        session = pair.session("vm1")
+        pair.cutter.after = 5 * MiB
+        for machine in (pair.far, pair.target):
+            machine.mover.connections._accept_timeout_s = 1
+        assert all(isinstance(error, LinkError) for error in errors(session.begin_all()))
+        pair.cutter.after = 1 << 62
+        begun = session.begin()
+        session.results(session.transfer(mark=begun["mark"], baseline="target"))
+        session.end_all()
+        assert pair.replica("vm1") == content(pair.folder / "src" / "vm1" / "vm1" / "disk0.vhdx")
+    finally:
+        pair.close()

@@ -56,9 +56,6 @@ IN_FLIGHT_MAX = 16
 IN_FLIGHT_BYTES = 64 * MiB
 """Of parts that are not settled: eight whole ones, 0.6 s of a line of 100 MB/s."""
 
-UNKNOWN_MAX = 2
-"""Parts on their way before anything is known of line and target (small ones: wan_choosing)."""
-
 READY_MAX = 2
 """Frames that are made and wait for the line: at most 16 MiB, and one is mostly enough."""
 
@@ -204,14 +201,13 @@ class SourceWan(Relay):
 
     def _next_size(self) -> int:
         """Choose the next part's way; its pieces at most."""
+
+        def may_go() -> bool:
+            under_way = len(self._flights) + len(self._directly)
+            return self.has_ended or under_way < self._choosing.under_way_max
+
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self.has_ended
-                    or self._choosing.is_known
-                    or len(self._flights) + len(self._directly) < UNKNOWN_MAX
-                )
-            )
+            self._changed.wait_for(may_go)
             self._way, size = self._choosing.next()
         return size
 
@@ -332,8 +328,7 @@ class SourceWan(Relay):
             if is_alone:
                 took_s -= self._round_trip_s
             self._last_back = at
-            self._choosing.made(flight.way, flight.length, flight.made_s)
-            self._choosing.came_back(flight.way, flight.length, max(0.0, took_s))
+            self._choosing.came_back(flight.way, flight.length, flight.made_s, max(0.0, took_s))
             self._changed.notify_all()
 
     # --- sending -----------------------------------------------------------------------------

@@ -2,10 +2,14 @@
 
 A part of a disk takes as long as the slowest of two: making it at the source, and what comes after,
 which is the line and the target. Both are measured per byte of disk for every way, by the parts
-that went that way, older ones counting less. The way that takes least is used; of two that are
-within HARDLY of each other the one that sends less. The others are tried again on parts of the same
-disk, small ones first, as long as what that costs stays below TRIALS of all the time: content
-changes through a disk, and so does a line.
+that went that way, older ones counting less.
+
+It begins in rounds: every way is tried with two parts of a size of SIZES, of which the faster one
+counts (what else a machine does makes nothing faster), and those that take too many times as long
+as the best one are out before the next, larger round. From then on the way that takes least is
+used; of two that are within HARDLY of each other the one that sends less. The others are tried
+again, as long as what that cost stays below TRIALS of all the time: content changes through a disk,
+and so does a line.
 """
 
 from __future__ import annotations
@@ -29,19 +33,32 @@ class Way(enum.StrEnum):
     """Packed batches, as without accelerators."""
 
 
-SIZES = (64, 512, PART_PIECES)
-"""Pieces of the first parts that go a way: what is slow is known before much went that way."""
+SIZES = (32, 512, PART_PIECES)
+"""Pieces of the parts of the rounds, at most: what is slow is known before much went that way."""
+
+ROUND_S = 0.1
+"""And how long the best way may take with a round's part: on a slow line small ones tell enough."""
+
+STAYS = (8.0, 2.0)
+"""How many times as long as the best one a way may take to be in the next round."""
+
+EVERY = 8
+"""Parts between trials."""
 
 TRIALS = 0.02
 """Of the time so far; more would be half of the 5 % by which a better way may be missed."""
 
-FIRST_TRIALS_S = 0.02
 HARDLY = 1.04
 OLD = 0.7
-"""Weight of what is known when a part of full size comes."""
+"""Weight of what is known of the way in use when a part of full size comes; what is known of
+another one is older."""
+OLDER = 0.3
 
-GIVE_UP = 3.0
-"""A way that takes so many times as long, by a small part, is not tried with a larger one."""
+AT_FIRST = 2
+"""Parts of each way in a round."""
+
+UNDER_WAY_MAX = 6
+"""Parts during the rounds: more would go the wrong way before it is known to be."""
 
 
 @dataclass(slots=True)
@@ -51,8 +68,7 @@ class _Stage:
     length: float = 0.0
     seconds: float = 0.0
 
-    def add(self, length: int, seconds: float) -> None:
-        keeps = 1 - (1 - OLD) * min(1.0, length / (PART_PIECES * PIECE))
+    def add(self, length: int, seconds: float, keeps: float) -> None:
         self.length = self.length * keeps + length
         self.seconds = self.seconds * keeps + seconds
 
@@ -65,8 +81,10 @@ class _Stage:
 class _Cost:
     making: _Stage = field(default_factory=_Stage)
     after: _Stage = field(default_factory=_Stage)
-    size: int = 0
-    """The largest of SIZES that came back, as an index behind it."""
+    under_way: int = 0
+    """As trials."""
+    of_round: list[tuple[float, float, int]] = field(default_factory=list)
+    """What came back in this round: seconds of both stages, bytes."""
 
     @property
     def per_byte(self) -> float:
@@ -80,71 +98,89 @@ class Choosing:
         """`ways` that can be gone, in the order of Way; a single one is always taken."""
         self._costs = {way: _Cost() for way in ways}
         self._current = ways[0]
-        self._trying: Way | None = None
+        self._round = 0 if len(ways) > 1 else len(SIZES)
+        self._entered = list(ways) if len(ways) > 1 else []
+        """In this round."""
+        self._waiting = self._entered * AT_FIRST
+        """Of these, to be tried."""
         self._all_s = 0.0
         self._trials_s = 0.0
+        self._since = self._turn = 0
         self.lengths = dict.fromkeys(ways, 0)
         """Bytes of disk that went each way."""
 
     @property
-    def is_known(self) -> bool:
-        """Whether something of the current way came back: until then little is to be under way."""
-        return len(self._costs) == 1 or self._costs[self._current].after.length > 0
+    def under_way_max(self) -> int:
+        """Parts that may be under way."""
+        return UNDER_WAY_MAX if self._round < len(SIZES) else 1 << 30
 
     def next(self) -> tuple[Way, int]:
         """The way of the next part, and its pieces at most."""
-        if len(self._costs) == 1:
-            return self._current, PART_PIECES
-        if self._trying is None and self.is_known:
-            for way, cost in self._costs.items():
-                if way != self._current and self._is_worth_it(cost):
-                    self._trying = way
-                    return way, SIZES[min(cost.size, len(SIZES) - 1)]
-        return self._current, SIZES[min(self._costs[self._current].size, len(SIZES) - 1)]
+        if self._waiting:
+            way = self._waiting.pop(0)
+            return self._try(way, self._size(way, self._round))
+        if self._round < len(SIZES):  # the round's parts are under way
+            return self._current, self._size(self._current, self._round)
+        self._since += 1
+        if self._since > EVERY and not any(cost.under_way for cost in self._costs.values()):
+            others = [way for way in self._costs if way != self._current]
+            self._turn += 1
+            way = others[self._turn % len(others)] if others else self._current
+            if others and self._trials_s <= self._all_s * TRIALS:
+                self._since = 0
+                return self._try(way, self._size(way, 1))
+        return self._current, SIZES[-1]
 
-    def made(self, way: Way, length: int, seconds: float) -> None:
-        """`length` bytes took the source's busiest thread so long."""
-        self._costs[way].making.add(length, seconds)
+    def _try(self, way: Way, pieces: int) -> tuple[Way, int]:
+        self._costs[way].under_way += 1
+        return way, pieces
 
-    def came_back(self, way: Way, length: int, seconds: float) -> None:
-        """A part of `length` bytes was at the target so long after the line was free for it."""
+    def _size(self, way: Way, number: int) -> int:
+        """Pieces of a trial: as in that round, in what the way does in ROUND_S."""
+        takes_s = self._costs[way].per_byte * PIECE
+        return max(SIZES[0], min(SIZES[number], int(ROUND_S / takes_s) if takes_s else SIZES[0]))
+
+    def came_back(self, way: Way, length: int, making_s: float, after_s: float) -> None:
+        """A part of `length` bytes took the source's busiest thread `making_s`, and was at the
+        target `after_s` after the line was free for it."""
         cost = self._costs[way]
-        is_trial = way == self._trying
-        cost.after.add(length, seconds)
-        if length * 2 > SIZES[min(cost.size, len(SIZES) - 1)] * PIECE:
-            cost.size = min(cost.size + 1, len(SIZES))
+        took_s = max(making_s, after_s)
+        keeps = 1 - (1 - OLD) * min(1.0, length / (SIZES[-1] * PIECE))
+        if cost.under_way:
+            cost.under_way -= 1
+            keeps = OLDER
+        if self._round < len(SIZES):
+            cost.of_round.append((making_s, after_s, length))
+            best = min(cost.of_round, key=lambda it: max(it[:2]) / it[2])
+            cost.making.add(best[2], best[0], 0.0)
+            cost.after.add(best[2], best[1], 0.0)
+        else:
+            cost.making.add(length, making_s, keeps)
+            cost.after.add(length, after_s, keeps)
         self.lengths[way] += length
-        took_s = cost.per_byte * length
         self._all_s += took_s
-        if is_trial:
-            self._trying = None
+        if way != self._current and self._round >= len(SIZES):
             self._trials_s += max(0.0, took_s - self._costs[self._current].per_byte * length)
         self._choose()
-
-    def lost(self) -> None:
-        """What was tried came to nothing: it had no pieces that could be measured."""
-        self._trying = None
+        self._next_round()
 
     def _choose(self) -> None:
-        """A way is taken when a part of full size went it, or when it is far better already."""
-        now = self._costs[self._current].per_byte
-        known = {way: cost for way, cost in self._costs.items() if cost.size}
-        if not known:
-            return
-        least = min(cost.per_byte for cost in known.values())
-        for way, cost in known.items():
-            if cost.per_byte <= least * HARDLY and (
-                way == self._current or cost.size >= len(SIZES) - 1 or cost.per_byte * 2 < now
-            ):
-                self._current = way
-                return
+        known = {way: cost.per_byte for way, cost in self._costs.items() if cost.after.length}
+        least = min(known.values())
+        self._current = next(way for way in known if known[way] <= least * HARDLY)
 
-    def _is_worth_it(self, cost: _Cost) -> bool:
-        now = self._costs[self._current].per_byte
-        if 0 < cost.size < len(SIZES) and cost.per_byte > now * GIVE_UP:
-            expected = cost.per_byte * SIZES[0] * PIECE * len(SIZES) * 4
-        elif cost.size:
-            expected = (cost.per_byte - now) * SIZES[min(cost.size, len(SIZES) - 1)] * PIECE
-        else:
-            expected = 0.0
-        return self._trials_s + max(0.0, expected) <= self._all_s * TRIALS + FIRST_TRIALS_S
+    def _next_round(self) -> None:
+        tried = [self._costs[way] for way in self._entered]
+        if self._round >= len(SIZES) or self._waiting or any(it.under_way for it in tried):
+            return
+        self._round += 1
+        for cost in self._costs.values():
+            cost.of_round.clear()
+        if self._round == len(SIZES):
+            return
+        limit = self._costs[self._current].per_byte * STAYS[self._round - 1]
+        self._entered = [way for way in self._entered if self._costs[way].per_byte <= limit]
+        if len(self._entered) < 2:
+            self._round = len(SIZES)
+            return
+        self._waiting = self._entered * AT_FIRST

@@ -109,7 +109,7 @@ rpo = "24h"                           # alarm when the newest point is older
 # target = "b"                        # the one near the replicas, which keeps the global cache
 # if_away = "direct"                  # disks go on without them; "wait": as for any mover
 # mode = "cache"                      # "full": changes of what the target's newest point holds,
-#                                       too; "direct": the pair is not used
+#                                       too; "auto": what is fastest; "direct": it is not used
 # key = "file:/etc/standby/wan.key"   # which sources share the cache; without it: this server's
 
 # --- traffic between machines -----------------------------------------------------------------

@@ -5,7 +5,8 @@
     target = "b"                      # the one at the target site, which keeps the global cache
     if_away = "direct"                # disks go on without them; "wait": as for any mover
     mode = "cache"                    # "full": what resembles the newest point, too, where the
-                                      # target's mover has its root; "direct": the pair is not used
+                                      # target's mover has its root; "auto": of these and packed
+                                      # batches what is fastest; "direct": the pair is not used
     key = "file:/etc/standby/tenant.key"
 
     [jobs.nightly]
@@ -32,15 +33,15 @@ from standby.strict_toml import Table, nearest
 KEY_FILE_NAME = "standby-wan.key"
 KEY_BYTES = 32
 IF_AWAY = ("direct", "wait")
-MODES = ("cache", "full", "direct")
+MODES = ("auto", "cache", "full", "direct")
 _KEY_HINT = "64 hexadecimal digits: `openssl rand -hex 32` makes such a key"
 
 
 @dataclass(frozen=True, slots=True)
 class WanConfig:
     """A pair of WAN accelerators: the movers `source` and `target`, and `key`, the reference to
-    their tenant key ('': the installation's own). `if_away` is direct or wait; `mode` cache, full,
-    or direct, with which the pair is not used."""
+    their tenant key ('': the installation's own). `if_away` is direct or wait; `mode` cache,
+    full, auto, or direct, with which the pair is not used."""
 
     name: str
     source: str

@@ -48,7 +48,7 @@ FAILED_TELLING_S = 2.0
 TELLING_S = 10.0
 """How long the accelerators of a disk that is done are waited for."""
 
-MOVER_MODES = {"cache": "digest", "full": "full"}
+MOVER_MODES = {"auto": "auto", "cache": "digest", "full": "full"}
 """What movers call the modes of a pair."""
 
 
