@@ -12,6 +12,7 @@ of temporary files.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import threading
 import time
@@ -96,11 +97,10 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
                 for kind, place in places.items():
                     rates.setdefault((kind, name), []).append(rate(place, way, tasks))
     for (kind, name), found in rates.items():
-        middle = sorted(found)[len(found) // 2]
         report.claims.append(
             Claim(
                 f"{kind}, {name}, dispatches per second",
-                middle,
+                statistics.median(found),
                 GOAL_PER_S,
                 is_at_most=False,
                 spread=(min(found), max(found)),

@@ -23,6 +23,7 @@ import json
 import os
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -379,18 +380,16 @@ def _note(report: Report, roads: dict[str, Road], what: str) -> None:
     """Median seconds of starting, and of each step."""
     for kind, road in roads.items():
         if road.steps_s:
-            started = _middle(road.spent.started_s)
-            told = ", ".join(f"{step} {_middle(taken):.3f}" for step, taken in road.steps_s.items())
-            cpu = _middle(road.spent.cpu_s)
+            started = statistics.median(road.spent.started_s)
+            told = ", ".join(
+                f"{step} {statistics.median(taken):.3f}" for step, taken in road.steps_s.items()
+            )
+            cpu = statistics.median(road.spent.cpu_s)
             report.notes.append(
                 f"{what}, {kind}: {cpu:.2f} s of processor; movers started in {started:.2f} s; "
                 f"{told}"
             )
         road.forget()
-
-
-def _middle(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 if __name__ == "__main__":

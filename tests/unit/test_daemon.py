@@ -120,6 +120,16 @@ def test_a_job_follows_another_once_also_over_a_restart(made: Callable[..., Site
     assert len(site.runs("second")) == 1
 
 
+def test_a_queued_session_whose_job_is_gone_fails(made: Callable[..., Site]) -> None:
+    site = made(nightly=NIGHTLY)
+    for job in ("gone", "nightly"):
+        site.runner.store.queue.enqueue(job, Reason.MANUAL, asked_by="test")
+    site.step()
+    (gone,) = site.runs("gone")
+    assert (gone.state, gone.detail) == (S.FAILED, "its job is gone from the configuration")
+    assert [run.state for run in site.runs()] == [S.DONE]
+
+
 def test_a_job_waits_for_the_retries_of_the_one_before(made: Callable[..., Site]) -> None:
     site = made(nightly=NIGHTLY, second='after = "nightly"')
     site.runner.outcomes["db01"] = "failed"

@@ -146,6 +146,16 @@ def test_sessions_are_taken_by_priority_then_age_one_per_job(
     assert [run.id for run in dispatch.claim_sessions(9, jobs=["a"])] == [again.id]
 
 
+def test_sessions_of_jobs_that_are_busy_are_passed_over(store: Store, dispatch: Dispatch) -> None:
+    queued(store, "a")
+    (other, last) = queued(store, "b"), queued(store, "c")
+    assert [run.id for run in dispatch.claim_sessions(1, without={"a", "c"})] == [other.id]
+    assert store.queue.jobs_with({S.QUEUED}) == {"a", "c"}
+    assert store.queue.jobs_with({S.RUNNING}) == {"b"}
+    assert [run.id for run in store.queue.open_sessions("c")] == [last.id]
+    assert store.queue.jobs_with({S.DONE}) == set()
+
+
 def test_tasks_are_taken_in_order_once_and_with_their_attempt(
     store: Store, dispatch: Dispatch
 ) -> None:
@@ -185,28 +195,22 @@ def test_tasks_claimed_by_name_come_by_session_then_position(
 
 
 @pytest.mark.parametrize("count", [1, 3, BATCH - 1, BATCH, BATCH + 1])
-def test_a_turn_ends_tasks_and_takes_others_at_once(
+def test_any_number_of_tasks_ends_and_is_taken_at_once(
     store: Store, dispatch: Dispatch, count: int
 ) -> None:
     assert store.queue.enqueue("many", Reason.MANUAL)
     (run,) = dispatch.claim_sessions()
     tasks = dispatch.add_tasks(run.id, [(f"vm{n}", f"id-{n}") for n in range(2 * count)])
     first, second = ([task.id for task in half] for half in (tasks[:count], tasks[count:]))
-    ended, taken = dispatch.move_and_claim([], first)
-    assert (ended, {task.id for task in taken}) == ([], set(first))
-    ended, taken = dispatch.move_and_claim([TaskMove(name, T.DONE) for name in first], second)
+    assert dispatch.move_tasks([]) == []
+    assert {task.id for task in dispatch.claim_tasks(count, tasks=first)} == set(first)
+    ended = dispatch.move_tasks([TaskMove(name, T.DONE) for name in first])
+    taken = dispatch.claim_tasks(2 * count, tasks=second)
     assert [(task.id, task.state) for task in ended] == [(name, T.DONE) for name in first]
     assert {(task.id, task.state, task.attempt) for task in taken} == {
         (name, T.RUNNING, 1) for name in second
     }
     assert store.queue.counts(run.id) == {T.DONE: count, T.RUNNING: count}
-
-
-def test_a_turn_with_an_illegal_step_takes_nothing(store: Store, dispatch: Dispatch) -> None:
-    run, tasks = running(store, dispatch)
-    with pytest.raises(IllegalStep):
-        dispatch.move_and_claim([TaskMove(tasks[0].id, T.DONE)], [tasks[1].id])
-    assert store.queue.counts(run.id) == {T.QUEUED: 3}
 
 
 def test_a_session_that_does_not_run_gives_no_tasks(store: Store, dispatch: Dispatch) -> None:
@@ -448,7 +452,8 @@ def test_no_statement_of_a_dispatch_reads_all_tasks(tmp_path: Path, clock: StepC
         dispatch.claim_tasks(1)
         dispatch.claim_tasks(1, tasks=ids[1:3])
         dispatch.move_tasks([TaskMove(ids[0], T.DONE)])
-        dispatch.move_and_claim([TaskMove(ids[1], T.DONE)], ids[2:4])
+        dispatch.move_tasks([TaskMove(ids[1], T.DONE)])
+        dispatch.claim_tasks(2, tasks=ids[2:4])
         dispatch.move_tasks([TaskMove(task, T.FAILED, "why") for task in ids[2:4]])
         sa.event.remove(engine, "before_cursor_execute", note)
         about_tasks = [item for item in seen if item[0].startswith("UPDATE task_runs")]

@@ -30,6 +30,9 @@ from standby.server.store.lease import LEASE_S, LeaseKeeper
 
 LOOK_S = 60.0
 """The longest sleep: after it, a clock that somebody set or a suspended machine is noticed."""
+TOGETHER_S = 0.05
+"""What changes within that is looked at together: a session that ends says so several times, and
+with a thousand that wait each look costs milliseconds."""
 GRACE_S = 60.0
 """How long sessions may take to end when the server does."""
 MAX_SESSIONS = 16
@@ -109,7 +112,8 @@ class Daemon:
                     self.begin()
                     self._on_ready(True)
                     while not self._stopping.is_set():
-                        self._wakeups.wait(self._round())
+                        if self._wakeups.wait(self._round()):
+                            self._stopping.wait(TOGETHER_S)
                 finally:
                     self.end()
             if self._lost is not None:
@@ -222,13 +226,13 @@ class Daemon:
 
     def _queue_due(self, now: datetime) -> datetime | None:
         """Queue the session of every slot that is due; when the next one is."""
-        open_runs = self._queue.open_sessions()
+        open_jobs = self._due.open_jobs()
         next_at: datetime | None = None
         for job in self.runner.config.schedules:
-            due = self._due.next_at(job, now, open_runs)
+            due = self._due.next_at(job, now, open_jobs)
             if due is not None and due <= now:
-                self._queue_slot(job, due, [run for run in open_runs if run.job == job])
-                due = self._due.next_at(job, now, open_runs)
+                self._queue_slot(job, due, self._queue.open_sessions(job))
+                due = self._due.next_at(job, now, open_jobs)
             if due is not None and due > now:
                 next_at = due if next_at is None else min(next_at, due)
         return next_at
@@ -300,18 +304,19 @@ class Daemon:
 
     def _start_queued(self) -> None:
         """Take queued sessions as far as there is room."""
-        known = self.runner.config.jobs
-        for run in self._queue.sessions({SessionState.QUEUED}):
-            if run.job not in known:
-                self._work.dispatch.move_session(
-                    run.id, SessionState.FAILED, detail="its job is gone from the configuration"
-                )
         with self._lock:
             room = self._max_sessions - len(self._running)
             busy = {session.run.job for session in self._running.values()}
-        if room > 0 and not self._stopping.is_set():
-            jobs = [job for job in known if job not in busy]
-            for run in self._work.dispatch.claim_sessions(room, jobs=jobs):
+        if room <= 0 or self._stopping.is_set():
+            return
+        queued = self._queue.jobs_with({SessionState.QUEUED})
+        for job in queued - self.runner.config.jobs.keys():
+            for run in self._queue.sessions({SessionState.QUEUED}, job=job):
+                self._work.dispatch.move_session(
+                    run.id, SessionState.FAILED, detail="its job is gone from the configuration"
+                )
+        if queued - busy:
+            for run in self._work.dispatch.claim_sessions(room, without=busy):
                 self._start(run)
 
     def _has_room(self) -> bool:

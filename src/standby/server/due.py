@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from standby.model.session import Reason, SessionRun, SessionState
 from standby.server.daemon_sessions import Runner
 from standby.server.schedule import AfterJob, Continuous, LastRuns, believed, next_due
+from standby.server.store.queue import OPEN
 
 CALLING_ENDS = frozenset({SessionState.DONE, SessionState.WARNINGS, SessionState.FAILED})
 """Ends after which the jobs that follow begin; a session that somebody stopped calls nobody."""
@@ -37,7 +38,14 @@ class DueTimes:
         """The session that the job follows now, '' for a job with a schedule of its own."""
         return self._called_by.get(job, "")
 
-    def next_at(self, job: str, now: datetime, open_runs: Sequence[SessionRun]) -> datetime | None:
+    def open_jobs(self) -> set[str]:
+        """The jobs of which a session is open, as far as a schedule asks for that."""
+        schedules = self._runner.config.schedules.values()
+        if any(isinstance(item.trigger, Continuous | AfterJob) for item in schedules):
+            return self._queue.jobs_with(OPEN)
+        return set()
+
+    def next_at(self, job: str, now: datetime, open_jobs: Collection[str]) -> datetime | None:
         """When the job is due next; not after `now` where it is due. Continuous jobs and jobs
         after another are due only when nothing of them is open."""
         schedule = self._runner.config.schedules.get(job)
@@ -52,7 +60,7 @@ class DueTimes:
         if found is not None and found[0] == handled and found[1] <= now < found[2]:
             return found[2]  # slots do not move: looked for once, not with every change anywhere
         last = LastRuns(handled)
-        is_open = any(run.job == job for run in open_runs)
+        is_open = job in open_jobs
         if isinstance(schedule.trigger, Continuous):
             if is_open:
                 return None
@@ -90,8 +98,8 @@ def next_times(runner: Runner, now: datetime) -> dict[str, datetime | None]:
     """Per job, when its schedule has it run next as far as that is known now; for the command
     line, in whatever process."""
     due = DueTimes(runner)
-    open_runs = runner.store.queue.open_sessions()
+    open_jobs = due.open_jobs()
     return {
-        job: due.next_at(job, now, open_runs) if job in runner.config.schedules else None
+        job: due.next_at(job, now, open_jobs) if job in runner.config.schedules else None
         for job in runner.config.jobs
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ import sqlalchemy.exc
 from standby.errors import StateDatabaseError, StateDatabaseUnreachable
 from standby.files import make_folder_durably
 from standby.server.store import schema, statements
-from standby.server.store.opening import WRITES, database_name, database_url, make_engine
+from standby.server.store.opening import (
+    BUSY_TIMEOUT_S,
+    WRITES,
+    database_name,
+    database_url,
+    make_engine,
+)
 
 CHANNEL = "standby"
 """The channel of PostgreSQL's notifications: something was queued, asked or ended."""
@@ -33,6 +40,7 @@ class Database:
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self.file = Path(url.database) if self.is_sqlite and url.database else None
         self._listeners: list[Callable[[], None]] = []
+        self._turn = threading.Lock()
         self._engine = make_engine(url, is_durable=True)
         self._quick_engine = make_engine(url, is_durable=False)
         try:
@@ -63,7 +71,7 @@ class Database:
         block has ended; without `is_durable`, on that of the next durable one. `wakes` whoever
         waits for changes (`Wakeups`), of any process."""
         engine = self._engine if is_durable else self._quick_engine
-        with self.errors(), engine.connect() as connection:
+        with self._in_turn(), self.errors(), engine.connect() as connection:
             with connection.execution_options(**{WRITES: True}).begin():
                 yield connection
                 if wakes:
@@ -71,6 +79,21 @@ class Database:
         if wakes:
             for listener in list(self._listeners):
                 listener()
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """SQLite takes one writer at a time; the others sleep and look again, 100 ms each time at
+        the end, while those that come later pass them by. So threads of one process stand in line,
+        but for no longer than SQLite waits for other processes."""
+        if not self.is_sqlite:
+            yield
+            return
+        is_ours = self._turn.acquire(timeout=BUSY_TIMEOUT_S)
+        try:
+            yield
+        finally:
+            if is_ours:
+                self._turn.release()
 
     def _count_change(self, connection: sa.Connection) -> None:
         if self.is_sqlite:

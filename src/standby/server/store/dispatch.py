@@ -62,10 +62,11 @@ class Dispatch(TaskDispatch):
         *,
         jobs: Collection[str] | None = None,
         sessions: Collection[str] | None = None,
+        without: Collection[str] = (),
     ) -> list[SessionRun]:
-        """Take up to `limit` queued sessions (of `jobs`, among `sessions`): by priority, then as
-        queued; each job's earliest only, and none of a job of which one runs. They are RUNNING
-        and this server's."""
+        """Take up to `limit` queued sessions (of `jobs`, among `sessions`, of no job in `without`):
+        by priority, then as queued; each job's earliest only, and none of a job of which one runs.
+        They are RUNNING and this server's."""
         queued = tables.session_runs.alias("queued")
         other = tables.session_runs.alias("other")
         query = (
@@ -90,6 +91,8 @@ class Dispatch(TaskDispatch):
             query = query.where(queued.c.job.in_(sorted(jobs)))
         if sessions is not None:
             query = query.where(queued.c.id.in_(sorted(sessions)))
+        if without:
+            query = query.where(queued.c.job.not_in(sorted(without)))
         now = self._now()
         with self._claiming, self._database.writing(is_durable=False) as connection:
             self._lease.guard(connection)

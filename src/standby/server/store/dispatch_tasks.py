@@ -160,14 +160,6 @@ class TaskDispatch:
     def move_tasks(self, moves: Iterable[TaskMove]) -> list[TaskRun]:
         """Move tasks on in one transaction: all, or none and IllegalStep for the first whose state
         or owner forbids it. One becomes RUNNING by `claim_tasks` only."""
-        return self.move_and_claim(moves, ())[0]
-
-    def move_and_claim(
-        self, moves: Iterable[TaskMove], tasks: Collection[str]
-    ) -> tuple[list[TaskRun], list[TaskRun]]:
-        """What `move_tasks` and then `claim_tasks` of all `tasks` do, in one transaction: the
-        turn of a dispatcher, who notes what has ended and takes what begins in its place. The
-        claimed ones are in no order."""
         moves = list(moves)
         with self._database.writing(is_durable=False, wakes=bool(moves)) as connection:
             self._lease.guard(connection)
@@ -179,12 +171,7 @@ class TaskDispatch:
             found: dict[str, TaskRun] = {}
             for alike in together.values():
                 found |= self._moved(connection, alike, now)
-            taken: dict[str, TaskRun] = {}
-            for batch in _batches(sorted(tasks)):
-                values = {"tasks": batch, "now": now, **self._me()}
-                rows = connection.execute(statements.TAKE_NAMED, values)
-                taken.update((row.id, task_of(row)) for row in rows)
-        return [found[move.task] for move in moves], list(taken.values())
+        return [found[move.task] for move in moves]
 
     def _moved(
         self, connection: sa.Connection, moves: Sequence[TaskMove], now: str

@@ -42,6 +42,10 @@ def new_session_id(clock: Clock) -> str:
     return f"{clock.now():%Y%m%dT%H%M%SZ}-{new_token(4)}"
 
 
+OPEN = frozenset(SessionState) - SESSION_ENDS
+"""Sessions without an end."""
+
+
 class SessionQueue:
     """Sessions and tasks as they stand. Thread-safe."""
 
@@ -180,9 +184,16 @@ class SessionQueue:
         with self._database.reading() as connection:
             return [session_of(row) for row in connection.execute(query.limit(limit))]
 
-    def open_sessions(self) -> list[SessionRun]:
-        """Sessions without an end: queued, running, stopping, paused."""
-        return self.sessions(set(SessionState) - SESSION_ENDS)
+    def open_sessions(self, job: str | None = None) -> list[SessionRun]:
+        """Sessions without an end (of one job): queued, running, stopping, paused."""
+        return self.sessions(OPEN, job=job)
+
+    def jobs_with(self, states: Collection[SessionState]) -> set[str]:
+        """The jobs that have a session in one of `states`: where thousands wait, that costs little
+        beside reading them."""
+        query = sa.select(_RUNS.job).where(_RUNS.state.in_(sorted(states))).distinct()
+        with self._database.reading() as connection:
+            return set(connection.execute(query).scalars())
 
     def last_sessions(self, job: str, limit: int = 1) -> list[SessionRun]:
         """The job's sessions, newest first."""

@@ -183,9 +183,6 @@ _TAKE = (
 TAKE_TASKS = _TAKE.where(one_of(_TASKS.id, "tasks"))
 """`tasks`, which are locked, begin."""
 
-TAKE_NAMED = _TAKE.where(_TASKS.id.in_(_named_tasks()))
-"""Those of `tasks` begin that may."""
-
 
 @functools.cache
 def tasks_moved(to: TaskState) -> Any:
