@@ -183,7 +183,11 @@ class Nursery:
         return Child(channel, pid, out, err, given)
 
     def piped(
-        self, arguments: Sequence[object], environment: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[object],
+        environment: Mapping[str, str] | None = None,
+        *,
+        tuned: Mapping[str, Any] | None = None,
     ) -> Piped:
         """Run `standby arguments` here, its output at the other ends of two pipes."""
         request: dict[str, Any] = {
@@ -191,7 +195,7 @@ class Nursery:
             "space": "",
             "environment": dict(os.environ) | dict(environment or {}),
             "mounts": [],
-            "tuned": {},
+            "tuned": dict(tuned or {}),
         }
         out, first = os.pipe()
         err, second = os.pipe()

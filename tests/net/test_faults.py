@@ -154,7 +154,7 @@ def test_a_target_proxy_that_hangs_is_replaced_and_cannot_spoil_a_point(make: Ma
         "standby.server.service_mover.SILENCE_S": 4.0,
         "standby.server.fleet.CONNECT_TIMEOUT_S": 1.5,
     }
-    sites = make(mover='orphan_timeout = "1s"', reconnect_for="3s", tuned={**TUNED, **quick})
+    sites = make(mover='orphan_timeout = "1s"', reconnect_for="1s", tuned={**TUNED, **quick})
     session = sites.begin()
     until_under_way(sites)
     hung = sites.movers["dr1"]
@@ -170,7 +170,7 @@ def test_a_target_proxy_that_hangs_is_replaced_and_cannot_spoil_a_point(make: Ma
 
 
 def test_a_target_proxy_that_is_away_from_the_beginning_is_not_waited_for(make: Make) -> None:
-    sites = make(8 * MiB, reconnect_for="3s")
+    sites = make(8 * MiB, reconnect_for="1s")
     sites.kill_mover("dr1")
     (machine,) = sites.session()
     (text,) = machine["warnings"]  # the host's own

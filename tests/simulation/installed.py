@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cli.processes import wait_until
 from net.nursery import Child
@@ -67,6 +67,8 @@ class Installation(Site):
 
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = ROLES
     """By mover."""
+    tuned: ClassVar[Mapping[str, Any]] = {}
+    """Constants of modules in the processes of movers and servers (see `Nursery`)."""
 
     def more_of(self, name: str) -> list[str]:
         """More lines of the mover's mover.toml, tables of their own."""
@@ -121,6 +123,7 @@ class Installation(Site):
                 ["mover", "run", "--config", home / "mover.toml"],
                 home / f"log-{len(list(home.glob('log-*.err')))}",
                 environment=environment,
+                tuned=self.tuned,
             )
         for name in names:
             wait_until(partial(_listens, self.processes[name]), f"{name} listens")

@@ -48,7 +48,9 @@ class Served(Installation):
         """A server that is active, or stands by."""
         assert self.nursery is not None
         arguments = ("server", "run", "--config", self.config, "--json")
-        process = self.nursery.piped([*arguments, "--listen", "127.0.0.1:0"], environment)
+        process = self.nursery.piped(
+            [*arguments, "--listen", "127.0.0.1:0"], environment, tuned=self.tuned
+        )
         try:
             line = process.stdout.readline()
             assert line, process.communicate()

@@ -21,12 +21,12 @@ from standby.wire.identity import IdentityFolder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc")
 
-DATA = 192 * MiB
+DATA = 48 * MiB
 
 
 def test_a_server_that_hangs_is_taken_over_from_and_changes_nothing(served, state_place):
     site = served(state_place if isinstance(state_place, str) else "")
-    site.add_machine(sizes=(256 * MiB,))
+    site.add_machine(sizes=(64 * MiB,))
     site.write(0, DATA)
     session = site.queue()
     with site.server(STANDBY_STOP_POINT="disk under way") as hung:

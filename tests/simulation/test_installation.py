@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import pytest
 
-from cli.processes import started, wait_until
+from cli.processes import state_of, wait_until
 from simulation.installed import Installation
 from standby.units import MiB
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals")
 
-DATA = 192 * MiB
+DATA = 40 * MiB
+MIDST = "extent log commit:2"
+"""8 MiB have arrived."""
+
+
+class Committing(Installation):
+    """What arrived is acknowledged by 4 MiB."""
+
+    tuned: ClassVar[Mapping[str, Any]] = {"standby.road.group_commits.COMMIT_BYTES": 4 * MiB}
 
 
 @pytest.fixture
 def installation(tmp_path):
-    made = Installation(tmp_path / "site")
-    made.add_machine(sizes=(256 * MiB,))
+    made = Committing(tmp_path / "site")
+    made.add_machine(sizes=(64 * MiB,))
     made.write(0, DATA)
     yield made
     made.close()
 
 
-def partial_size(installation):
-    """How much of the point under way the target has on disk."""
-    found = (installation.folder / "target").rglob("*.partial.vhdx")
-    return sum(path.stat().st_blocks * 512 for path in found)
+@contextmanager
+def begun(installation):
+    """A session under way."""
+    arguments = ("job", "start", "job", "--json", "--config", installation.config)
+    process = installation.nursery.piped(arguments)
+    try:
+        yield process
+    finally:
+        process.close()
 
 
 def finished(process):
@@ -43,7 +60,7 @@ def test_a_job_over_tls(installation):
     report = installation.start()
     assert report.returncode == 0, report.stdout + report.stderr
     installation.write(4096, 300 * 1024)
-    installation.write(200 * MiB, MiB)
+    installation.write(50 * MiB, MiB)
     report = installation.start()
     assert report.returncode == 0, report.stdout + report.stderr
     (disk,) = json.loads(report.stdout)["machines"][0]["disks"]
@@ -77,11 +94,15 @@ def test_a_killed_server_joins_what_its_movers_finished_or_still_do(installation
 
 def test_a_killed_proxy_gives_its_disk_to_the_other(installation):
     installation.states.append(installation.content("vm1"))
-    with started("job", "start", "job", "--json", "--config", installation.config) as process:
-        wait_until(lambda: partial_size(installation) > 32 * MiB, "some data arrived")
+    installation.stop_mover("dr")
+    installation.start_movers("dr", STANDBY_STOP_POINT=MIDST)
+    target = installation.processes["dr"]
+    with begun(installation) as process:
+        wait_until(lambda: state_of(target.pid) in ("T", "t"), "some data arrived")
         sender = next(name for name in ("src", "px") if "send_disk" in installation.log(name))
         assert sender == "px"
         installation.kill_mover("px")
+        target.send_signal(signal.SIGCONT)
         machine = finished(process)
     (disk,) = machine["disks"]
     assert (disk["proxy"], disk["retries"]) == ("src", 1)
@@ -92,9 +113,10 @@ def test_a_killed_proxy_gives_its_disk_to_the_other(installation):
 
 def test_a_killed_target_goes_on_where_it_was_when_it_is_back(installation):
     installation.states.append(installation.content("vm1"))
-    with started("job", "start", "job", "--json", "--config", installation.config) as process:
-        wait_until(lambda: partial_size(installation) > 32 * MiB, "some data arrived")
-        installation.kill_mover("dr")
+    installation.stop_mover("dr")
+    installation.start_movers("dr", STANDBY_KILL_POINT=MIDST)
+    with begun(installation) as process:
+        assert installation.processes["dr"].wait() == -signal.SIGKILL
         installation.start_movers("dr")
         machine = finished(process)
     assert any("went on after" in text for text in machine["warnings"])

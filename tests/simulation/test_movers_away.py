@@ -14,7 +14,7 @@ from simulation.several import SeveralSite
 from simulation.site import at_kill_point
 from standby.errors import LinkError, MoverDied
 
-TIMEOUT_S = 25
+TIMEOUT_S = 60
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_stop_ends_a_wait_for_a_connection(site: RefusingSite, away: set[str]) -
         wait_until(lambda: site.attempts >= len(away), "the movers are missed")
         (report,) = in_time(lambda: server.stop("job"))
         assert report.outcome == "interrupted"
-        thread.join(10)
+        thread.join(60)
         assert isinstance(found[0], SessionStopped) or found == [report]
 
 
@@ -128,6 +128,6 @@ def test_the_server_ends_a_session_that_waits_for_its_host(
             daemon.wake()
             wait_until(lambda: queue.session(run.id).state is state, "it ended")
         daemon.stop()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         assert queue.session(run.id).state is state
