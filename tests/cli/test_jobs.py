@@ -87,6 +87,12 @@ def test_a_source_that_is_not_there_ends_plan_and_start_alike(job, site: Site) -
         ended = job(*verb, expect=12)
         assert f"host source: {site.folder}/source cannot be listed: No such file" in ended.err
         assert "Is it mounted" in ended.err
+    (session,) = job("sessions", "--json").json["sessions"]
+    assert session["outcome"] == "failed"
+    told = job("report")
+    assert told.out == f"Session {session['id']} of job job: failed\n"
+    assert told.err == f"error: {ended.err.removeprefix('error: ')}"
+    assert job("sessions").out.splitlines()[1].split()[2:4] == ["failed", "0"]
 
 
 def test_dry_run_of_start_is_the_plan_and_changes_nothing(job, site: Site) -> None:

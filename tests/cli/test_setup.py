@@ -84,6 +84,14 @@ def findings(run, site, expect: int) -> list[dict[str, str]]:
     return run("check", "--config", site.config, "--json", expect=expect).json["findings"]
 
 
+def test_check_of_a_folder_names_the_file_in_it(run, site) -> None:
+    file = site.folder / "standby.toml"
+    assert f"{file}: everything is as" in run("check", "--config", site.folder).out
+    (site.folder / "source").rename(site.folder / "gone")
+    told = run("check", "--config", site.folder, expect=10).out
+    assert f"next: edit {file}, then run `standby check --config {site.folder}` again" in told
+
+
 def test_check_makes_no_state_database_and_looks_at_one_that_is_there(run, site) -> None:
     before = {path: path.stat().st_mtime_ns for path in site.folder.rglob("*")}
     run("check", "--config", site.config)

@@ -230,7 +230,7 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
                 item.id,
                 item.job,
                 item.outcome or "unfinished",
-                str(len(item.machines)),
+                str(sum(1 for machine in item.machines if machine.machine)),
                 _total(item, "read"),
                 _total(item, "sent"),
             )
@@ -285,7 +285,7 @@ def acknowledge(name: str, config: Path, as_json: bool) -> None:
 def _figure(figure: Figure) -> str:
     if figure.basis.value == "estimated":
         return f"~{size(figure.value)}"
-    prefix = "<= " if figure.basis.value == "upper bound" else ""
+    prefix = "<= " if figure.basis.value == "upper bound" and figure.value else ""
     return prefix + size(figure.value)
 
 
@@ -301,7 +301,7 @@ def show_plan(made: JobPlan) -> None:
         rows = []
         for disk in machine.disks:
             figures = (disk.read, disk.send, disk.space)
-            bases |= {figure.basis.value for figure in figures}
+            bases |= {figure.basis.value for figure in figures if figure.value}
             rows.append((disk.place, disk.mode.value, *map(_figure, figures), disk.reason))
         if rows:
             print_table("", ("disk", "mode", ">read", ">send", ">space", "~why"), rows)
@@ -327,14 +327,16 @@ def show_report(found: SessionReport) -> None:
     """A session: a line and a table of disks per VM; warnings, alarms and errors on stderr."""
     click.echo(f"Session {found.id} of job {found.job}: {found.outcome or 'unfinished'}")
     for machine in found.machines:
-        _show_machine(machine)
+        if machine.machine:
+            _show_machine(machine)
     if found.bottleneck:
         click.echo(f"\nbottleneck: {found.bottleneck}")
     for machine in found.machines:
         for text in (*machine.warnings, *machine.alarms):
             warn(f"{machine.machine}: {text}")
         if machine.error:
-            click.echo(f"error: {machine.machine}: {machine.error}", err=True)
+            who = f"{machine.machine}: " if machine.machine else ""
+            click.echo(f"error: {who}{machine.error}", err=True)
 
 
 FIGURES = ("read", "skipped", "changed", "sent", "written")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from standby.cli.hints import completed
 from standby.cli.output import (
     confirmed,
     dry_run_option,
@@ -147,7 +148,7 @@ def show(name: str, config: Path, target: Path | None, as_json: bool) -> int:
     print_table("", ("point", "taken at (UTC)", "kind", ">changed", ">file size"), rows)
     click.echo("possible now:" if found.actions else "possible now: nothing")
     for command in found.actions:
-        click.echo(f"  {command}")
+        click.echo(f"  {completed(command)}")
     for text in found.findings:
         warn(text)
     return WARNINGS_EXIT if found.findings else 0

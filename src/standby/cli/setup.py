@@ -88,14 +88,15 @@ def check(config: Path, as_json: bool) -> int:
     Example: standby check --config /etc/standby/standby.toml
     """
     from standby.server.checking import check_configuration, hosts_of
-    from standby.server.config import load_config
+    from standby.server.config import FILE_NAME, load_config
 
     loaded = load_config(config)
     with hosts_of(loaded) as host:  # no server: that would make a state database
         findings = check_configuration(loaded, host)
+    file = config / FILE_NAME if config.is_dir() else config
     jobs = list(loaded.jobs)
     errors = [item for item in findings if item.level.value == "error"]
-    step = _next_step(config, [item.mend for item in errors], jobs)
+    step = _next_step(config, file, [item.mend for item in errors], jobs)
     if as_json:
         print_json({"findings": findings, "errors": len(errors), "next": step})
     else:
@@ -103,24 +104,25 @@ def check(config: Path, as_json: bool) -> int:
             rows = [(item.level.value, item.where, item.problem, item.hint) for item in findings]
             print_table("", ("level", "~where", "~problem", "~what to do"), rows)
         else:
-            click.echo(f"{config}: everything is as it should be")
+            click.echo(f"{file}: everything is as it should be")
         click.echo(f"next: {step}")
     if errors:
         return ERRORS_EXIT
     return WARNINGS_EXIT if findings else 0
 
 
-def _next_step(config: Path, at_fault: list[str], jobs: list[str]) -> str:
-    """`at_fault`: what each error is to be mended in, '' for the configuration."""
+def _next_step(config: Path, file: Path, at_fault: list[str], jobs: list[str]) -> str:
+    """`config` as it was given, `file` is the configuration itself; `at_fault`: what each error is
+    to be mended in, '' for the configuration."""
     where = "" if config == Path("standby.toml") else f" --config {config}"
     if at_fault:
-        edited = [f"edit {config}"] if "" in at_fault else []
+        edited = [f"edit {file}"] if "" in at_fault else []
         others = list(dict.fromkeys(item for item in at_fault if item))
         more = [f"{len(others) - 3} more"] if len(others) > 3 else []
         mended = [f"mend {', '.join([*others[:3], *more])} as said above"] if others else []
         return f"{' and '.join(edited + mended)}, then run `standby check{where}` again"
     if not jobs:
-        return f"add a table [jobs.NAME] to {config}"
+        return f"add a table [jobs.NAME] to {file}"
     return f"`standby job plan {jobs[0]}{where}` says what a session would do"
 
 

@@ -69,7 +69,8 @@ class DiskReport:
 
 @dataclass(slots=True)
 class MachineReport:
-    """One VM. `outcome` is done, skipped, failed or interrupted; `steps_s` seconds by step."""
+    """One VM; without a name, what kept the session from all of them. `outcome` is done, skipped,
+    failed or interrupted; `steps_s` seconds by step."""
 
     machine: str
     machine_id: str

@@ -186,6 +186,7 @@ def status(folder: ReplicaFolder) -> ReplicaStatus:
     record = folder.record()
     scan = folder.scan_points(record)
     processing = is_processing(folder)
+    power = power_of(folder)
     age = None
     if scan.valid and (taken := parsed_time(scan.valid[-1].taken_at)) is not None:
         age = (folder.clock.now() - taken).total_seconds()
@@ -214,11 +215,21 @@ def status(folder: ReplicaFolder) -> ReplicaStatus:
         ready_point=record.ready_point,
         failover_point=record.failover_point,
         failover_started_at=record.failover_started_at,
-        actions=possible_commands(folder, record),
+        actions=(
+            *possible_commands(folder, record),
+            *_power_commands(folder.name, record.state, power),
+        ),
         free_bytes=shutil.disk_usage(folder.path).free,
         findings=tuple(findings(folder)),
-        power=power_of(folder),
+        power=power,
     )
+
+
+def _power_commands(name: str, state: ReplicaState, power: PowerState) -> tuple[str, ...]:
+    """What starts or stops the VM of a replica that failed over."""
+    if state not in (ReplicaState.FAILOVER, ReplicaState.PERMANENT):
+        return ()
+    return (f"standby replica power {'on' if power is PowerState.OFF else 'off'} {name}",)
 
 
 def power_of(folder: ReplicaFolder) -> PowerState:

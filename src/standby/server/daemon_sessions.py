@@ -297,7 +297,11 @@ class RunningSession:
         texts = {item.machine: item.error for item in more if item.outcome == "failed"}
         if not texts:
             return
-        ids = [(item.machine, item.machine_id or item.machine) for item in more]
+        ids = [
+            (item.machine, item.machine_id or item.machine)
+            for item in more
+            if item.machine in texts
+        ]
         added = self.work.dispatch.add_tasks(self.run.id, ids)
         self.work.dispatch.move_tasks(
             TaskMove(task.id, TaskState.FAILED, texts[task.machine])

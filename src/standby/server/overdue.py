@@ -31,6 +31,9 @@ def alarm_of_session(job: ReplicationJob, report: SessionReport, store: Store, a
     for item in report.machines:
         if item.outcome == "done" or not job.rpo_s:
             continue
+        if item.outcome == "skipped" and not item.machine_id:  # nobody knows which VM it is
+            alarm_of_known(job, report, store, age)
+            continue
         if text := overdue(job, item.machine, age(job, item.machine_id)):
             item.alarms.append(text)
             store.raise_alarm(RPO, job.name, item.machine, text)

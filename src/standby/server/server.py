@@ -345,6 +345,8 @@ class BackupServer:
         report.ended_at = self.clock.now().isoformat()
         for item in report.machines:
             item.outcome = item.outcome or "interrupted"
+        if is_failure and not report.machines:
+            report.machines.append(MachineReport("", "", outcome="failed", error=str(exc)))
         with contextlib.suppress(StandbyError):
             store.save_session(report)
             if is_failure and not isinstance(exc, UnknownName):
