@@ -389,6 +389,7 @@ PIECES = {
     "stream": "compressed",
     "raw": "as they are",
     "zero": "zero",
+    "direct": "directly",
 }
 """How pieces travelled, for people."""
 
