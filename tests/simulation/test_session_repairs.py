@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 
 import pytest
 
 from simulation.faults import MARK, only, write_mark
 from simulation.sessions import made
+from simulation.several import SeveralSite
 from standby.files import File
 from standby.model.replica import ReplicaState
+from standby.repository.database import FILE_NAME
 from standby.units import MiB
 
 
@@ -162,6 +166,54 @@ def test_digests_of_a_disk_that_is_damaged_itself_are_not_believed(site, damage)
     assert machine.outcome == "failed"
     assert "verify" in machine.error
     assert len(site.replica().points()) == 1
+
+
+# --- digests in the repository ----------------------------------------------------------------
+
+
+def damage_repository(path, change):
+    with contextlib.closing(sqlite3.connect(path / FILE_NAME)) as database:
+        database.execute(change)
+        database.commit()
+
+
+def test_a_repository_at_a_mover_is_healed_by_the_session_that_meets_the_damage(tmp_path):
+    """It failed: the failure had cut off the movers that were asked to make it good."""
+    site = SeveralSite(tmp_path / "site")
+    try:
+        site.add_machine()
+        site.fill()
+        site.run()
+        site.change()
+        damage_repository(
+            site.folder / "repository" / "main", "UPDATE leaves SET data = zeroblob(32768)"
+        )
+        machine = only(site.run())
+        assert machine.outcome == "done", machine.error
+        assert machine.disks[0].written <= 5 * 4096 + 300 * 1024
+        assert any("what it had of this replica was dropped" in text for text in machine.alarms)
+        site.change()
+        machine = only(site.run())
+        assert (machine.outcome, machine.warnings, machine.alarms) == ("done", [], [])
+        assert "repository's digests" in machine.disks[0].reason
+        assert site.check_points() == 3
+    finally:
+        site.close()
+
+
+def test_a_repository_that_has_the_root_with_another_size_is_no_baseline(site):
+    """Every session failed: changes cannot be staged on top of a larger state."""
+    site.run()
+    site.change()
+    damage_repository(
+        site.folder / "repository", "UPDATE states SET virtual_size = virtual_size + 4096"
+    )
+    machine = only(site.run())
+    assert machine.outcome == "done", machine.error
+    assert machine.disks[0].written <= 5 * 4096 + 300 * 1024
+    site.change()
+    assert "repository's digests" in only(site.run()).disks[0].reason
+    assert site.check_points() == 3
 
 
 def test_a_limit_that_a_folder_host_cannot_keep_is_told(tmp_path):

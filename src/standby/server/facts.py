@@ -12,7 +12,8 @@ from standby.model.job import ReplicationJob
 from standby.model.machine import Checkpoint, CheckpointDisk, Machine
 from standby.model.replica import ReplicaIdentity
 from standby.ports import Host
-from standby.road.points import DiskMatches, TargetState
+from standby.repository import DiskState
+from standby.road.points import DiskMatches, TargetDisk, TargetState
 from standby.server.config_check import excludes_disk
 from standby.server.crew import Handle, RepositoryView
 from standby.server.plan import DiskFacts, DiskPlan, PartialFacts, TargetDiskFacts, plan_disk
@@ -128,7 +129,7 @@ def disk_plans(
             else PartialFacts(
                 partial.point_id, partial.checkpoint_id, partial.logged_bytes, partial.mark
             ),
-            repository_root=known[disk_id].root.hex() if disk_id in known else "",
+            repository_root=_root_of(known.get(disk_id), held),
             tracked=tracked,
             tracker_reason=reason,
             is_excluded=is_excluded,
@@ -140,6 +141,14 @@ def disk_plans(
         )
         plans[disk.place] = plan_disk(facts)
     return plans
+
+
+def _root_of(known: DiskState | None, held: TargetDisk | None) -> str:
+    """The root of the repository's newest state, '' without one. A state of another size cannot
+    have the target's root: it is damaged, and as good as none."""
+    if known is None or (held is not None and known.virtual_size != held.virtual_size):
+        return ""
+    return known.root.hex()
 
 
 def _tracked(

@@ -152,7 +152,8 @@ def _healed(
     if error is None or driver.report.outcome != "failed":
         return driver.report
     try:
-        done = driver.crew.heal_repository(driver.key, error)
+        with lend(machine, (), None) as crew:  # the driver's own is not to be asked any more
+            done = crew.heal_repository(driver.key, error)
     except StandbyError:
         return driver.report
     text = f"{error}; {done}"
