@@ -23,7 +23,11 @@
 enum {
     WAN_LAST = 16384, /* buckets of a full shard: 1 MiB, which is rebuilt in 1 to 3 ms */
     WAN_STEP = 64,    /* buckets in 4 KiB: memory is used in whole pages */
-    WAN_GROUP = 32,
+    WAN_SOON = 32, /* names of which writers call for the buckets in advance */
+    WAN_GROUP = 8, /* names looked up side by side, in groups of which so many are asked ahead: */
+    WAN_AHEAD = 4,
+    WAN_LAG = 2, /* and second candidates are read so many groups later */
+    WAN_RING = 8,
     WAN_NODES = 256, /* buckets looked at for a way to make room */
     WAN_TRIES = 64,
     WAN_OUTPUTS = 3 /* what `wan_insert` counts: put in, replaced, dropped */
@@ -228,23 +232,26 @@ static inline size_t wan_answer_away(const wan_table *table, const uint8_t *name
 }
 
 /* Answers for `count` names; returns how many of them are WAN_BUSY. While a group is answered the
- * buckets of the next one, and the second candidates of the one before, are on their way from
- * memory. */
+ * buckets of the next ones, and the second candidates of those before, are on their way from
+ * memory. Groups are small because a core waits with a question when it has a dozen lines under way
+ * already: between few questions answers are computed meanwhile. With 32 at a time, one group ahead,
+ * misses in 50 MiB took 1.15 of the time, and questions to a table in the cache 1.4. */
 static size_t wan_lookup(const wan_table *table, const uint8_t *names, size_t count,
                          uint64_t *out)
 {
-    wan_group ring[3];
+    wan_group ring[WAN_RING];
     size_t busy = 0;
     const size_t groups = (count + WAN_GROUP - 1) / WAN_GROUP;
-    if (groups)
-        wan_ask_group(table, names, 0, count, &ring[0]);
-    for (size_t i = 0; i <= groups; i++) {
-        if (i + 1 < groups)
-            wan_ask_group(table, names, (i + 1) * WAN_GROUP, count, &ring[(i + 1) % 3]);
-        if (i > 0)
-            busy += wan_answer_away(table, names, &ring[(i - 1) % 3], out);
+    for (size_t i = 0; i < groups && i < WAN_AHEAD; i++)
+        wan_ask_group(table, names, i * WAN_GROUP, count, &ring[i]);
+    for (size_t i = 0; i < groups + WAN_LAG; i++) {
+        const size_t next = i + WAN_AHEAD;
+        if (next < groups)
+            wan_ask_group(table, names, next * WAN_GROUP, count, &ring[next % WAN_RING]);
         if (i < groups)
-            busy += wan_answer_group(table, names, &ring[i % 3], out);
+            busy += wan_answer_group(table, names, &ring[i % WAN_RING], out);
+        if (i >= WAN_LAG && i - WAN_LAG < groups)
+            busy += wan_answer_away(table, names, &ring[(i - WAN_LAG) % WAN_RING], out);
     }
     return busy;
 }
@@ -470,7 +477,7 @@ static int wan_insert(const wan_table *table, const uint8_t *names, const uint64
         uint8_t *room = wan_shard_room(table, key.shard), *bucket;
         int slot, is_done = 0;
         *next = i;
-        for (; asked < count && asked <= i + WAN_GROUP; asked++)
+        for (; asked < count && asked <= i + WAN_SOON; asked++)
             wan_prefetch(table, names + asked * WAN_NAME);
         slot = wan_locate(table, key, &bucket);
         if (slot >= 0) {
@@ -541,7 +548,7 @@ static size_t wan_remove(const wan_table *table, const uint8_t *names, const uin
         wan_shard *shard = &table->shards[key.shard];
         uint8_t *bucket;
         int slot;
-        for (; asked < count && asked <= i + WAN_GROUP; asked++)
+        for (; asked < count && asked <= i + WAN_SOON; asked++)
             wan_prefetch(table, names + asked * WAN_NAME);
         slot = wan_locate(table, key, &bucket);
         if (slot < 0 || wan_location(bucket, (uint32_t)slot) != locations[i] + 1)
