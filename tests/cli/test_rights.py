@@ -215,3 +215,28 @@ def test_where_nothing_can_be_made_is_named(run, tmp_path: Path, mode: str) -> N
         ended = run(*arguments, expect=11)
     assert str(closed) in ended.err
     assert "Permission denied" in ended.err
+
+
+def test_what_a_user_has_no_right_to_is_to_be_opened_not_restored(run, replicated: Site) -> None:
+    arguments = ("--config", replicated.config, "--json")
+    database = replicated.folder / "standby-state.sqlite"
+    for path in (replicated.folder / "source" / "vm1", replicated.disk(), database):
+        with without_rights(path):
+            (finding,) = run("check", *arguments, expect=10).json["findings"]
+        assert "access to" in finding["hint"]
+        assert "backup" not in finding["hint"]
+        assert "correct" not in finding["hint"]
+        assert finding["mend"] == str(path)
+
+
+def test_a_name_that_may_be_behind_a_closed_folder_is_not_said_to_be_unknown(
+    run, replicated: Site
+) -> None:
+    closed = replicated.folder / "target" / "vm1_replica"
+    site = ("--config", replicated.config)
+    with without_rights(closed):
+        for name in ("vm1", "vm2"):
+            refused = run("replica", "failover", name, "--yes", *site, expect=10)
+            assert f"{closed}/replica.json" in refused.err
+            assert "Permission denied" in refused.err
+        assert "free at the target" not in run("job", "plan", "job", *site, expect=3).out

@@ -313,7 +313,8 @@ def show_plan(made: JobPlan) -> None:
             warn(f"{machine.machine}: {text}")
     if not made.machines:
         click.echo("no VM matches")
-    click.echo(f"\nfree at the target: {size(made.free_bytes)}")
+    if made.free_bytes or any(machine.disks for machine in made.machines):  # else nobody said
+        click.echo(f"\nfree at the target: {size(made.free_bytes)}")
     if "estimated" in bases:
         click.echo("~ is the median of the last sessions")
     if "upper bound" in bases:

@@ -19,15 +19,21 @@ from standby.cli.output import (
     warn,
     yes_option,
 )
+from standby.cli.replica_texts import (
+    POWER,
+    age,
+    going_on,
+    show_leftovers,
+    show_repair,
+    show_verdict,
+    way_out,
+)
 from standby.cli.serving import config_option, opened_replicas, server_option, target_option
 from standby.errors import StandbyError
 from standby.model.replica import RUNS_ON
 
 if TYPE_CHECKING:
-    from standby.road.repairing import RepairReport
-    from standby.road.surveying import ReplicaStatus
     from standby.road.verb_plans import VerbPlan
-    from standby.road.verifying import PointVerdict
 
 WARNINGS_EXIT = 3
 DAMAGED_EXIT = 13
@@ -47,14 +53,6 @@ def replica() -> None:
 
 
 # --- looking ---------------------------------------------------------------------------------
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "never"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
 
 
 @replica.command("list")
@@ -81,8 +79,8 @@ def list_replicas(config: Path, target: Path | None, as_json: bool) -> int:
             item.state.value,
             str(len(item.points)),
             item.points[-1].id if item.points else "",
-            _age(item.newest_age_s),
-            _now(item),
+            age(item.newest_age_s),
+            going_on(item),
         )
         for item in found
     ]
@@ -97,23 +95,6 @@ def list_replicas(config: Path, target: Path | None, as_json: bool) -> int:
     for folder, problem in unreadable.items():
         warn(f"{folder}: {problem}")
     return WARNINGS_EXIT if needs_a_look else 0
-
-
-def _now(item: ReplicaStatus) -> str:
-    """What goes on with a replica: whether its VM runs is asked of one that failed over."""
-    if item.is_processing:
-        return "a session runs"
-    is_known_on = item.power.value in ("running", "paused")
-    return POWER[item.power.value] if is_known_on or item.failover_point else ""
-
-
-POWER = {
-    "running": "its VM runs",
-    "paused": "its VM is paused",
-    "off": "its VM is off",
-    "unknown": "does its VM run?",
-}
-"""What people are told of the power states."""
 
 
 @replica.command()
@@ -186,68 +167,13 @@ def verify(
         print_json({"points": verdicts, "repairs": repairs, "is_ok": is_ok})
     else:
         for verdict in verdicts:
-            _show_verdict(verdict)
+            show_verdict(verdict)
         for done in repairs:
-            _show_repair(done)
+            show_repair(done)
         if not is_ok:
             what = "is damaged" if not is_intact else "has damaged digests, its data is intact"
-            warn(f"{name} {what}; {_way_out(found, verdicts, has_tried=repair)}")
+            warn(f"{name} {what}; {way_out(found, verdicts, has_tried=repair)}")
     return 0 if is_ok else WARNINGS_EXIT if is_intact else DAMAGED_EXIT
-
-
-def _way_out(found: ReplicaStatus, verdicts: list[PointVerdict], *, has_tried: bool) -> str:
-    """What helps now. A repair writes pieces anew; files that cannot be read, or are not the ones
-    that were committed, are beyond it."""
-    name = found.name
-    can_be_tried = not has_tried and any(
-        not disk.problem and (disk.damaged or not disk.digests_ok)
-        for item in verdicts
-        for disk in item.disks
-    )
-    if can_be_tried and found.state == "failover":
-        return f"`standby replica verify {name} --repair` can be tried after an undo"
-    if can_be_tried:
-        return f"try `standby replica verify {name} --repair`"
-    ways = []
-    sound = [item.point_id for item in verdicts if item.is_intact]
-    if sound:
-        ways.append(f"`standby replica failover {name} --point {sound[-1]}` (an undamaged point)")
-    ways.append(
-        "for replication to go on move its folder out of the target's folder and "
-        f"`standby job start {found.identity.job} --accept-loss` (a new full)"
-    )
-    after = "after an undo or a permanent failover " if found.state == "failover" else ""
-    return f"a repair cannot mend it: {after}{', or '.join(ways)}"
-
-
-def _show_verdict(verdict: PointVerdict) -> None:
-    only_digests = "its digests are damaged, its data is intact"
-    state = "ok" if verdict.is_ok else only_digests if verdict.is_intact else "DAMAGED"
-    click.echo(f"{verdict.point_id}: {state}")
-    if verdict.record_problem:
-        click.echo(f"  {verdict.record_problem}")
-    for disk in verdict.disks:
-        if disk.digests_problem:
-            click.echo(f"  {disk.disk_id}: {disk.digests_problem}")
-        if disk.problem:
-            click.echo(f"  {disk.disk_id}: {disk.problem}")
-        for extent in disk.damaged[:20]:
-            click.echo(f"  {disk.disk_id}: {size(extent.length)} at {extent.offset:#x}")
-        if len(disk.damaged) > 20:
-            click.echo(f"  {disk.disk_id}: and {len(disk.damaged) - 20} more ranges")
-
-
-def _show_repair(done: RepairReport) -> None:
-    healed = f"repaired {size(done.healed_bytes)}" if done.healed_bytes else "not repaired"
-    for disk_id, mended in done.digests.items():
-        click.echo(f"digests of {disk_id} computed again from the disk: {', '.join(mended)}")
-    if done.healed_bytes or not done.is_complete:
-        click.echo(f"{done.point_id}: {healed}")
-    for disk_id, extents in done.missing.items():
-        total = sum(extent.length for extent in extents)
-        click.echo(f"  {disk_id}: {size(total)} are nowhere to be had")
-    for disk_id, problem in done.problems.items():
-        click.echo(f"  {disk_id}: {problem}")
 
 
 # --- acting ----------------------------------------------------------------------------------
@@ -261,21 +187,13 @@ def _agreed(plan: VerbPlan, question: str, *, yes: bool, dry_run: bool, as_json:
         else:
             for line in plan.effects:
                 click.echo(line)
-            _show_leftovers(plan)
+            show_leftovers(plan)
             for text in plan.warnings:
                 warn(text)
         return False
     lines = [*plan.effects, *(f"warning: {text}" for text in plan.warnings)]
     confirmed(lines, question, yes=yes, as_json=as_json)
     return True
-
-
-def _show_leftovers(plan: VerbPlan) -> None:
-    """What stays behind, where something does."""
-    if plan.leftovers:
-        click.echo("what remains:")
-    for text in plan.leftovers:
-        click.echo(f"  {text}")
 
 
 @replica.command()
@@ -411,7 +329,7 @@ def permanent_failover(
     else:
         runs = ", and runs" if RUNS_ON in plan.effects else ""
         click.echo(f"{plan.replica}: a VM of its own now{runs}")
-        _show_leftovers(plan)
+        show_leftovers(plan)
     return WARNINGS_EXIT if plan.warnings else 0
 
 

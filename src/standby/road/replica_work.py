@@ -96,7 +96,8 @@ class ReplicaWork:
 
     def folder(self, name: str) -> ReplicaFolder:
         """The replica of that name (or folder), or of the VM of that name where that is
-        unambiguous. DiskIO where none is found, and not everything can be looked into."""
+        unambiguous. DiskIO, or ConfigurationError, where none is found and not everything can be
+        looked into."""
         folders, refused = self._survey()
         named = [folder for folder in folders if name in (folder.name, str(folder.path))]
         if not named:
@@ -112,7 +113,12 @@ class ReplicaWork:
         for path, exc in refused.items():
             if path in self._roots.values() or name in (path.name, str(path)):
                 raise exc
-        raise UnknownName("replica", name, tuple(folder.name for folder in folders))
+        known = tuple(folder.name for folder in folders)
+        for exc in refused.values():
+            seen = ", ".join(known) or "none"
+            problem = f"is no replica that can be seen (these: {seen}), and not all can: {exc}"
+            raise ConfigurationError(name, problem, "Give this user access, or correct the name")
+        raise UnknownName("replica", name, known)
 
     def all(self) -> list[ReplicaStatus]:
         """The state of every replica, those that are permanent left out."""

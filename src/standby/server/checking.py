@@ -30,6 +30,8 @@ from standby.server.config_check import (
     Level,
     check_paths,
     excludes_disk,
+    is_allowed,
+    is_denied,
     local_repositories,
     replica_conflicts,
     selects,
@@ -96,15 +98,25 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
     for name, path in local_repositories(config).items():
         if f"[repositories.{name}] path" not in refused:
             findings += _repository(f"[repositories.{name}]", path)
+    if "[standby] state_database" not in refused:
+        findings += _state_database(config)
+    return findings
+
+
+def _state_database(config: Config) -> list[Finding]:
+    """What keeps the state database from being used."""
+    hint = "move that file away or restore it, or name another database"
+    mend = "the state database"
     try:
-        problem = problem_of(config.state_place())
+        place = config.state_place()
+        problem = problem_of(place)
+        if isinstance(place, Path) and is_there(place) and not is_allowed(place):
+            problem, mend = f"{place} cannot be read and written by this user", str(place)
+            hint = f"give it read and write access to {place}"
     except StandbyError as exc:
         problem = str(exc)
-    if problem and "[standby] state_database" not in refused:
-        hint = "move that file away or restore it, or name another database"
-        where = "[standby] state_database"
-        findings.append(Finding(Level.ERROR, where, problem, hint, "the state database"))
-    return findings
+    where = "[standby] state_database"
+    return [Finding(Level.ERROR, where, problem, hint, mend)] if problem else []
 
 
 def _host_problem(host: HostConfig, error: StandbyError) -> Finding:
@@ -227,9 +239,13 @@ def _disks(
                 Level.ERROR,
                 f"VM {machine.name} of host {name}, {place}",
                 problem,
-                f"put the disk's file back whole (from a backup), or correct `file` in "
-                f"{folder / 'vm.toml'}{at}; the job leaves it out with "
-                f'exclude_disks = ["{machine.name}:{place}"]',
+                (
+                    f"give this user read access to the file{at}; the job leaves it out with "
+                    if is_denied(problem)
+                    else "put the disk's file back whole (from a backup), or correct `file` in "
+                    f"{folder / 'vm.toml'}{at}; the job leaves it out with "
+                )
+                + f'exclude_disks = ["{machine.name}:{place}"]',
                 str(folder / files[place]),
             )
             for place, problem in problems.items()

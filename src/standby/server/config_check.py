@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ def unusable_machines(
         takers = [job.name for job in jobs if job.source == host and selects(job, name)]
         file = str(folder / item.folder / "vm.toml") if folder is not None else "its vm.toml"
         hint = f"correct {file}"
+        if is_denied(item.problem):
+            file = str(folder / item.folder) if folder is not None else "its folder"
+            hint = f"give this user read access to {file}"
         if takers:
             hint += f"; until then job {' and '.join(takers)} cannot replicate it"
         findings.append(
@@ -108,6 +112,18 @@ def unusable_machines(
             )
         )
     return findings
+
+
+def is_denied(problem: str) -> bool:
+    """Whether that says that this user has no right to something: what is there may be sound."""
+    return os.strerror(errno.EACCES) in problem
+
+
+def is_allowed(file: Path) -> bool:
+    """Whether this user may read and write the file, which is not opened: where this process has it
+    open already, closing it again would drop its locks."""
+    effective = os.access in os.supports_effective_ids
+    return os.access(file, os.R_OK | os.W_OK, effective_ids=effective)
 
 
 def check_paths(config: Config) -> list[Finding]:
