@@ -69,6 +69,7 @@ class _Flight:
 
     way: Way
     length: int
+    wire: int = 0
     made_s: float = 0.0
     sent_at: float = 0.0
 
@@ -239,6 +240,7 @@ class SourceWan(Relay):
             if pieces.question:
                 self._asked_at.append(SYSTEM_CLOCK.monotonic())
         if pieces.question:
+            flight.wire = len(pieces.question)
             self._far.send(WanQuestion(), pieces.question)
         self._put(_Waiting(zeros=packed_zeros(part.zeros), pieces=pieces, flight=flight))
 
@@ -299,11 +301,14 @@ class SourceWan(Relay):
                 frame = self._encoder.encode(waiting.pieces, answer)
             message, payload = WanFrame(len(waiting.zeros)), (waiting.zeros, frame)
         if flight is not None:
+            flight.wire += sum(memoryview(part).nbytes for part in payload)
             flight.made_s = max(flight.made_s, SYSTEM_CLOCK.monotonic() - began)
         self._hand_over(message, *payload, flight=flight)
 
     def _settle(self, back: _Back) -> None:
         if not back.receipt:
+            if not self._directly:
+                raise ProtocolError(self._far.peer, "receipts for what was not sent")
             self._came_back(self._directly.popleft(), back.at)
             return
         wrong, began = self.sent.units_wrong, SYSTEM_CLOCK.monotonic()
@@ -328,7 +333,9 @@ class SourceWan(Relay):
             if is_alone:
                 took_s -= self._round_trip_s
             self._last_back = at
-            self._choosing.came_back(flight.way, flight.length, flight.made_s, max(0.0, took_s))
+            self._choosing.came_back(
+                flight.way, flight.length, flight.wire, flight.made_s, max(0.0, took_s)
+            )
             self._changed.notify_all()
 
     # --- sending -----------------------------------------------------------------------------

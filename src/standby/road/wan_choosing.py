@@ -10,6 +10,9 @@ as the best one are out before the next, larger round. From then on the way that
 used; of two that are within HARDLY of each other the one that sends less. The others are tried
 again, as long as what that cost stays below TRIALS of all the time: content changes through a disk,
 and so does a line.
+
+Parts differ, and on a slow line more than ways do. So where the line is what a way waits for, as
+direct batches tell whose making and taking is next to nothing, no way is taken that sends more.
 """
 
 from __future__ import annotations
@@ -33,29 +36,47 @@ class Way(enum.StrEnum):
     """Packed batches, as without accelerators."""
 
 
+WAYS = tuple(Way)
+
 SIZES = (32, 512, PART_PIECES)
 """Pieces of the parts of the rounds, at most: what is slow is known before much went that way."""
 
 ROUND_S = 0.1
 """And how long the best way may take with a round's part: on a slow line small ones tell enough."""
 
-STAYS = (8.0, 2.0)
+STAYS = (5.0, 2.0)
 """How many times as long as the best one a way may take to be in the next round."""
 
-EVERY = 8
+EVERY = 6
 """Parts between trials."""
 
 TRIALS = 0.02
 """Of the time so far; more would be half of the 5 % by which a better way may be missed."""
 
+DOUBT = 0.25
+"""How much of what a trial would cost, by what is known, is believed: it may be otherwise now."""
+
 HARDLY = 1.04
-OLD = 0.7
+OLD = 0.5
 """Weight of what is known of the way in use when a part of full size comes; what is known of
 another one is older."""
 OLDER = 0.3
 
 AT_FIRST = 2
 """Parts of each way in a round."""
+
+LINE_S, LINE_BYTES = 0.02, 1 << 20
+"""A direct part tells how fast the line is when it took so long, or had so many bytes on it: what
+takes less may be the time that threads and processes wait for each other."""
+
+LINE_GROWS = 1.1
+"""With each direct part, what the line takes at the least: it may have become slower."""
+
+LINE_SHARE = 0.6
+"""Of a way's time is the line's where it is what the way waits for."""
+
+LINE_TRIALS = 0.005
+"""Of the time for ways that send more, then: the line may have become faster."""
 
 UNDER_WAY_MAX = 6
 """Parts during the rounds: more would go the wrong way before it is known to be."""
@@ -81,10 +102,12 @@ class _Stage:
 class _Cost:
     making: _Stage = field(default_factory=_Stage)
     after: _Stage = field(default_factory=_Stage)
+    wire: _Stage = field(default_factory=_Stage)
+    """Bytes for seconds."""
     under_way: int = 0
     """As trials."""
-    of_round: list[tuple[float, float, int]] = field(default_factory=list)
-    """What came back in this round: seconds of both stages, bytes."""
+    of_round: list[tuple[float, float, int, int]] = field(default_factory=list)
+    """What came back in this round: seconds of both stages, bytes on the line, bytes."""
 
     @property
     def per_byte(self) -> float:
@@ -106,6 +129,8 @@ class Choosing:
         self._all_s = 0.0
         self._trials_s = 0.0
         self._since = self._turn = 0
+        self._line = 0.0
+        """Seconds per byte on it; 0 while that is not known."""
         self.lengths = dict.fromkeys(ways, 0)
         """Bytes of disk that went each way."""
 
@@ -126,9 +151,13 @@ class Choosing:
             others = [way for way in self._costs if way != self._current]
             self._turn += 1
             way = others[self._turn % len(others)] if others else self._current
-            if others and self._trials_s <= self._all_s * TRIALS:
+            sends_more = WAYS.index(way) > WAYS.index(self._current)
+            limit = LINE_TRIALS if sends_more and self._is_bound(self._current) else TRIALS
+            worse = self._costs[way].per_byte - self._costs[self._current].per_byte
+            expected = max(0.0, worse) * self._size(way, len(SIZES) - 1) * PIECE * DOUBT
+            if others and self._trials_s + expected <= self._all_s * limit:
                 self._since = 0
-                return self._try(way, self._size(way, 1))
+                return self._try(way, self._size(way, len(SIZES) - 1))
         return self._current, SIZES[-1]
 
     def _try(self, way: Way, pieces: int) -> tuple[Way, int]:
@@ -140,9 +169,17 @@ class Choosing:
         takes_s = self._costs[way].per_byte * PIECE
         return max(SIZES[0], min(SIZES[number], int(ROUND_S / takes_s) if takes_s else SIZES[0]))
 
-    def came_back(self, way: Way, length: int, making_s: float, after_s: float) -> None:
-        """A part of `length` bytes took the source's busiest thread `making_s`, and was at the
-        target `after_s` after the line was free for it."""
+    def _is_bound(self, way: Way) -> bool:
+        """Whether the line is what the way waits for."""
+        cost = self._costs[way]
+        return 0 < cost.per_byte * LINE_SHARE <= self._line * cost.wire.per_byte
+
+    def came_back(self, way: Way, length: int, wire: int, making_s: float, after_s: float) -> None:
+        """A part of `length` bytes, `wire` on the line, took the source's busiest thread
+        `making_s`, and was at the target `after_s` after the line was free for it."""
+        if way == Way.DIRECT and (after_s >= LINE_S or wire >= LINE_BYTES):
+            found = after_s / max(1, wire)
+            self._line = min(self._line * LINE_GROWS, found) if self._line else found
         cost = self._costs[way]
         took_s = max(making_s, after_s)
         keeps = 1 - (1 - OLD) * min(1.0, length / (SIZES[-1] * PIECE))
@@ -150,22 +187,29 @@ class Choosing:
             cost.under_way -= 1
             keeps = OLDER
         if self._round < len(SIZES):
-            cost.of_round.append((making_s, after_s, length))
-            best = min(cost.of_round, key=lambda it: max(it[:2]) / it[2])
-            cost.making.add(best[2], best[0], 0.0)
-            cost.after.add(best[2], best[1], 0.0)
+            cost.of_round.append((making_s, after_s, wire, length))
+            best = min(cost.of_round, key=lambda it: max(it[:2]) / it[3])
+            cost.making.add(best[3], best[0], 0.0)
+            cost.after.add(best[3], best[1], 0.0)
+            cost.wire.add(best[3], best[2], 0.0)
         else:
             cost.making.add(length, making_s, keeps)
             cost.after.add(length, after_s, keeps)
+            cost.wire.add(length, wire, keeps)
         self.lengths[way] += length
         self._all_s += took_s
+        self._choose()
         if way != self._current and self._round >= len(SIZES):
             self._trials_s += max(0.0, took_s - self._costs[self._current].per_byte * length)
-        self._choose()
         self._next_round()
 
     def _choose(self) -> None:
-        known = {way: cost.per_byte for way, cost in self._costs.items() if cost.after.length}
+        known: dict[Way, float] = {}
+        for way, cost in self._costs.items():
+            if cost.after.length:
+                known[way] = cost.per_byte
+                if self._is_bound(way):
+                    break  # those behind it send more
         least = min(known.values())
         self._current = next(way for way in known if known[way] <= least * HARDLY)
 
@@ -180,6 +224,10 @@ class Choosing:
             return
         limit = self._costs[self._current].per_byte * STAYS[self._round - 1]
         self._entered = [way for way in self._entered if self._costs[way].per_byte <= limit]
+        for number, way in enumerate(self._entered):
+            if self._is_bound(way):
+                self._entered = self._entered[: number + 1]
+                break
         if len(self._entered) < 2:
             self._round = len(SIZES)
             return
