@@ -9,7 +9,10 @@ target's interface received, headers included, over what 100 Mbit/s carry in the
 transfer; that of the whole session has everything around it. The other contender is a bare TCP
 socket with as many bytes, from its first byte to its last: what the line and the system's TCP
 carry. Under BBR that is less than the rate by 3 %, for it all but stops for 0.3 s every 10 s to
-measure the line, which two connections do not do at the same time; and by the slow start. What a
+measure the line, which two connections do not do at the same time; and by the slow start. Two
+connections do not share a line evenly, so that two disks end at different times, and the one that
+is left has to find the whole rate anew: 1 to 2.5 s, whatever the size (96 MiB in 9.7 s on one disk,
+in 10.5 and 12.1 s on two, the first of which had ended after 7.0 and 5.3 s). What a
 transfer has beside it, some 0.9 s until the first batches are under way (the task's connection and
 messages are nine times the delay) and until the last are verified, is the same for any size. Needs
 root.
