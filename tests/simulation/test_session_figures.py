@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from simulation.faults import failing, only
 from simulation.sessions import made
 from simulation.site import at_kill_point
+from standby.server import journey
 from standby.server.store import Store
 from standby.units import MiB
 
@@ -65,3 +68,26 @@ def test_the_state_database_has_the_figures_of_a_session_under_way(site, point):
     if point == "released":
         assert found == report.disks
         assert sum(disk.sent for disk in found) > CHANGED / 2
+
+
+def test_what_is_sent_is_on_record_while_the_transfer_goes_on(site, monkeypatch):
+    site.run()
+    site.change()
+    recorded = threading.Event()
+    save = Store.save_figures
+
+    def saved(store, session, machine):
+        save(store, session, machine)
+        (found,) = store.session(session).machines
+        if found.disks[0].sent >= CHANGED / 2 and found.disks[0].read and not found.outcome:
+            recorded.set()
+
+    monkeypatch.setattr(journey, "FIGURES_EVERY_S", 0.0)
+    monkeypatch.setattr(Store, "save_figures", saved)
+    held = []
+    with at_kill_point("extent log commit", lambda: held.append(recorded.wait(60))):
+        report = site.run()
+    assert held == [True]
+    assert only(report).outcome == "done"
+    with site.server() as server:
+        assert only(server.report(report.id)).disks == only(report).disks

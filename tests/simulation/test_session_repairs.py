@@ -139,6 +139,9 @@ def test_damaged_digests_are_computed_again_by_the_session_that_meets_them(
         spoil(path, damage)
     if not has_repository:
         shutil.rmtree(site.folder / "repository")
+        (planned,) = site.plan(scan=True).machines
+        assert planned.disks[0].send.value == 5 * 4096 + 300 * 1024, planned
+        assert path.read_bytes() != before
     machine = only(site.run())
     assert machine.outcome == "done", machine.error
     assert any("damaged digests" in text for text in machine.warnings), machine.warnings

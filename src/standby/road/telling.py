@@ -1,12 +1,14 @@
 """What the target holds of one disk, told without touching it: for `job plan --scan`.
 
 The digests of the newest point where they describe it, else the file itself (an unfinished
-transfer, a seed, the disk of a VM that is to be mapped), read page by page as it is asked for.
+transfer, a seed, the disk of a VM that is to be mapped, one whose digests are damaged), read page
+by page as it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,19 @@ import numpy as np
 from standby.digesting import LEAVES_PER_PAGE, PAGE, DigestChain
 from standby.disk import open_disk
 from standby.disk.vhdx import read_info
-from standby.errors import LinkError, ProtocolError, StandbyError
+from standby.errors import (
+    DiskCorrupt,
+    DiskIO,
+    LinkError,
+    PointDamaged,
+    ProtocolError,
+    StandbyError,
+)
 from standby.model.extent import Kind
 from standby.ports import VirtualDisk
 from standby.road import resuming
 from standby.road.baseline import open_digests
-from standby.road.pages import Leaves, data_mask, page_range, read_leaves, zero_page
+from standby.road.pages import Leaves, data_mask, open_layers, page_range, read_leaves, zero_page
 from standby.road.points import disk_of, newest_with
 from standby.road.replica import ReplicaFolder
 from standby.road.surveying import lasting_points
@@ -43,8 +52,15 @@ GET_LEAVES_MAX = 64
 class HeldDisk:
     """Leaves of the disk as the target holds it, cut or extended with zeros to `virtual_size`."""
 
-    def __init__(self, held: DigestChain | VirtualDisk | None, virtual_size: int) -> None:
+    def __init__(
+        self,
+        held: DigestChain | VirtualDisk | None,
+        virtual_size: int,
+        described: Callable[[], VirtualDisk] | None = None,
+    ) -> None:
+        """`described` opens the disk that digests are of, to be read where they are damaged."""
         self._held = held
+        self._described = described
         self._size = virtual_size
         self._buffer = memoryview(bytearray(PAGE))
 
@@ -73,8 +89,14 @@ class HeldDisk:
         leaves = zero_page()
         if isinstance(self._held, DigestChain):
             pieces = -(-(stop - start) // 4096)
-            leaves[:pieces] = self._held.leaves(page_number)[:pieces]
-            return leaves
+            try:
+                leaves[:pieces] = self._held.leaves(page_number)[:pieces]
+                return leaves
+            except (DiskCorrupt, DiskIO):
+                if self._described is None:
+                    raise
+                self.close()
+                self._held = self._described()
         mask = data_mask(self._held, start, stop)
         found = zero_page()
         read_leaves(self._held, start, stop, mask, found, self._buffer)
@@ -103,9 +125,13 @@ def held_disk(folder: ReplicaFolder, disk_id: str, virtual_size: int) -> HeldDis
             return HeldDisk(open_disk(path, parents=list(layers[1:])), virtual_size)
     if newest is None or disk is None:
         return HeldDisk(None, virtual_size)
-    digests = folder.digest_paths(newest.id, disk_id)
     root = bytes.fromhex(disk.root)
-    return HeldDisk(open_digests(digests, disk.virtual_size, root), virtual_size)
+    described = partial(open_layers, chain)
+    try:
+        digests = open_digests(folder.digest_paths(newest.id, disk_id), disk.virtual_size, root)
+    except (DiskCorrupt, DiskIO, PointDamaged):  # a session computes them again
+        return HeldDisk(described(), virtual_size)
+    return HeldDisk(digests, virtual_size, described)
 
 
 def _follows(path: Path, chain: Sequence[Path], virtual_size: int) -> bool:
