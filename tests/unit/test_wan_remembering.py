@@ -228,3 +228,35 @@ def test_the_disk_that_was_longest_away_makes_room(monkeypatch: pytest.MonkeyPat
 
 def test_without_memory_there_is_none() -> None:
     assert SourceMemory(LookupTable, INDEX_MIN - 1, 0).disk(KEY, "a", "disk", SIZE) is None
+
+
+def test_a_disk_beyond_all_memory_is_not_remembered() -> None:
+    source = memory()
+    assert source.disk(KEY, "a", "disk", 64 << 40) is None
+    assert source.disk(KEY, "a", "disk", SIZE) is not None
+
+
+def test_disks_together_stay_within_the_memory() -> None:
+    source = memory()
+    size = INDEX_MIN * remembering.PIECES_SHARE // remembering.BYTES_PER_PIECE // 2 * PIECE
+    for name in "abc":
+        disk = source.disk(KEY, name, "disk", size)
+        assert disk is not None
+        disk.begin("")
+        learn(disk, 0, noise(5))
+        disk.finished("s1")
+        disk.close()
+    for name, is_known in (("c", True), ("b", True), ("a", False)):
+        disk = source.disk(KEY, name, "disk", size)
+        assert disk is not None
+        disk.begin("s1")
+        assert disk.refers == is_known
+        disk.close()
+
+
+def test_memory_that_the_system_has_not_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_disk(self: object, size: int) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(remembering.SourceIndex, "add_disk", add_disk)
+    assert memory().disk(KEY, "a", "disk", SIZE) is None

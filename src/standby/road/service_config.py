@@ -16,7 +16,8 @@ keep_days_min = 7
 [wan]                            # with role "wan" (never implied)
 cache = "/var/cache/standby"     # the global cache of a target's accelerator; a source's needs none
 size = "100 GiB"                 # what the cache may take on disk
-memory = "256 MiB"               # and its index of memory; as much is a source's own index
+memory = "256 MiB"               # and its index of memory; as much is a source's own index, with
+                                 # up to four times as much beside it for what disks store
 store = "256 MiB"                # memory for what a source sent last, to send changes of it; "0"
 keep_free = "1 GiB"              # nothing is cached while the disk has less room than that
 window = "128 MiB"               # memory that each disk under way may take, for compressing

@@ -147,18 +147,23 @@ class Choosing:
         if self._round < len(SIZES):  # the round's parts are under way
             return self._current, self._size(self._current, self._round)
         self._since += 1
-        if self._since > EVERY and not any(cost.under_way for cost in self._costs.values()):
-            others = [way for way in self._costs if way != self._current]
+        others = [way for way in self._costs if way != self._current]
+        if others and self._since > EVERY and not any(it.under_way for it in self._costs.values()):
             self._turn += 1
-            way = others[self._turn % len(others)] if others else self._current
-            sends_more = WAYS.index(way) > WAYS.index(self._current)
-            limit = LINE_TRIALS if sends_more and self._is_bound(self._current) else TRIALS
-            worse = self._costs[way].per_byte - self._costs[self._current].per_byte
-            expected = max(0.0, worse) * self._size(way, len(SIZES) - 1) * PIECE * DOUBT
-            if others and self._trials_s + expected <= self._all_s * limit:
+            way = others[self._turn % len(others)]
+            size = self._size(way, len(SIZES) - 1)
+            if self._may_try(way, size):
                 self._since = 0
-                return self._try(way, self._size(way, len(SIZES) - 1))
+                return self._try(way, size)
         return self._current, SIZES[-1]
+
+    def _may_try(self, way: Way, pieces: int) -> bool:
+        """Whether trials have cost so little that another one may be made."""
+        sends_more = WAYS.index(way) > WAYS.index(self._current)
+        limit = LINE_TRIALS if sends_more and self._is_bound(self._current) else TRIALS
+        worse = self._costs[way].per_byte - self._costs[self._current].per_byte
+        expected = max(0.0, worse) * pieces * PIECE * DOUBT
+        return self._trials_s + expected <= self._all_s * limit
 
     def _try(self, way: Way, pieces: int) -> tuple[Way, int]:
         self._costs[way].under_way += 1

@@ -33,6 +33,14 @@ INDEX_MIN = 4 * BUDGET_MIN
 
 DISKS_MAX = 4096
 
+BYTES_PER_PIECE = 9
+"""Of a disk that is written all over, in a session: what knowledge.SourceIndex has beside its
+tables."""
+
+PIECES_SHARE = 4
+"""That may be so many times the tables' memory for all disks together, by their virtual sizes: half
+a terabyte for 256 MiB. What a disk does not store takes nothing of it."""
+
 WRONG_MAX = 16
 """Units that referred to a disk and came out wrong in a session: what is remembered of it is
 wrong. As many may be the rare name taken for another one, or a disk damaged at the target."""
@@ -55,7 +63,9 @@ class SourceMemory:
     """All that one accelerator remembers. Thread-safe."""
 
     def __init__(self, new_table: NewTable, index_bytes: int, store_bytes: int) -> None:
-        """At most `index_bytes` of tables, and `store_bytes` of content (0: none)."""
+        """At most `index_bytes` of tables, PIECES_SHARE times as much beside them, and
+        `store_bytes` of content (0: none)."""
+        self._pieces_max = index_bytes * PIECES_SHARE // BYTES_PER_PIECE
         self._index: SourceIndex | None = None
         if index_bytes >= INDEX_MIN:
             self._index = SourceIndex(
@@ -66,9 +76,9 @@ class SourceMemory:
         self._disks: OrderedDict[tuple[bytes, str, str], _Disk] = OrderedDict()
 
     def disk(self, key: bytes, replica: str, disk_id: str, size: int) -> DiskMemory | None:
-        """A disk's part, for one session at a time; `close` it. None: nothing is remembered, or
-        another task is at it."""
-        if self._index is None:
+        """A disk's part, for one session at a time; `close` it. None: nothing is remembered, there
+        is no room for it beside disks under way, or another task is at it."""
+        if self._index is None or _pieces(size) > self._pieces_max:
             return None
         name = key, replica, disk_id
         with self._lock:
@@ -78,7 +88,7 @@ class SourceMemory:
             if found is not None and found.size != size:
                 self._drop(name)
                 found = None
-            while len(self._disks) >= DISKS_MAX and found is None:
+            while found is None and not self._has_room(size):
                 idle = next((n for n, disk in self._disks.items() if not disk.is_in_use), None)
                 if idle is None:
                     return None
@@ -86,7 +96,7 @@ class SourceMemory:
             if found is None:
                 try:
                     found = _Disk(self._index.add_disk(size), size)
-                except ValueError:  # no addresses left
+                except (ValueError, MemoryError):  # no addresses left, or none of the system's
                     return None
                 self._disks[name] = found
             self._disks.move_to_end(name)
@@ -99,11 +109,19 @@ class SourceMemory:
         with self._lock:
             return self._store.held_bytes
 
+    def _has_room(self, size: int) -> bool:
+        taken = sum(_pieces(disk.size) for disk in self._disks.values())
+        return len(self._disks) < DISKS_MAX and taken + _pieces(size) <= self._pieces_max
+
     def _drop(self, name: tuple[bytes, str, str]) -> None:
         disk = self._disks.pop(name)
         assert self._index is not None
         self._index.drop_disk(disk.base)
         self._store.clear(disk.base, disk.size)
+
+
+def _pieces(size: int) -> int:
+    return -(-size // PIECE)
 
 
 class DiskMemory:
@@ -125,7 +143,7 @@ class DiskMemory:
         self._lock = lock
         self._disk = disk
         self._key = key
-        self._pieces = -(-disk.size // PIECE)
+        self._pieces = _pieces(disk.size)
         self._wrong = 0
         self.learns = True
         """Whether it may be of use to learn what is sent."""
