@@ -270,18 +270,28 @@ def test_check_warns_of_names_that_match_nothing(run, site) -> None:
     text += '[jobs.job.seed]\nvm8 = true\nvm7 = false\n[jobs.job.map]\nvm9 = "x"\nvm1 = "old"\n'
     site.config.write_text(text)
     new_machine(site.folder / "target", "old", {"ide:0:0": MiB})
-    assert [(item["level"], item["where"]) for item in findings(run, site, expect=3)] == [
+    assert [(item["level"], item["where"]) for item in findings(run, site, expect=10)] == [
         ("warning", "[jobs.job] exclude_disks"),
         ("warning", "[jobs.job] exclude_disks"),
         ("warning", "[jobs.job.seed] vm8"),
         ("warning", "[jobs.job.map] vm9"),
-        ("warning", "[jobs.job.map] vm1"),
+        ("error", "[jobs.job.map] vm1"),  # its session fails
     ]
-    found = findings(run, site, expect=3)
+    found = findings(run, site, expect=10)
     assert ["'vm1:scsi:0:7'" in found[0]["problem"], "'vm9:*'" in found[1]["problem"]] == [True] * 2
     assert "no disk at a place where vm1 has one" in found[4]["problem"]
-    (site.folder / "target" / "old" / "vm.toml").unlink()
-    assert "old" in findings(run, site, expect=3)[4]["problem"]
+    planned = ("job", "plan", "job", "--config", site.config, "--json")
+    (machine,) = run(*planned, expect=3).json["machines"]
+    assert machine["action"] == "conflict"
+    assert "no disk at a place where vm1 has one" in machine["reason"]
+    toml = site.folder / "target" / "old" / "vm.toml"
+    toml.unlink()
+    for problem in (
+        findings(run, site, expect=10)[4]["problem"],
+        run(*planned, expect=3).json["machines"][0]["reason"],
+    ):
+        assert problem.startswith(f"{toml}: does not exist")
+    run("job", "start", "job", "--config", site.config, expect=16)
 
 
 def test_check_and_plan_tell_that_a_mapped_vm_gives_its_disks_away(run, site) -> None:
@@ -456,7 +466,7 @@ def test_check_looks_for_seeds_and_mapped_vms_at_a_mover(tmp_path: Path, table: 
             assert level == "error"
             assert "neither disk0.vhdx nor disk0/seed.vhdx is here" in problem
         else:
-            assert level == "warning"
+            assert level == "error"
             assert "old" in problem
             new_machine(away.folder / "target", "old", {"scsi:0:0": 4 * MiB})
             ((_, _, problem),) = found_at(away)

@@ -142,11 +142,11 @@ def _mapped(job: ReplicationJob, machine: Machine, target: Target) -> list[Findi
         raise
     except StandbyError as exc:
         hint = f"name the folder of a VM in {target.shown()}, or none"
-        return [Finding(Level.WARNING, where, str(exc), hint)]
+        return [Finding(Level.ERROR, where, str(exc), hint)]
     shared = [disk.place for disk in machine.disks if disk.place in places]
     if not shared:
         problem = f"the VM in {folder} has no disk at a place where {machine.name} has one"
-        return [Finding(Level.WARNING, where, problem)]
+        return [Finding(Level.ERROR, where, problem, "or take the VM out of `map`")]
     return [
         Finding(
             Level.WARNING,

@@ -18,6 +18,7 @@ import msgspec
 from standby.clock import new_token
 from standby.disk.vhdx import default_block_size
 from standby.errors import (
+    ConfigurationError,
     IllegalTransition,
     LinkError,
     MoverDied,
@@ -173,6 +174,9 @@ class Planner:
         folder = self._job.map.get(machine.name, "")
         if folder and (state is None or not state.newest):
             mapped = crew.target.call("mapped_disks", root=crew.target_root, folder=folder)
+            if not {disk.place for disk in machine.disks}.intersection(mapped):
+                problem = f"the VM in {folder} has no disk at a place where {machine.name} has one"
+                raise ConfigurationError(f"[jobs.{self._job.name}.map]", problem)
         matches = match_disks(
             replica_name(path), state.known_disks if state is not None else (), machine.disks
         )

@@ -213,11 +213,14 @@ def _boot(top: Table) -> Boot:
 def load(path: Path, folder: str) -> MachineFile:
     """The VM that the vm.toml at `path` describes."""
     try:
+        path.lstat()
         if path.is_symlink() or not path.is_file():
             raise ConfigurationError(str(path), "is not a regular file")
         if path.stat().st_size > SIZE_MAX:
             raise ConfigurationError(str(path), f"is longer than {SIZE_MAX} bytes")
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        raise ConfigurationError(str(path), "does not exist") from exc
     except OSError as exc:
         raise ConfigurationError(str(path), f"cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
