@@ -413,6 +413,9 @@ def test_every_way_brings_every_byte(tmp_path, mode):
         session = run(pair, "vm1")
         pieces = session.wan_sent["pieces"]
         assert sum(pieces.values()) * 4 * KiB == session.sent["changed"] - session.sent["zeroed"]
+        told = session.wan_sent
+        said = told["sent"] + told["received"]
+        assert 0.9 * said - 2 * KiB < sum(told["bytes"].values()) < said
         if mode == "direct":
             assert set(pieces) == {"direct"}
             assert session.wan_received["asked"] == session.wan_received["cached"] == 0

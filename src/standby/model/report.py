@@ -10,11 +10,12 @@ class WanReport:
     """What a pair of WAN accelerators did for one disk: `sent` and `received` on the wire between
     them as the source's one counts, TLS apart; `wire_sent` and `wire_received` the same with TLS,
     what TCP sent again, and all headers, as an interface counts, 0 where the system does not tell;
-    `direct` what the disk would have sent without them,
-    estimated from samples; `pieces` of 4 KiB by how they travelled, `resent` what had to come
-    again; `asked` pieces were looked for in the target's cache, `found` there, `cached` are new in
-    it; `cpu_s` by side; `mode` as it was used. `left` says why the disk went on directly, '' where
-    it did not; the figures are then those of the attempts before, as far as their movers told."""
+    `direct` what the disk would have sent without them, estimated from samples; `pieces` of 4 KiB
+    by how they travelled, `bytes` by what they were for, messages' frames apart; `resent` what had
+    to come again; `asked` pieces were looked for in the target's cache, `found` there, `cached` are
+    new in it; `cpu_s` by side; `mode` as it was used. `left` says why the disk went on directly, ''
+    where it did not; the figures are then those of the attempts before, as far as their movers
+    told."""
 
     name: str = ""
     mode: str = ""
@@ -24,6 +25,7 @@ class WanReport:
     wire_received: int = 0
     direct: int = 0
     pieces: dict[str, int] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
     resent: int = 0
     asked: int = 0
     found: int = 0

@@ -143,6 +143,12 @@ class SourceWan(Relay):
         return found | ({"direct": self._direct.pieces} if self._direct.pieces else {})
 
     @property
+    def bytes_by_kind(self) -> dict[str, int]:
+        """What was said to each other, messages' own frames apart."""
+        direct = {"direct": self._direct.sent_bytes} if self._direct.sent_bytes else {}
+        return self.sent.by_kind() | direct
+
+    @property
     def mode(self) -> str:
         """As it was used: in mode auto with the way that most went."""
         if self._mode != "auto":

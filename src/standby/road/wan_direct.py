@@ -35,6 +35,7 @@ class DirectBatches:
         self._packing = AutoPacking()
         self._lock = threading.Lock()
         self._samples = 0
+        self.sent_bytes = 0
         self.pieces = 0
         """That went directly."""
         self.estimated = 0
@@ -70,6 +71,7 @@ class DirectBatches:
     def sent(self, payload: tuple[Any, ...], seconds: float) -> None:
         """A batch went out, and kept its sender so long."""
         length = sum(memoryview(part).nbytes for part in payload)
+        self.sent_bytes += length
         with self._lock:
             self._packing.sent(length, seconds)
 

@@ -44,7 +44,7 @@ FAILED_MAX = 256
 class WanSent(msgspec.Struct, frozen=True):
     """What `wan_send` did: bytes on the connection between the accelerators, either way, and as an
     interface counts them (wire.tcp_info; 0 where the system does not tell); what `direct` mode
-    would have sent, estimated; pieces by kind; units sent again."""
+    would have sent, estimated; pieces by kind; units sent again; bytes by what they are for."""
 
     sent: int
     received: int
@@ -55,6 +55,7 @@ class WanSent(msgspec.Struct, frozen=True):
     mode: str
     wire_sent: int = 0
     wire_received: int = 0
+    bytes: dict[str, int] = {}
 
 
 class WanReceived(msgspec.Struct, frozen=True):
@@ -280,6 +281,7 @@ def what_was_sent(station: SourceWan, link: Link) -> WanSent:
         station.mode,
         0 if told is None else told.wire_sent,
         0 if told is None else told.wire_received,
+        station.bytes_by_kind,
     )
 
 

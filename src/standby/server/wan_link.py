@@ -152,6 +152,7 @@ class WanLink:
             wire_received=int(sent.get("wire_received", 0)),
             direct=int(sent.get("direct", 0)),
             pieces={str(kind): int(n) for kind, n in sent.get("pieces", {}).items()},
+            bytes={str(kind): int(n) for kind, n in sent.get("bytes", {}).items()},
             resent=int(sent.get("resent", 0)),
             asked=int(received.get("asked", 0)),
             found=int(received.get("found", 0)),
@@ -193,9 +194,12 @@ class WanTries:
         self.short = self.short + 1 if after_s < SHORT_S else 0
 
 
+def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {kind: one.get(kind, 0) + other.get(kind, 0) for kind in dict.fromkeys((*one, *other))}
+
+
 def added(one: WanReport, other: WanReport) -> WanReport:
     """What two attempts did together."""
-    kinds = dict.fromkeys((*one.pieces, *other.pieces))
     sides = dict.fromkeys((*one.cpu_s, *other.cpu_s))
     return WanReport(
         name=other.name,
@@ -205,7 +209,8 @@ def added(one: WanReport, other: WanReport) -> WanReport:
         wire_sent=one.wire_sent + other.wire_sent,
         wire_received=one.wire_received + other.wire_received,
         direct=one.direct + other.direct,
-        pieces={kind: one.pieces.get(kind, 0) + other.pieces.get(kind, 0) for kind in kinds},
+        pieces=_added(one.pieces, other.pieces),
+        bytes=_added(one.bytes, other.bytes),
         resent=one.resent + other.resent,
         asked=one.asked + other.asked,
         found=one.found + other.found,

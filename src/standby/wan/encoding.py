@@ -72,6 +72,20 @@ class Sent:
     units_wrong: int = 0
     """Of these, such as referred to addresses."""
 
+    def by_kind(self) -> dict[str, int]:
+        """Bytes by what they are for, either way; those that are 0 are left out."""
+        found = {
+            "questions": self.questions,
+            "answers": self.answers,
+            "references": self.plans_and_digests,
+            "stream": self.stream,
+            "raw": self.raw,
+            "delta": self.deltas,
+            "again": self.literals,
+            "receipts": self.receipts,
+        }
+        return {kind: count for kind, count in found.items() if count}
+
     @property
     def wire_bytes(self) -> int:
         """Everything, either way."""
