@@ -12,6 +12,7 @@ from simulation.wan_site import DATA, MORE, WanSite
 from standby.server.fleet import Fleet
 
 STATUS = {"pair", "source", "target", "mode", "if_away", "problem", "cache"}
+STATUS |= {"sending", "receiving"}
 
 
 @pytest.fixture
@@ -38,7 +39,8 @@ def test_status_verify_clear_and_populate_of_a_mover(wan: Any, site: WanSite) ->
     (found,) = wan("status", "--json").json["pairs"]
     assert set(found) == STATUS
     assert found["cache"]["pieces"] == DATA // 4096
-    assert "full" in wan("status").out
+    assert found["sending"] == {"under_way": 0, "waiting": 0, "at_once": 16}
+    assert "0 of 16" in wan("status").out
     alone = wan("status", "--pair", "main", "--json").json
     assert (alone["is_in_use"], alone["pieces"]) == (True, DATA // 4096)
     assert "6144 pieces" in wan("status", "--mover", "wb").out

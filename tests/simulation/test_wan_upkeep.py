@@ -147,4 +147,5 @@ def test_all_pairs_say_what_their_caches_hold(site: WanSite, caches: WanCaches) 
     assert main.cache is not None
     assert main.cache.pieces == DATA // 4096
     assert other.cache is None
+    assert (other.receiving, main.receiving) == (None, other.sending)
     assert "knows no 'wan_status'" in other.problem

@@ -115,7 +115,17 @@ def _show_pairs(found: Sequence[PairStatus], as_json: bool) -> int:
     elif not found:
         click.echo("standby.toml has no pair of WAN accelerators ([wan.NAME])")
     else:
-        heads = ("pair", "source", "target", ">size", ">limit", ">pieces", "entries", ">found")
+        heads = (
+            "pair",
+            "source",
+            "target",
+            ">size",
+            ">limit",
+            ">pieces",
+            "entries",
+            ">found",
+            "disks",
+        )
         print_table("", (*heads, "~state"), [_pair_row(item) for item in found])
     return WARNINGS_EXIT if any(item.problem for item in found) else 0
 
@@ -124,10 +134,21 @@ def _pair_row(item: PairStatus) -> tuple[str, ...]:
     ends = (item.pair, item.source, item.target)
     told = item.cache
     if told is None:
-        return (*ends, "-", "-", "-", "-", "-", item.problem)
+        return (*ends, "-", "-", "-", "-", "-", _disks(item), item.problem)
     state = told.stopped_by or ("not used" if item.mode == "direct" else "ok")
     pieces = str(told.pieces + told.disk_pieces)
-    return (*ends, size(told.bytes), size(told.limit_bytes), pieces, told.mode, _hits(told), state)
+    held = (size(told.bytes), size(told.limit_bytes), pieces, told.mode, _hits(told))
+    return (*ends, *held, _disks(item), state)
+
+
+def _disks(item: PairStatus) -> str:
+    """Disks under way, and those that wait for room at either end."""
+    ends = [end for end in (item.sending, item.receiving) if end is not None]
+    if not ends:
+        return "-"
+    waiting = sum(end.waiting for end in ends)
+    most = max(ends, key=lambda end: end.under_way)
+    return f"{most.under_way} of {most.at_once}{f', {waiting} wait' if waiting else ''}"
 
 
 def _hits(told: CacheStatus) -> str:

@@ -11,6 +11,7 @@ import msgspec
 
 from standby.errors import ConfigurationError, StandbyError, UnknownName
 from standby.ports import Progress
+from standby.road.wan_room import RECEIVE, SEND
 from standby.server.config import Config
 from standby.server.fleet import Fleet, Station
 from standby.server.long_calls import long_call
@@ -24,9 +25,19 @@ Told = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class DisksStatus:
+    """The disks under way at one accelerator, those that wait for room, and room for how many."""
+
+    under_way: int
+    waiting: int
+    at_once: int
+
+
+@dataclass(frozen=True, slots=True)
 class PairStatus:
     """A pair of standby.toml, and the cache of its target as that mover tells of it; None where it
-    keeps none, or cannot be asked: `problem`."""
+    keeps none, or cannot be asked: `problem`. `sending` are the disks of its source's mover,
+    `receiving` those of its target's, of all its pairs; None where it cannot be asked."""
 
     pair: str
     source: str
@@ -35,6 +46,8 @@ class PairStatus:
     if_away: str
     problem: str
     cache: CacheStatus | None
+    sending: DisksStatus | None = None
+    receiving: DisksStatus | None = None
 
 
 class MoverCache:
@@ -144,14 +157,31 @@ class WanCaches:
 
     def status(self) -> list[PairStatus]:
         """Every pair; one whose mover is away says so."""
-        movers = {wan.target for wan in self._config.wans.values()}
-        for mover in movers:
+        wans = self._config.wans.values()
+        movers = {wan.target for wan in wans}
+        for mover in {*movers, *(wan.source for wan in wans)}:
             self._fleet.mover(mover).wait_connected(0)  # all at once
         told = {mover: self._told(mover) for mover in movers}
         return [
-            PairStatus(it.name, it.source, it.target, it.mode, it.if_away, *told[it.target])
-            for it in self._config.wans.values()
+            PairStatus(
+                it.name,
+                it.source,
+                it.target,
+                it.mode,
+                it.if_away,
+                *told[it.target],
+                self._disks(it.source, SEND),
+                self._disks(it.target, RECEIVE),
+            )
+            for it in wans
         ]
+
+    def _disks(self, mover: str, side: str) -> DisksStatus | None:
+        asked = self._fleet.mover(mover)
+        try:
+            return DisksStatus(*asked.call("wan_room")[side]) if asked.answers() else None
+        except StandbyError:
+            return None
 
     def _told(self, mover: str) -> tuple[str, CacheStatus | None]:
         try:

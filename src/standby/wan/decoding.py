@@ -202,8 +202,11 @@ class _Building:
         there = min(len(pieces), len(locations))
         if there:
             content, ok = self._held.read_found(locations[:there])
-            self.data[pieces[:there][ok]] = content[ok]
-            self._lose(pieces[:there][~ok] * PIECE, np.int64(PIECE))
+            if ok.all():  # without a copy of what is good
+                self.data[pieces[:there]] = content
+            else:
+                self.data[pieces[:there][ok]] = content[ok]
+                self._lose(pieces[:there][~ok] * PIECE, np.int64(PIECE))
         self._lose(pieces[there:] * PIECE, np.int64(PIECE))
 
     def copy(self) -> None:
