@@ -25,13 +25,13 @@ class WanReport:
     wire_received: int = 0
     direct: int = 0
     pieces: dict[str, int] = field(default_factory=dict)
-    bytes: dict[str, int] = field(default_factory=dict)
     resent: int = 0
     asked: int = 0
     found: int = 0
     cached: int = 0
     cpu_s: dict[str, float] = field(default_factory=dict)
     left: str = ""
+    bytes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
