@@ -92,6 +92,18 @@ def test_changed_shares_come_newest_last_without_what_had_no_earlier_point(store
     assert store.changed_share_history("unknown") == []
 
 
+def test_figures_of_a_vm_at_work_stay_until_it_has_an_outcome(store: Store) -> None:
+    at_work = machine(0, outcome="")
+    bare = MachineReport("web", "id-web")
+    store.begin_session(session(1, bare, machine(7, machine_id="id-db"), outcome=""))
+    store.save_figures("s01", at_work)
+    store.save_figures("s01", machine(99, machine_id="id-db"))  # that one has its outcome
+    store.save_session(session(1, bare, machine(7, machine_id="id-db"), outcome=""))
+    assert store.session("s01").machines == [at_work, machine(7, machine_id="id-db")]
+    store.save_session(session(1, machine(5), machine(7, machine_id="id-db")))
+    assert store.session("s01").machines[0] == machine(5)
+
+
 def test_changed_bytes_per_disk_are_those_of_incremental_tasks(store: Store) -> None:
     store.save_session(session(1, machine(10, "full")))
     store.save_session(session(2, machine(20)))

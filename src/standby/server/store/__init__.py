@@ -52,8 +52,8 @@ __all__ = [
 class Store(Reports, Checkpoints, KnownReplicas, Alarms):
     """The state database. Thread-safe; several processes may use one SQLite file.
 
-    Every method is one transaction, durable when it returns, and raises StateDatabaseError where
-    the database refuses.
+    Every method is one transaction, durable when it returns (but for `save_figures`), and raises
+    StateDatabaseError where the database refuses.
     """
 
     def __init__(self, database: Path | str, clock: Clock = SYSTEM_CLOCK) -> None:

@@ -28,8 +28,8 @@ class StorePart:
                 self._lease.guard(connection)
 
     @contextlib.contextmanager
-    def _writing(self, *, wakes: bool = False) -> Iterator[sa.Connection]:
-        with self._database.writing(wakes=wakes) as connection:
+    def _writing(self, *, wakes: bool = False, is_durable: bool = True) -> Iterator[sa.Connection]:
+        with self._database.writing(wakes=wakes, is_durable=is_durable) as connection:
             if self._lease is not None:
                 self._lease.guard(connection)
             yield connection

@@ -49,9 +49,10 @@ class Reports(StorePart):
 
     def save_figures(self, session: str, machine: MachineReport) -> None:
         """Record how far a VM is that is at work: of a session that is killed, the report says
-        that. Nothing happens where the session does not list it, or it has an outcome."""
+        that. Nothing happens where the session does not list it, or it has an outcome. Durable with
+        the next transaction that is: a power cut may cost it."""
         columns = tables.tasks.c
-        with self._writing() as connection:
+        with self._writing(is_durable=False) as connection:
             connection.execute(
                 tables.tasks.update()
                 .where(
