@@ -217,6 +217,27 @@ def test_more_disks_than_there_is_room_for_wait_their_turn(make_site):
     check(site, "vm1", "vm2")
 
 
+def test_a_session_that_is_stopped_waits_for_no_room_any_more(make_site):
+    class Narrow(WanSite):
+        disks_at_once = 1
+
+    site = make_site(MORE, Narrow)
+    room = site.verbs("wa")._rooms["send"]
+    with room.use("another server's disk"), site.server() as server:
+        found = {}
+        session = threading.Thread(target=lambda: found.update(report=server.start("job")))
+        session.start()
+        wait_until(lambda: room.waiting, "the disk waits")
+        (report,) = server.store.unfinished_sessions()
+        server.store.ask_to_stop(report.id)
+        session.join(60)
+        assert found["report"].outcome == "interrupted"
+        wait_until(lambda: not room.waiting, "nobody waits")
+        assert site.verbs("wb")._rooms["receive"].held == 0
+    assert done(site.run()).wan.name == "main"
+    check(site)
+
+
 # --- accelerators that fail ------------------------------------------------------------------
 
 
