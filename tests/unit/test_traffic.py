@@ -87,6 +87,19 @@ def test_a_mover_that_is_silent_counts_with_its_floor() -> None:
     assert again.rate_bps == 10 * MB
 
 
+def test_what_a_lost_mover_wanted_goes_to_the_others_when_its_lease_has_run_out() -> None:
+    """It had the links of four disks; the one that goes on has those of one."""
+    ledger = TrafficLedger()
+    ledger.lend("a", greedy(weight=4), 10 * MB, 0.0)
+    number, rates = 0, {}
+    for now in range(1, 40):
+        lease = ledger.lend("b", greedy(lease=number), 10 * MB, float(now))
+        number, rates[now] = lease.number, lease.rate_bps
+    assert rates[29] == 10 * MB * FLOOR_SHARE  # as long as it may be sending
+    assert rates[30] == 10 * MB * (1 - FLOOR_SHARE)
+    assert rates[39] == rates[30]
+
+
 def test_outside_of_its_hours_a_rule_lends_without_limit() -> None:
     ledger = TrafficLedger()
     ledger.lend("a", greedy(), 10 * MB, 0.0)

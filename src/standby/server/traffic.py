@@ -4,6 +4,7 @@ Each mover tells every few seconds how much it sends under a rule and whether it
 (`Demand`), and gets a `Lease`: a rate until a deadline. The parts never add up to more than the
 limit, also while answers are lost: what was lent counts until the mover says that it holds a later
 lease, or until the lease ran out; then it counts as the floor that the mover falls to by itself.
+A mover that has not been heard since then wants nothing more: the others share the limit.
 
 Shares are max-min fair by weight: who wants less than its share gets what it wants, the others
 divide the rest by the weights of their links. What nobody wants is divided too, so that a link
@@ -83,6 +84,7 @@ class _Borrower:
     """A mover under one rule: its last demand, and the leases it may be working with."""
 
     demand: Demand
+    heard_at: float = 0.0
     leases: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Number: (rate, until when it may count)."""
     floor_bps: float = 0.0
@@ -91,6 +93,10 @@ class _Borrower:
         """The most it may be sending."""
         live = [rate for rate, until in self.leases.values() if now < until]
         return max([self.floor_bps, *live])
+
+    def is_heard(self, now: float, lasts_s: float) -> bool:
+        """Whether its demand counts: it told of it since leases of then ran out."""
+        return now < self.heard_at + 2 * lasts_s
 
 
 class TrafficLedger:
@@ -115,7 +121,7 @@ class TrafficLedger:
         `now` is monotonic; `limit_bps` None: no limit at this time, which lasts `lasts_s` more, and
         `floor_bps` after that: a mover that lost its server does not stay without a limit."""
         borrower = self._borrowers.setdefault(mover, _Borrower(demand))
-        borrower.demand = demand
+        borrower.demand, borrower.heard_at = demand, now
         borrower.leases = {
             number: lease
             for number, lease in borrower.leases.items()
@@ -127,7 +133,11 @@ class TrafficLedger:
             borrower.floor_bps = floor_bps
             return Lease(self._number, None, floor_bps, lasts_s or self._lasts_s)
         floor_bps = limit_bps * FLOOR_SHARE
-        demands = {name: item.demand for name, item in self._borrowers.items()}
+        demands = {
+            name: item.demand
+            for name, item in self._borrowers.items()
+            if item.is_heard(now, self._lasts_s)
+        }
         others = sum(item.lent(now) for name, item in self._borrowers.items() if name != mover)
         share = fair_shares(limit_bps, demands)[mover]
         rate_bps = max(floor_bps, min(share, limit_bps - others))
