@@ -13,18 +13,18 @@ _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
 
 
 @contextlib.contextmanager
-def without_rights(*paths: Path) -> Iterator[None]:
-    """The files or folders have mode 0, and neither this thread nor those it starts may read them
-    all the same, as root may (Linux: its two capabilities for that are put down meanwhile)."""
+def without_rights(*paths: Path, mode: int = 0) -> Iterator[None]:
+    """The files or folders have that mode, and it holds for this thread and those it starts also
+    where they are root's (Linux: its two capabilities against it are put down meanwhile)."""
     modes = {path: path.stat().st_mode & 0o7777 for path in paths}
     for path in paths:
-        path.chmod(0)
+        path.chmod(mode)
     try:
         with _no_override() if os.geteuid() == 0 else contextlib.nullcontext():
             yield
     finally:
-        for path, mode in modes.items():
-            path.chmod(mode)
+        for path, before in modes.items():
+            path.chmod(before)
 
 
 @contextlib.contextmanager

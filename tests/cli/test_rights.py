@@ -240,3 +240,20 @@ def test_a_name_that_may_be_behind_a_closed_folder_is_not_said_to_be_unknown(
             assert f"{closed}/replica.json" in refused.err
             assert "Permission denied" in refused.err
         assert "free at the target" not in run("job", "plan", "job", *site, expect=3).out
+
+
+def test_a_vm_whose_folder_may_not_be_written_cannot_be_locked(run, site: Site) -> None:
+    site_ = ("--config", site.config)
+    lock = site.folder / "source" / "vm1" / ".standby.lock"
+    with without_rights(lock.parent, mode=0o555):
+        (finding,) = run("check", *site_, "--json", expect=10).json["findings"]
+        assert "Permission denied" in run("job", "plan", "job", *site_, expect=3).out
+    assert finding["problem"] == f"{lock.parent} cannot be written by this user"
+    assert ".standby.lock" in finding["hint"]
+    lock.touch()
+    run("check", *site_)
+    with without_rights(lock):
+        (finding,) = run("check", *site_, "--json", expect=10).json["findings"]
+        assert "Permission denied" in run("job", "plan", "job", *site_, expect=3).out
+    assert finding["where"] == "VM vm1 of host source"
+    assert finding["problem"] == f"{lock} cannot be written by this user"

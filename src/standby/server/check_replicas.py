@@ -4,6 +4,7 @@ session, seeds that are not there, a first full that does not fit."""
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -16,8 +17,10 @@ from standby.errors import (
     MoverDied,
     StandbyError,
 )
+from standby.files import is_there
 from standby.host.folder import FolderHost
 from standby.host.folder.inventory import disk_chain, plain_path
+from standby.host.folder.locks import LOCK_FILE
 from standby.model.extent import Kind, blocks_touched
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine, PowerState
@@ -26,7 +29,7 @@ from standby.ports import Host
 from standby.road.points import TargetState, match_disks
 from standby.server.check_targets import Target
 from standby.server.config import HostConfig
-from standby.server.config_check import Finding, Level, excludes_disk
+from standby.server.config_check import Finding, Level, excludes_disk, is_allowed
 from standby.server.crew import replica_name
 from standby.server.plan import first_full_refused, mapping_moves
 from standby.server.remote_host import RemoteHost
@@ -53,6 +56,27 @@ def running_machines(config: HostConfig, host: Host, machines: Sequence[Machine]
                     f"VM {machine.name}",
                 )
             )
+    return findings
+
+
+def unlockable_machines(
+    config: HostConfig, host: Host, machines: Sequence[Machine]
+) -> list[Finding]:
+    """VMs of a folder host of this machine in whose folder no checkpoint can be taken: its lock
+    and clones are there."""
+    findings = []
+    for machine in machines if isinstance(host, FolderHost) else ():
+        folder = config.path / machine.folder
+        lock = folder / LOCK_FILE
+        with contextlib.suppress(StandbyError):
+            is_open = is_allowed(folder, os.W_OK | os.X_OK)
+            if is_open and (not is_there(lock) or is_allowed(lock)):
+                continue
+            where = f"VM {machine.name} of host {config.name}"
+            closed = lock if is_open else folder
+            what = f"{closed} cannot be written by this user"
+            hint = f"give it write access: a session keeps {LOCK_FILE} and checkpoints there"
+            findings.append(Finding(Level.ERROR, where, what, hint, str(closed)))
     return findings
 
 

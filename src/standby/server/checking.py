@@ -22,7 +22,11 @@ from standby.repository import Repository
 from standby.repository.database import FILE_NAME
 from standby.road.surveying import ReplicaStatus
 from standby.server.all_replicas import PlainHosts
-from standby.server.check_replicas import replica_findings, running_machines
+from standby.server.check_replicas import (
+    replica_findings,
+    running_machines,
+    unlockable_machines,
+)
 from standby.server.check_targets import FolderTarget, MoverTarget, Target
 from standby.server.config import Config, HostConfig
 from standby.server.config_check import (
@@ -94,6 +98,7 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
             if any(job.source == name and selects(job, item.name) for job in jobs)
         ]
         findings += running_machines(config.hosts[name], host(name), wanted)
+        findings += unlockable_machines(config.hosts[name], host(name), wanted)
         findings += _disks(config.hosts[name], host(name), inventory.machines, jobs)
     for name, path in local_repositories(config).items():
         if f"[repositories.{name}] path" not in refused:

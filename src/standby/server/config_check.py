@@ -119,11 +119,11 @@ def is_denied(problem: str) -> bool:
     return os.strerror(errno.EACCES) in problem
 
 
-def is_allowed(file: Path) -> bool:
-    """Whether this user may read and write the file, which is not opened: where this process has it
-    open already, closing it again would drop its locks."""
+def is_allowed(path: Path, mode: int = os.R_OK | os.W_OK) -> bool:
+    """Whether this user has those rights, by default to read and write. A file is not opened: where
+    this process has it open already, closing it again would drop its locks."""
     effective = os.access in os.supports_effective_ids
-    return os.access(file, os.R_OK | os.W_OK, effective_ids=effective)
+    return os.access(path, mode, effective_ids=effective)
 
 
 def check_paths(config: Config) -> list[Finding]:
