@@ -19,6 +19,13 @@ _FOLDER = Path(
     or Path(tempfile.gettempdir()) / f"standby-guest-{getattr(os, 'getuid', int)()}"
 )
 
+QUICK = (
+    "console=ttyS0 quiet panic=-1 cryptomgr.notests nokaslr mitigations=off nr_cpus=1 "
+    "tsc=reliable no_timer_check"
+)
+"""The kernel's command line: without tests of itself and what an emulator needs no care for, which
+is a quarter of its way to the first process."""
+
 
 @pytest.fixture(scope="session")
 def guest_image() -> tuple[Path, Path]:

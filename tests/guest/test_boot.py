@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from guest.conftest import QUICK
 from standby.clock import SYSTEM_CLOCK
 from standby.disk import open_disk, vhdx
 from standby.errors import MachineRunning
@@ -46,7 +47,7 @@ class Guest:
             "guest",
             {"scsi:0:0": Path("child.vhdx")},
             memory_bytes=256 * MiB,
-            boot=Boot("vmlinuz", "initrd", f"console=ttyS0 quiet panic=-1 {mode}"),
+            boot=Boot("vmlinuz", "initrd", f"{QUICK} {mode}"),
         )
         return self.machine
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from guest.conftest import QUICK
 from simulation.site import Site
 from standby.clock import SYSTEM_CLOCK
 from standby.disk import open_disk
@@ -37,7 +38,7 @@ def test_a_guest_boots_from_the_replica_at_each_of_three_points(
     for path in guest_image:
         shutil.copyfile(path, folder / path.name)
     loaded = vm_toml.load(folder / "vm.toml", folder.name)
-    boot = Boot("vmlinuz", "initrd", "console=ttyS0 quiet panic=-1 standby.mode=marker")
+    boot = Boot("vmlinuz", "initrd", f"{QUICK} standby.mode=marker")
     (folder / "vm.toml").write_text(vm_toml.render(loaded.machine, boot))
 
     # Nothing but the target folder is asked from here on: the source site is gone.
