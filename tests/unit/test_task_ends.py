@@ -190,7 +190,13 @@ def test_the_report_for_people_names_bytes_pieces_and_processor(
     from standby.model.report import DiskReport, MachineReport, SessionReport, WanReport
 
     wan = WanReport(
-        "main", "digest", 518144, 2048, 80 << 20, {"asked": 9, "raw": 2}, cpu_s={"source": 0.5}
+        "main",
+        "digest",
+        518144,
+        2048,
+        direct=80 << 20,
+        pieces={"asked": 9, "raw": 2},
+        cpu_s={"source": 0.5},
     )
     disks = [DiskReport("d0", "scsi:0:0", "full", wan=wan), DiskReport("d1", "scsi:0:1", "full")]
     show_report(SessionReport("s1", "job", "", machines=[MachineReport("vm", "id", disks=disks)]))

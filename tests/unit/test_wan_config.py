@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 
 from standby.errors import ConfigurationError
+from standby.server import wan_config
 from standby.server.config import load_config
 from standby.server.config_check import Level, check_paths
 from standby.server.config_values import Config
@@ -134,7 +135,7 @@ def test_of_two_processes_that_make_a_key_one_counts(tmp_path: Path) -> None:
             key = other.wan_key("main")
         return False
 
-    with mock.patch.object(Path, "exists", beaten):
+    with mock.patch.object(wan_config, "is_there", beaten):
         assert config.wan_key("main") == key
     assert [path.name for path in tmp_path.glob("*key*")] == [KEY_FILE_NAME]
 
