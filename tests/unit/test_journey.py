@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.processes import wait_until
 from clocks import HeldClock
 from standby.host.memory import MemoryHost
 from standby.model.job import ReplicationJob
@@ -58,6 +59,38 @@ def test_what_earlier_attempts_sent_is_told_apart_from_what_the_joined_one_tells
         "scsi:0:1": 0,
     }
     assert list(context.store.journey_intents()) == ["intent"]
+
+
+def test_disks_that_begin_at_once_are_recorded_together(
+    context: SessionContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, journey = begun(context)
+    may_go_on, saves = threading.Event(), []
+    save = type(context.store).save_journey
+
+    def slow(store: Store, *arguments: str) -> None:
+        saves.append(arguments)
+        assert may_go_on.wait(30)
+        save(store, *arguments)
+
+    monkeypatch.setattr(type(context.store), "save_journey", slow)
+    known: list[bool] = []
+
+    def send(number: int) -> None:
+        place = f"scsi:0:{number}"
+        book.sending(place, Sender(f"t{number}", "px1"))
+        found = JourneyBook(context, "vm1").found()
+        known.append(found is not None and place in found.senders)
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(journey.senders) == len(threads), "all are to be recorded")
+    may_go_on.set()
+    for thread in threads:
+        thread.join()
+    assert known == [True] * len(threads)
+    assert len(saves) == 2
 
 
 def test_a_transfer_that_has_ended_tells_its_figures_until_the_commit_and_keeps_no_checkpoint(

@@ -78,8 +78,10 @@ class JourneyBook:
         self._context = context
         self._machine_id = machine_id
         self._report = report
+        self._saving = threading.Lock()  # taken before the other
         self._lock = threading.Lock()
         self._journey: Journey | None = None
+        self._changes = self._saved = 0
         self._told_at = context.clock.monotonic()
 
     def found(self) -> Journey | None:
@@ -103,7 +105,8 @@ class JourneyBook:
         """The disks are planned."""
         with self._lock:
             self._journey = journey
-            self._save()
+            change = self._changed()
+        self._save(change)
 
     def sending(self, place: str, sender: Sender) -> None:
         """A disk is about to be sent. The store must know before the movers do: what it knows and
@@ -112,7 +115,8 @@ class JourneyBook:
             if self._journey is not None:
                 sent = {report.place: report.sent for report in self._journey.reports}
                 self._journey.senders[place] = replace(sender, sent_before=sent.get(place, 0))
-                self._save()
+            change = self._changed()
+        self._save(change)
 
     def sent(self) -> None:
         """The transfer has ended well, and its disks' reports are whole. The checkpoint is not kept
@@ -120,8 +124,9 @@ class JourneyBook:
         with self._lock:
             if self._journey is not None:
                 self._journey.is_sent = True
-                with contextlib.suppress(StandbyError):  # it costs a report its figures
-                    self._save()
+            change = self._changed()
+        with contextlib.suppress(StandbyError):  # it costs a report its figures
+            self._save(change)
 
     def tell(self, disks: Sequence[DiskReport] | None = None) -> None:
         """Have the session's report say what the VM's is now, its disks as in `disks` (default: as
@@ -141,10 +146,11 @@ class JourneyBook:
 
     def drop(self) -> None:
         """The transfer has failed, or the point is committed."""
-        with self._lock:
-            self._journey = None
-        with contextlib.suppress(StandbyError):
-            self._context.store.drop_journey(self._context.job.name, self._machine_id)
+        with self._saving:
+            with self._lock:
+                self._journey = None
+            with contextlib.suppress(StandbyError):
+                self._context.store.drop_journey(self._context.job.name, self._machine_id)
 
     def end(self) -> None:
         """The attempt has ended, however it did: its own report tells what was sent."""
@@ -153,14 +159,23 @@ class JourneyBook:
         if is_open:
             self.drop()
 
-    def _save(self) -> None:
-        assert self._journey is not None
-        self._context.store.save_journey(
-            self._context.job.name,
-            self._machine_id,
-            "" if self._journey.is_sent else self._journey.intent,
-            msgspec.json.encode(self._journey).decode(),
-        )
+    def _changed(self) -> int:
+        """The number of a change; under `_lock`."""
+        self._changes += 1
+        return self._changes
+
+    def _save(self, change: int) -> None:
+        """Return when the store has that change. Disks that begin at once wait for one another
+        here; whoever comes first saves for all that are there by then."""
+        with self._saving:
+            with self._lock:
+                journey, changes = self._journey, self._changes
+                if journey is None or self._saved >= change:
+                    return
+                intent = "" if journey.is_sent else journey.intent
+                text = msgspec.json.encode(journey).decode()
+            self._context.store.save_journey(self._context.job.name, self._machine_id, intent, text)
+            self._saved = changes
 
 
 def add_transfer(disks: Sequence[DiskReport], before: Sequence[DiskReport]) -> None:
