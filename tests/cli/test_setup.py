@@ -404,6 +404,29 @@ def test_version(run) -> None:
     assert json.loads(run("version", "--json").out)["standby"] == __version__
 
 
+def test_check_says_that_a_target_has_lost_what_was_there(run, replicated) -> None:
+    target = replicated.folder / "target"
+    target.rename(replicated.folder / "not mounted")
+    (finding,) = findings(run, replicated, expect=10)
+    assert finding["where"] == "[jobs.job] VM vm1"
+    assert f"{target}/vm1_replica: its newest restore point is gone where" in finding["problem"]
+    assert "mounted" in finding["hint"]
+    assert "--accept-loss" in finding["hint"]
+
+
+def test_a_copy_of_a_replica_beside_it_is_a_conflict(run, replicated) -> None:
+    target = replicated.folder / "target"
+    shutil.copytree(target / "vm1_replica", target / "vm1_copy")
+    (finding,) = findings(run, replicated, expect=10)
+    site = ("--config", replicated.config)
+    planned = run("job", "plan", "job", *site, expect=3).out
+    started = run("job", "start", "job", *site, expect=16).err
+    for text in (finding["problem"], planned, started):
+        assert f"{target}/vm1_copy and {target}/vm1_replica are replicas of one VM" in text
+    shutil.rmtree(target / "vm1_copy")
+    run("job", "start", "job", *site)
+
+
 # --- a target at a mover ---------------------------------------------------------------------
 
 

@@ -51,8 +51,10 @@ class FoundReplica:
 def found_replica(root: Path, identity: ReplicaIdentity, wanted: str, clock: Clock) -> FoundReplica:
     """The replica of that identity below `root`, whatever it is called; else the folder that one
     called `wanted` would get, never one that belongs to something else. Raises what is wrong with
-    a replica.json in a folder of that name that cannot be read, DiskIO for a `root` that cannot."""
+    a replica.json in a folder of that name that cannot be read, DiskIO for a `root` that cannot,
+    ReplicaConflict where several folders say that they are it: one is a copy."""
     existing = []
+    ours: list[Path] = []
     plain = folder_name(wanted, (), identity.machine_id[:8])
     unreadable: StandbyError | None = None
     for path in listed(root):
@@ -62,10 +64,18 @@ def found_replica(root: Path, identity: ReplicaIdentity, wanted: str, clock: Clo
         folder = ReplicaFolder(path, clock)
         try:
             if folder.exists() and folder.record().identity == identity:
-                return FoundReplica(path, True)
+                ours.append(path)
         except StandbyError as exc:
             if path.name.lower() == plain.lower():
                 unreadable = exc
+    if len(ours) > 1:
+        raise ReplicaConflict(
+            ours[0].name,
+            f"{' and '.join(map(str, ours))} are replicas of one VM and job: one is a copy",
+            "Move the copy out of the target's folder",
+        )
+    if ours:
+        return FoundReplica(ours[0], True)
     if unreadable is not None:  # most likely ours: beginning anew beside it would resend it all
         raise unreadable
     if plain in existing and _is_ours_to_begin(root / plain):

@@ -30,7 +30,8 @@ from standby.road.points import TargetState, match_disks
 from standby.server.check_targets import Target
 from standby.server.config import HostConfig
 from standby.server.config_check import Finding, Level, excludes_disk, is_allowed
-from standby.server.crew import replica_name
+from standby.server.crew import RepositoryView, replica_name
+from standby.server.facts import points_lost, repository_key
 from standby.server.plan import first_full_refused, mapping_moves
 from standby.server.remote_host import RemoteHost
 
@@ -81,17 +82,22 @@ def unlockable_machines(
 
 
 def replica_findings(
-    job: ReplicationJob, machines: Sequence[Machine], source: Host, target: Target, identified: str
+    job: ReplicationJob,
+    machines: Sequence[Machine],
+    source: Host,
+    target: Target,
+    identified: str,
+    repository: RepositoryView | None = None,
 ) -> list[Finding]:
     """What would keep the job from a point of each of its VMs, of the installation `identified`,
-    and what its first session does with files that are at the target already. Raises where the
-    target's mover is away."""
+    and what its first session does with files that are at the target already. `repository`, where
+    it can be opened from here, knows what was there. Raises where the target's mover is away."""
     findings = []
     for machine in machines:
         where = f"[jobs.{job.name}] VM {machine.name}"
         identity = ReplicaIdentity(identified, job.source, machine.id, job.name)
         try:
-            findings += _replica(job, machine, source, target, identity, where)
+            findings += _replica(job, machine, source, target, identity, where, repository)
         except (MoverDied, LinkError):
             raise
         except StandbyError as exc:
@@ -106,6 +112,7 @@ def _replica(
     target: Target,
     identity: ReplicaIdentity,
     where: str,
+    repository: RepositoryView | None,
 ) -> list[Finding]:
     path, exists = target.find(identity, machine.name + job.suffix)
     name, shown = replica_name(path), target.shown(path)
@@ -118,7 +125,14 @@ def _replica(
         refused = IllegalTransition(name, state.state.value, Action.SESSION.value, legal)
         hint = f"until then sessions of job {job.name} leave the VM out"
         return [Finding(Level.ERROR, where, str(refused), hint, shown)]
-    if state is not None and state.newest:
+    newest = state.newest if state is not None else ""
+    lost = ""
+    if repository is not None:
+        lost = points_lost(None, repository, repository_key(identity), newest)
+    if lost:
+        hint = f"is its storage mounted? `standby job start {job.name} --accept-loss` goes on so"
+        return [Finding(Level.ERROR, where, f"{shown}: {lost}", hint, shown)]
+    if newest:
         return []
     return _first_point(job, machine, source, target, path, state, where)
 

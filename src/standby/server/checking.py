@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from standby.clock import SYSTEM_CLOCK
 from standby.errors import LinkError, MoverDied, StandbyError
 from standby.files import is_there
 from standby.host.folder import FolderHost
@@ -22,6 +23,7 @@ from standby.repository import Repository
 from standby.repository.database import FILE_NAME
 from standby.road.surveying import ReplicaStatus
 from standby.server.all_replicas import PlainHosts
+from standby.server.check_movers import Asked, asked_movers, proxy_findings
 from standby.server.check_replicas import (
     replica_findings,
     running_machines,
@@ -41,6 +43,7 @@ from standby.server.config_check import (
     selects,
     unusable_machines,
 )
+from standby.server.fleet import Fleet
 from standby.server.inventory import GONE_HINT, gone_from, name_of, taken_by
 from standby.server.remote_host import RemoteHost
 from standby.server.store.looking import problem_of
@@ -49,21 +52,24 @@ Hosts = Callable[[str], Host]
 """A host by its name in the configuration."""
 
 
-@contextlib.contextmanager
-def hosts_of(config: Config) -> Iterator[Hosts]:
-    """The configuration's hosts with no backup server around them."""
+def checked_alone(config: Config) -> list[Finding]:
+    """`check_configuration` with no backup server around it, and every mover asked."""
     with contextlib.closing(PlainHosts(config)) as hosts:
-        yield hosts.host
+        return check_configuration(config, hosts.host, hosts.fleet)
 
 
-def check_configuration(config: Config, host: Hosts) -> list[Finding]:
-    """Everything wrong with the configuration, its paths, what is there in them, the VMs it takes
-    and their disks."""
-    findings = check_paths(config)
+def check_configuration(config: Config, host: Hosts, fleet: Fleet | None = None) -> list[Finding]:
+    """Everything wrong with the configuration, its paths, what is there in them, the movers that
+    jobs need, the VMs it takes and their disks. Without `fleet` only movers of hosts are asked."""
+    findings = [*check_paths(config), *proxy_findings(config)]
     refused = {item.where for item in findings if item.level is Level.ERROR}
+    asked = asked_movers(config, fleet, SYSTEM_CLOCK) if fleet is not None else Asked()
+    findings += asked.findings
     jobs = list(config.jobs.values())
     inventories: dict[str, Inventory] = {}
     for name in sorted({job.source for job in jobs}):
+        if config.hosts[name].mover in asked.lost:
+            continue
         try:
             inventories[name] = inventory_of(host(name))
         except StandbyError as exc:
@@ -72,13 +78,16 @@ def check_configuration(config: Config, host: Hosts) -> list[Finding]:
             continue
         path = config.hosts[name].path
         findings += unusable_machines(name, inventories[name].problems, jobs, path)
-    away = {item.mend for item in findings}
+    away = {item.mend for item in findings if item not in asked.findings}
+    away |= {f"mover {name}" for name in asked.lost}
     for job in jobs:
         if job.source in inventories:
             findings += _machines_of(job, inventories[job.source])
             findings += _names(job, inventories[job.source])
             at_fault = _fault(config.hosts[job.target])
             if f"[hosts.{job.target}] path" in refused or at_fault in away:
+                continue
+            if job.name in asked.unserved:
                 continue
             try:
                 found = _at_target(config, job, inventories[job.source], host)
@@ -164,10 +173,18 @@ def _at_target(
     else:
         target = FolderTarget(place.path)
     taken = taken_by(job, inventory).machines
-    return [
-        *replica_findings(job, taken, host(job.source), target, config.installation),
-        *_gone(job, inventory, target.replicas()),
-    ]
+    path = local_repositories(config).get(job.repository)
+    with contextlib.ExitStack() as stack:
+        repository: Repository | None = None
+        with contextlib.suppress(StandbyError):  # a finding of its own, or none yet
+            if path is not None:
+                repository = stack.enter_context(Repository(path, create=False))
+        return [
+            *replica_findings(
+                job, taken, host(job.source), target, config.installation, repository
+            ),
+            *_gone(job, inventory, target.replicas()),
+        ]
 
 
 # --- VMs and disks -------------------------------------------------------------------------------
