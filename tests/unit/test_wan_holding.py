@@ -33,7 +33,8 @@ class Content:
 
     def read_into(self, offset: int, buffer: Any) -> None:
         end = offset + len(buffer)
-        assert offset % 512 == 0 and (end % 512 == 0 or end == self.virtual_size), "no sectors"
+        assert offset % 512 == 0, "no sector"
+        assert end % 512 == 0 or end == self.virtual_size, "no sector"
         if self.fails:
             raise DiskIO("disk", "read", offset, len(buffer), "gone")
         buffer[:] = self.content[offset : offset + len(buffer)]
