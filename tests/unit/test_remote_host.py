@@ -8,7 +8,7 @@ import pytest
 
 from simulation.installed import free_port
 from standby.errors import LinkError, MoverAway, MoverDied, PeerBusy
-from standby.server.checking import check_configuration, hosts_of
+from standby.server.checking import checked_alone
 from standby.server.config import load_config
 from standby.server.fleet import Station
 from standby.server.remote_host import RemoteHost
@@ -71,8 +71,15 @@ def test_errors_name_host_and_mover_and_keep_their_class(error: Exception, text:
 def test_a_check_tells_of_a_mover_that_is_away_and_does_not_wait(tmp_path: Path) -> None:
     (tmp_path / "standby.toml").write_text(TOML.format(port=free_port()))
     config = load_config(tmp_path)
-    with hosts_of(config) as host:
-        found = check_configuration(config, host)
-    about = {item.where: item.problem for item in found}
-    assert list(about) == ["[hosts.prod]"], about
-    assert "mover hv1 cannot be reached" in about["[hosts.prod]"]
+    about = {item.where: item.problem for item in checked_alone(config)}
+    assert list(about) == ["[movers.hv1]"], about
+    assert "mover hv1 cannot be reached" in about["[movers.hv1]"]
+
+
+def test_a_check_before_there_is_an_authority_says_how_to_make_it(tmp_path: Path) -> None:
+    text = TOML.format(port=free_port()).replace("plain = true\n", "")
+    (tmp_path / "standby.toml").write_text(text)
+    (finding,) = checked_alone(load_config(tmp_path))
+    assert finding.where == "[server] identity"
+    assert "`standby ca init`" in finding.problem
+    assert "enroll" not in finding.problem + finding.hint

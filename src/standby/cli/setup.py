@@ -87,12 +87,11 @@ def check(config: Path, as_json: bool) -> int:
     \b
     Example: standby check --config /etc/standby/standby.toml
     """
-    from standby.server.checking import check_configuration, hosts_of
+    from standby.server.checking import checked_alone
     from standby.server.config import FILE_NAME, load_config
 
     loaded = load_config(config)
-    with hosts_of(loaded) as host:  # no server: that would make a state database
-        findings = check_configuration(loaded, host)
+    findings = checked_alone(loaded)  # no server: that would make a state database
     file = config / FILE_NAME if config.is_dir() else config
     jobs = list(loaded.jobs)
     errors = [item for item in findings if item.level.value == "error"]

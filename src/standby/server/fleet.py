@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import ConfigurationError, MoverLeft, NoProxy
+from standby.errors import CertificateError, ConfigurationError, MoverLeft, NoProxy
 from standby.model.job import ReplicationJob
 from standby.server.certificates import CertificateCare
 from standby.server.config import Config, MoverConfig
@@ -64,6 +64,7 @@ class Fleet:
             server.reconnect_every_s, server.reconnect_for_s, server.hung_after_s
         )
         self._make_link = make_link or self._link
+        self._shows_itself = make_link is None
         self._lock = threading.Lock()
         self._movers: dict[str, ServiceMover] = {}
         self._roots: dict[str, Mapping[str, str]] = {}
@@ -74,7 +75,7 @@ class Fleet:
         self.traffic = TrafficServer(config.traffic, config.time_zone, self._senders, clock)
 
     def _link(self, mover: MoverConfig) -> Link:
-        role = needed_roles(self._config, mover.name)[0]
+        role = _greeted_as(needed_roles(self._config, mover.name))
         folder = self._config.server.identity
         if mover.plain:
             us = self._config.installation
@@ -82,9 +83,18 @@ class Fleet:
             return plain.connect(
                 mover.address, secret, us, "server", mover.name, role, CONNECT_TIMEOUT_S
             )
-        return connect(
-            mover.address, self._shown(), mover.name, role, CONNECT_TIMEOUT_S, role="server"
-        )
+        with _of_a_server():
+            return connect(
+                mover.address, self._shown(), mover.name, role, CONNECT_TIMEOUT_S, role="server"
+            )
+
+    def check_identity(self) -> None:
+        """CertificateError where this server cannot show movers who it is."""
+        if self._shows_itself:
+            with _of_a_server():
+                identity = IdentityFolder(self._config.server.identity, self._clock)
+                identity.refresh()
+                identity.check_own()
 
     def _shown(self) -> IdentityFolder:
         """The server's own identity, looked after from now on."""
@@ -264,18 +274,59 @@ class Fleet:
         return chosen
 
 
+@contextlib.contextmanager
+def _of_a_server() -> Iterator[None]:
+    """What is wrong with an identity is mended at a server by other commands than at a mover."""
+    try:
+        yield
+    except CertificateError as exc:
+        if "standby mover enroll" in exc.hint:
+            is_there = "cannot be read" not in exc.problem
+            exc.hint = (
+                "If the clock is right, `standby ca renew` makes a new one"
+                if is_there
+                else "`standby ca init` makes the authority and this server's certificate"
+            )
+        raise
+
+
+def _greeted_as(roles: list[str]) -> str:
+    """The role that a mover must have for the server to connect to it: the one that least depends
+    on what other movers do, so that one which lacks another role can be asked and named."""
+    return next((role for role in ("host", "repository") if role in roles), roles[0])
+
+
 def needed_roles(config: Config, mover: str) -> list[str]:
-    """The roles that the configuration wants the mover in."""
+    """The roles that the configuration wants the mover in: a proxy of both sides is needed on those
+    on which a job's host has disks for it, on both where it has none for any."""
+    used = _proxy_roles(config, mover)
     roles = [
         role
         for proxy in config.proxies.values()
         for role in ("source", "target")
-        if proxy.mover == mover and proxy.side in (role, "both")
+        if proxy.mover == mover and (proxy.side == role or (proxy.side == "both" and not used))
     ]
+    roles = [role for role in ("source", "target") if role in {*roles, *used}]
     if any(store.mover == mover for store in config.stores.values()):
         roles.append("repository")
     if any(host.mover == mover for host in config.hosts.values()):
         roles.append("host")
     if any(mover in (wan.source, wan.target) for wan in config.wans.values()):
         roles.append("wan")
-    return list(dict.fromkeys(roles)) or ["source"]
+    return roles or ["source"]
+
+
+def _proxy_roles(config: Config, mover: str) -> set[str]:
+    """The sides on which the mover can take disks of a job, as a proxy or as its host's own."""
+    kinds: dict[tuple[Side, str, tuple[str, ...]], ReplicationJob] = {}
+    for job in config.jobs.values():
+        kinds["source", job.source, job.proxies] = job
+        kinds["target", job.target, job.target_proxies] = job
+    return {
+        side
+        for (side, host, _), job in kinds.items()
+        for item in eligible_proxies(
+            config, job, side, [str(config.hosts[host].path)]
+        ).eligible.values()
+        if item.proxy.mover == mover
+    }

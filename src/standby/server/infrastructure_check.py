@@ -75,7 +75,7 @@ def _roads(config: Config, movers: Movers) -> list[Callable[[], list[Check]]]:
             pairs.add((wan.source, wan.target, "wan", "wan"))
             pairs |= {(wan.target, other, "target", "wan") for other in receivers}
     return [
-        lambda pair=pair: [_road(config, movers, *pair)]  # type: ignore[misc]
+        lambda pair=pair: _road(config, movers, *pair)  # type: ignore[misc]
         for pair in sorted(pairs)
         if pair[0] != pair[1]
     ]
@@ -97,7 +97,12 @@ def _side(config: Config, chosen: Sequence[str], side: str, host: str) -> set[st
 
 def _road(
     config: Config, movers: Movers, sender: str, receiver: str, role: str, own_role: str
-) -> Check:
+) -> list[Check]:
+    """Nothing where one of them is not what it would have to be there: what it is needed as, its
+    own line says."""
+    for mover, wanted in ((sender, own_role), (receiver, role)):
+        if wanted not in movers.described.get(mover, {"roles": [wanted]})["roles"]:
+            return []
     address = config.movers[receiver].address
     what = f"mover {receiver} as {role}"
     try:
@@ -106,9 +111,9 @@ def _road(
         )
     except StandbyError as exc:
         hint = f"{sender} must reach {address}: name, route, firewall; both enrolled here"
-        return Check(Level.ERROR, f"mover {sender}", what, str(exc), hint)
+        return [Check(Level.ERROR, f"mover {sender}", what, str(exc), hint)]
     text = f"connected at {address} in {took_s * 1000:.0f} ms"
-    return Check(Level.OK, f"mover {sender}", what, text)
+    return [Check(Level.OK, f"mover {sender}", what, text)]
 
 
 def _keys(config: Config) -> list[Callable[[], list[Check]]]:

@@ -130,10 +130,11 @@ class BackupServer:
         """The VMs the job takes now."""
         return list(taken_by(job, inventory_of(self.host(job.source))).machines)
 
-    def check(self) -> list[Finding]:
-        """Everything wrong with the configuration, its paths, what is there in them, and the VMs it
-        takes."""
-        return check_configuration(self.config, self.host)
+    def check(self, *, asks_movers: bool = True) -> list[Finding]:
+        """Everything wrong with the configuration, its paths, what is there in them, the movers
+        that jobs need, and the VMs it takes."""
+        fleet = self.crews.fleet if asks_movers else None
+        return check_configuration(self.config, self.host, fleet)
 
     def sessions(self, job: str | None = None, limit: int = 50) -> list[SessionReport]:
         """Past sessions, newest first."""

@@ -155,7 +155,7 @@ def _add_state(
     store, queue = server.store, server.store.queue
     add("status", lambda: server_status(server))
     add("jobs", lambda: {"jobs": server.jobs(), "times": job_times(server)})
-    add("findings", server.check)
+    add("findings", lambda: server.check(asks_movers=False))  # who is away is known
     add("sessions", lambda: server.sessions(limit=SESSIONS))
     add("queue", lambda: _newest_runs(server))
     add("requests", lambda: queue.requests()[-ALARMS:])
