@@ -134,9 +134,7 @@ def test_a_second_server_stands_by_and_an_idle_one_costs_nothing(tmp_path: Path,
             with started("server", "--config", site.config, *LISTEN) as second:
                 assert second.stdout is not None
                 assert second.stdout.readline().startswith("backup server of test: standing by")
-                before = spent_s(first.pid)
-                time.sleep(1)
-                assert spent_s(first.pid) - before < 0.1
+                assert any(is_idle(first.pid) for _ in range(10))  # once it has begun
                 found = run("server", "status", "--config", site.config, "--json").json
                 assert f":{first.pid}:" in found["active"]["server"]
                 first.send_signal(signal.SIGTERM)
@@ -152,6 +150,13 @@ def test_a_second_server_stands_by_and_an_idle_one_costs_nothing(tmp_path: Path,
                 assert second.returncode == 0
                 assert "is the active server: standing by" in err
     run("server", "status", "--config", site.config, expect=3)
+
+
+def is_idle(pid: int) -> bool:
+    """Whether it takes next to no processor time for a second."""
+    before = spent_s(pid)
+    time.sleep(1)
+    return spent_s(pid) - before < 0.1
 
 
 def spent_s(pid: int) -> float:
