@@ -21,7 +21,7 @@ class Rules(msgspec.Struct, frozen=True):
 
 
 class TrafficVerbs:
-    """`traffic_rules(rules, leases, lender)`: these are the lender's rules; leases for some of them.
+    """`traffic_rules(rules, leases, lender)`: the rules of the lender, and leases for some of them;
     {"others": names of rules that hold because other lenders told them, and this one did not}.
     `traffic_demands(lender)`: {rule: Demand} since that lender asked last."""
 
