@@ -9,7 +9,8 @@ import pytest
 
 from cli.processes import wait_until
 from simulation.several import SeveralSite
-from standby.errors import LinkError
+from simulation.site import at_kill_point
+from standby.errors import DiskFull, LinkError
 from standby.server.remote_host import RemoteHost
 from standby.server.service_crew import ServiceCrew
 from standby.units import MiB
@@ -62,12 +63,21 @@ def big(tmp_path):
     made.close()
 
 
+def check_figures(report):
+    """They are those of all attempts at the disk, not of the last one."""
+    (disk,) = report.machines[0].disks
+    assert disk.changed == 96 * MiB
+    assert 96 * MiB <= disk.written < 1.05 * 96 * MiB + MiB
+    assert disk.skipped == max(0, 96 * MiB - disk.read)
+
+
 def test_a_dropped_data_link_costs_at_most_a_few_batches(big):
     for name in ("px1", "px2"):
         big.machines[name].cut_after = 48 * MiB
     report = big.run()
     assert report.machines[0].outcome == "done", report.machines[0].error
     assert retries(report) == 2
+    check_figures(report)
     assert data_bytes(big) < 1.05 * 96 * MiB + MiB
     assert big.check_points() == 1
     big.check_nothing_leaked()
@@ -81,6 +91,7 @@ def test_a_proxy_that_vanishes_gives_its_disk_to_the_other(big):
     assert report.machines[0].outcome == "done", report.machines[0].error
     (disk,) = report.machines[0].disks
     assert (disk.retries, disk.proxy) == (1, "px2")
+    check_figures(report)
     assert data_bytes(big) < 1.05 * 96 * MiB + MiB
     assert big.check_points() == 1
     big.check_nothing_leaked()
@@ -93,9 +104,33 @@ def test_a_target_that_vanishes_gives_its_replica_to_the_other(big):
     report = big.run()
     assert report.machines[0].outcome == "done", report.machines[0].error
     assert any("went on after" in text for text in report.machines[0].warnings)
+    check_figures(report)
     assert big.replica().record().generation == 2
     assert big.check_points() == 1
     big.check_nothing_leaked()
+
+
+def test_a_targets_trouble_is_no_source_proxys(site):
+    """One whose file system is full is asked once, and nobody else is blamed for it."""
+    room = []
+
+    def fill():
+        room.append("asked")
+        raise DiskFull("/srv/replicas", MiB, 0)
+
+    with at_kill_point("extent log commit", fill, count=0):
+        report = site.run()
+    (machine,) = report.machines
+    assert machine.outcome == "failed"
+    assert machine.error.startswith("/srv/replicas: no space left: at least 1.0 MiB needed"), (
+        machine
+    )
+    assert not any("was lost" in text for text in machine.warnings), machine.warnings
+    assert {disk.retries for disk in machine.disks} == {0}
+    assert 1 <= len(room) <= len(machine.disks)
+    report = site.run()
+    assert report.outcome == "done", report.machines[0].error
+    assert site.check_points() == 1
 
 
 # --- the server and its links ----------------------------------------------------------------

@@ -124,6 +124,8 @@ class ExtentLog:
         self.mark = 0
         self.copied = 0
         self.logged_bytes = 0
+        self.logged_data_bytes = 0
+        """Of these, of data; the others are zeros."""
         self.open_ranges: list[tuple[int, int]] = []
         """(start, stop) ranges that may hold writes which no record describes."""
         self.verified_position = 0
@@ -292,6 +294,7 @@ class ExtentLog:
             with self._lock:
                 self._index.add(position, records)
             self.logged_bytes += int(rows[:, 1].sum())
+            self.logged_data_bytes += int(rows[rows[:, 2] == KIND_DATA, 1].sum())
         elif kind == _MARK:
             (self.mark,) = struct.unpack("<q", payload)
         elif kind == _CHECKPOINT:

@@ -289,6 +289,7 @@ class TargetVerbs:
         return {
             "point": partial.point_id,
             "acknowledged": partial.acknowledged_bytes,
+            "data": partial.log.logged_data_bytes,
             "mark": partial.log.mark if partial.log.checkpoint_id == wanted.checkpoint else 0,
         }
 

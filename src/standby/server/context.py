@@ -57,6 +57,9 @@ class SessionContext:
     """The same by the VM they are at."""
     stopped: set[str] = field(default_factory=set)
     """VMs that are to end, or not to begin."""
+    found: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    """By VM and disk id: bytes of data, and of zeros, that the target had of the point when the
+    session's first attempt at the disk began."""
 
     def end_of(self, machine: str) -> Callable[[], bool]:
         """Says whether the work on that VM is to end."""

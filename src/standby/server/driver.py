@@ -208,6 +208,8 @@ class MachineDriver(Preparing, Committing):
         for disk in self.report.disks:  # those that had ended tell all that they sent once more
             if disk.place in journey.senders:
                 disk.sent = journey.senders[disk.place].sent_before
+                disk.read = journey.senders[disk.place].read_before
+                disk.resent_blocks = 0
         self.report.warnings = [*journey.warnings, "went on with what another process began"]
         self.crew.target.call("points", path=self._path)
         self._book.begin(journey)

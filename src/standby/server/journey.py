@@ -37,12 +37,15 @@ least (RULES 7), and one small transaction per VM."""
 @dataclass(frozen=True, slots=True)
 class Sender:
     """A disk's transfer: the movers' id of it, the proxy that sends, and the pair of WAN
-    accelerators that it goes over, '' none; `sent_before` bytes by earlier attempts."""
+    accelerators that it goes over, '' none; `sent_before`, … bytes by earlier attempts."""
 
     task: str
     proxy: str
     wan: str = ""
     sent_before: int = 0
+    read_before: int = 0
+    written_before: int = 0
+    zeroed_before: int = 0
 
 
 @dataclass(slots=True)

@@ -100,10 +100,15 @@ def release_left(
 
 
 def _count_lost(before: MachineReport, now: MachineReport) -> None:
-    """What an attempt that failed sent is in the report of the next one too."""
-    lost = {disk.place: disk.sent for disk in before.disks}
+    """What an attempt that failed read and sent is in the report of the next one too; what it
+    wrote, the next one has found (`SessionContext.found`)."""
+    lost = {disk.place: disk for disk in before.disks}
     for disk in now.disks:
-        disk.sent += lost.get(disk.place, 0)
+        other = lost.get(disk.place)
+        if other is not None:
+            disk.sent += other.sent
+            disk.read += other.read
+            disk.resent_blocks += other.resent_blocks
 
 
 def _driven(

@@ -83,6 +83,10 @@ class Transfer:
         """By task: bytes sent to the other site when its mover last said so."""
         self._read: dict[str, int] = {}
         """The same of bytes read."""
+        self._at_target: set[str] = set()
+        """Tasks that a trouble of the target's end ended."""
+        self._kept: dict[str, tuple[int, int]] = {}
+        """By place: bytes of data, and of zeros, that earlier attempts of the session brought."""
         self.losses: dict[str, list[str]] = {}
         """By controller place: who was lost while the disk was sent, and why."""
         self.warnings: list[str] = []
@@ -131,16 +135,19 @@ class Transfer:
                     with self._crew.joined_link(wanted, running.proxy, running.wan) as link:
                         wan = link.wan
                         self._attend(task, link)
+                        self._kept[plan.place] = running.written_before, running.zeroed_before
                         return self._rejoin(plan, task, link)
                 with self._crew.disk_link(wanted) as link:
                     proxy, wan, began = link.proxy, link.wan, clock.monotonic()
                     if link.left_wan:
                         without_wan = self._leave_wan(plan, link.left_wan, failed_wan)
                     self._attend(task, link)
-                    self._begin(plan, disk)
+                    self._begin(plan, disk, task)
                     return self._send(plan, disk, task, link)
             except StandbyError as exc:
                 self._count_lost(plan, task)
+                if task in self._at_target and not _is_link_trouble(exc):
+                    raise  # another proxy would meet it too
                 why = ""
                 if wan is not None:
                     tries.ended(clock.monotonic() - began)
@@ -179,8 +186,8 @@ class Transfer:
         """How to go on after `error` of `proxy`; raises it where that makes no sense."""
         if not self._may_go_on(proxy):
             raise error
-        is_link = isinstance(error, LinkError | MoverDied) and not isinstance(error, ProtocolError)
-        if not is_link and not (isinstance(error, DiskError) and proxy not in failed):
+        is_disk = isinstance(error, DiskError) and proxy not in failed
+        if not is_disk and not _is_link_trouble(error):
             raise error
         is_again = proxy in failed
         failed[proxy] = error
@@ -223,10 +230,11 @@ class Transfer:
         """What an attempt that failed did is in the report too, as far as its mover told."""
         report = self._reports[plan.disk_id]
         report.sent += self._sent.pop(task, 0)
-        report.read = max(report.read, self._read.pop(task, 0))
+        report.read += self._read.pop(task, 0)
 
-    def _begin(self, plan: DiskPlan, disk: CheckpointDisk) -> None:
-        self._crew.target.call(
+    def _begin(self, plan: DiskPlan, disk: CheckpointDisk, task: str) -> None:
+        self._at_target.add(task)
+        held = self._crew.target.call(
             "begin_disk",
             path=self._path,
             disk_id=plan.disk_id,
@@ -242,6 +250,12 @@ class Transfer:
             seed=plan.uses_seed,
             seed_name=self._files.get(plan.place, ""),
         )
+        data = int(held.get("data", 0))
+        zeros = max(0, int(held.get("acknowledged", 0)) - data)
+        key = self._machine.name, plan.disk_id
+        first = self._context.found.setdefault(key, (data, zeros))
+        self._kept[plan.place] = max(0, data - first[0]), max(0, zeros - first[1])
+        self._at_target.discard(task)
         killpoints.reach("child created")
 
     def _send(self, plan: DiskPlan, disk: CheckpointDisk, task: str, link: DiskLink) -> str:
@@ -268,7 +282,8 @@ class Transfer:
         }
         if self._book is not None and link.proxy:
             wan = link.wan.pair.name if link.wan is not None else ""
-            self._book.sending(plan.place, Sender(task, link.proxy, wan))
+            read, kept = self._reports[plan.disk_id].read, self._kept[plan.place]
+            self._book.sending(plan.place, Sender(task, link.proxy, wan, 0, read, *kept))
         receiving = self._crew.target.start(
             "receive_disk",
             path=self._path,
@@ -318,22 +333,28 @@ class Transfer:
                 watch = self._crew.watch(task, link.source, link.wan)
                 one_end_failed(task, ends, watch, (sending, receiving))
             sent, received = both(sending, receiving)
-        except StandbyError:
+        except StandbyError as exc:
+            if receiving.done() and receiving.exception() is exc:
+                self._at_target.add(task)
             link.end_leaves(task)
             if link.wan is not None:
                 link.wan.cancel(task)
             raise
         report = self._reports[plan.disk_id]
-        report.read = sent["read"]
+        # Each end tells of this attempt alone: what failed ones did is there already.
+        written, zeroed = self._kept.pop(plan.place, (0, 0))
+        report.read += sent["read"]
         # Of the whole point, where the target knows it: an earlier session brought a part of that.
         changed = received.get("changed")
-        report.changed = sent["changed"] if changed is None else changed
+        if changed is None:
+            changed = min(report.virtual_size, sent["changed"] + written + zeroed)
+        report.changed = changed
         self.warnings += received.get("warnings", ())
-        report.zeroed = sent["zeroed"]
-        report.sent += self._on_the_wire(plan, link, sent["sent"])  # to what failed attempts did
-        report.skipped = max(0, plan.allocated - sent["read"])
-        report.written = received["written"]
-        report.resent_blocks = received["resent_blocks"]
+        report.zeroed = min(report.virtual_size, zeroed + sent["zeroed"])
+        report.sent += self._on_the_wire(plan, link, sent["sent"])
+        report.skipped = max(0, plan.allocated - report.read)
+        report.written = written + received["written"]
+        report.resent_blocks += received["resent_blocks"]
         report.proxy = link.proxy
         report.busy_s = {**sent["busy_s"], **received["busy_s"]}
         if sent["root"] != received["root"]:
@@ -391,7 +412,7 @@ class Transfer:
             task = running.get(report.place, "")
             if task and not report.is_whole:
                 sent = report.sent + self._sent.get(task, 0)
-                read = max(report.read, self._read.get(task, 0))
+                read = report.read + self._read.get(task, 0)
                 report = replace(report, sent=sent, read=read)
             found.append(report)
         return found
@@ -407,6 +428,11 @@ class Transfer:
                 self._read[task] = more[1]
             machine, place, _ = task.rsplit(" ", 2)
             self._context.progress(machine, place, done, total)
+
+
+def _is_link_trouble(error: StandbyError) -> bool:
+    """Whether a mover, or the way to it, was lost, and not refused by the other side."""
+    return isinstance(error, LinkError | MoverDied) and not isinstance(error, ProtocolError)
 
 
 class Patience:
