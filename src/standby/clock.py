@@ -40,13 +40,16 @@ class _LocalZone(tzinfo):
     """The zone that this machine is set to, asked from the system each time."""
 
     def utcoffset(self, when: datetime | None) -> timedelta | None:
-        return _local(when).utcoffset()
+        wall = _wall(when)
+        # As PEP 495 has it; `astimezone` of a wall clock that is set forward over that time gives
+        # the offset before it, or after it, depending on Python's release.
+        return timedelta(seconds=round(wall.replace(tzinfo=UTC).timestamp() - wall.timestamp()))
 
     def dst(self, when: datetime | None) -> timedelta | None:
         return None
 
     def tzname(self, when: datetime | None) -> str | None:
-        return _local(when).tzname()
+        return _wall(when).astimezone().tzname()
 
     def fromutc(self, when: datetime) -> datetime:
         local = when.replace(tzinfo=UTC).astimezone()
@@ -54,9 +57,8 @@ class _LocalZone(tzinfo):
         return first if first.utcoffset() == local.utcoffset() else first.replace(fold=1)
 
 
-def _local(when: datetime | None) -> datetime:
-    wall = when if when is not None else SYSTEM_CLOCK.now()
-    return wall.replace(tzinfo=None).astimezone()
+def _wall(when: datetime | None) -> datetime:
+    return (when if when is not None else SYSTEM_CLOCK.now()).replace(tzinfo=None)
 
 
 LOCAL_ZONE = _LocalZone()

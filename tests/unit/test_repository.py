@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,9 @@ def as_bytes(pages: dict[int, NDArray[np.uint64]]) -> dict[int, bytes]:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    return Repository(tmp_path / "repository")
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with Repository(tmp_path / "repository") as made:
+        yield made
 
 
 def test_a_new_repository_knows_nothing(repository: Repository) -> None:

@@ -101,16 +101,16 @@ def test_a_kill_at_any_moment_leaves_a_consistent_store_that_the_work_goes_on_in
 ) -> None:
     scope: dict[str, object] = {}
     exec(ACT, scope)
-    reference = build(tmp_path / "reference")
     strikes_in_all = 0
 
     def count() -> None:
         nonlocal strikes_in_all
         strikes_in_all += 1
 
-    reference._database._connection.set_progress_handler(count, 40)
-    scope["act"](reference)  # type: ignore[operator]
-    expected = {disk: state.root for disk, state in reference.states("web").items()}
+    with build(tmp_path / "reference") as reference:
+        reference._database._connection.set_progress_handler(count, 40)
+        scope["act"](reference)  # type: ignore[operator]
+        expected = {disk: state.root for disk, state in reference.states("web").items()}
     seen = set()
     for twelfth in range(12):
         strikes = 1 + strikes_in_all * twelfth // 12
@@ -145,8 +145,7 @@ def test_movers_in_several_processes_stage_and_the_server_commits(tmp_path: Path
 
 
 def test_a_reader_sees_the_old_state_until_the_commit(tmp_path: Path) -> None:
-    writer = build(tmp_path)
-    with Repository(tmp_path, create=False) as reader:
+    with build(tmp_path) as writer, Repository(tmp_path, create=False) as reader:
         staging = writer.stage("web", "d0", "s", "p2", SIZE, True)
         staging.put([1], some_leaves(1, 1))
         root = staging.root()
@@ -162,22 +161,23 @@ def test_a_writer_that_waited_too_long_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0)
-    first, second = build(tmp_path), Repository(tmp_path)
-    with first._database.writing():
-        with pytest.raises(RepositoryBusy, match="another process has been writing"):
-            second.discard("web")
-    second.discard("web")
+    with build(tmp_path) as first, Repository(tmp_path) as second:
+        with first._database.writing():
+            with pytest.raises(RepositoryBusy, match="another process has been writing"):
+                second.discard("web")
+        second.discard("web")
 
 
 def test_a_full_disk_is_said_and_leaves_the_state(tmp_path: Path) -> None:
-    repository = build(tmp_path)
-    pages = repository._database._connection.execute("PRAGMA page_count").fetchone()[0]
-    repository._database._connection.execute(f"PRAGMA max_page_count = {pages + 20}")
-    staging = repository.stage("web", "d0", "s", "p2", SIZE, True)
-    with pytest.raises(DiskFull, match="no space left"):
-        staging.put(range(PAGES), some_leaves(1, PAGES))
-    assert repository.points("web") == ["p1"]
-    assert repository.verify() == []
+    with build(tmp_path) as repository:
+        connection = repository._database._connection
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages + 20}")
+        staging = repository.stage("web", "d0", "s", "p2", SIZE, True)
+        with pytest.raises(DiskFull, match="no space left"):
+            staging.put(range(PAGES), some_leaves(1, PAGES))
+        assert repository.points("web") == ["p1"]
+        assert repository.verify() == []
 
 
 # --- damage ----------------------------------------------------------------------------------
