@@ -16,6 +16,8 @@ def test_a_session_is_started_looked_after_and_reported(served: ServedSite) -> N
         (report,) = found["reports"]
         assert report["machines"][0]["outcome"] == "done"
         assert served.get(f"/sessions/{report['id']}/report") == report
+        refused = served.post("/jobs/job/retry", expect=409)
+        assert "nothing failed: all its VMs are done" in refused["message"]
         assert served.get("/sessions")["sessions"] == [report]
     (replica,) = served.get("/replicas")["replicas"]
     assert replica["name"] == "vm1_replica"

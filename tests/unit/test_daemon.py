@@ -293,7 +293,7 @@ def test_failed_vms_are_tried_again_at_once_when_asked(made: Callable[..., Site]
     site.ask(run, RequestKind.RETRY)
     site.step()
     assert site.runs()[0].state is S.DONE
-    assert site.ask(run, RequestKind.RETRY) == "nothing failed"
+    assert site.ask(run, RequestKind.RETRY) == "nothing failed: all its VMs are done"
 
 
 def test_a_session_that_only_waits_is_stopped_at_once(made: Callable[..., Site]) -> None:

@@ -10,10 +10,14 @@ from standby.model.session import (
     SESSION_STEPS,
     TASK_ENDS,
     TASK_STEPS,
+    Reason,
+    SessionRun,
     SessionState,
+    TaskRun,
     TaskState,
     next_session_states,
     next_task_states,
+    nothing_to_retry,
     session_states_before,
     task_states_before,
 )
@@ -60,3 +64,30 @@ def test_only_what_waits_becomes_running() -> None:
     assert session_states_before(S.RUNNING) == (S.QUEUED,)
     assert task_states_before(T.RUNNING) == (T.QUEUED, T.WAITING)
     assert {S.RUNNING, S.STOPPING} == RUN_BY_A_SERVER
+
+
+@pytest.mark.parametrize(
+    ("state", "tasks", "machine", "why"),
+    [
+        (S.DONE, [T.DONE, T.DONE], "", "nothing failed: all its VMs are done"),
+        (S.WARNINGS, [T.DONE, T.DONE], "", "nothing failed"),
+        (S.RUNNING, [T.DONE, T.RUNNING], "", "nothing failed"),
+        (S.RUNNING, [], "", "nothing failed yet: it has not begun with VMs"),
+        (S.FAILED, [T.DONE, T.FAILED], "vm0", "nothing failed: VM vm0 is done"),
+        (S.FAILED, [T.DONE, T.FAILED], "vm7", "nothing failed: VM vm7 is not in it"),
+        (S.FAILED, [T.DONE, T.FAILED], "vm1", ""),
+        (S.FAILED, [T.DONE, T.FAILED], "", ""),
+        (S.RUNNING, [T.RUNNING, T.WAITING], "", ""),
+        (S.WARNINGS, [T.DONE, T.SKIPPED], "", ""),
+        (S.FAILED, [], "", ""),
+    ],
+)
+def test_only_what_was_not_done_is_tried_again(
+    state: SessionState, tasks: list[TaskState], machine: str, why: str
+) -> None:
+    run = SessionRun("s1", "job", state, Reason.MANUAL)
+    found = [
+        TaskRun(f"t{number}", "s1", number, f"vm{number}", "id", task)
+        for number, task in enumerate(tasks)
+    ]
+    assert nothing_to_retry(run, found, machine) == why

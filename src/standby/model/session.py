@@ -8,6 +8,7 @@ where it stands and who runs it, so that another server can go on with it.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,6 +135,9 @@ SESSION_ENDS = frozenset(
         SessionState.STOPPED,
     }
 )
+RETRIED = frozenset({TaskState.FAILED, TaskState.SKIPPED, TaskState.INTERRUPTED, TaskState.WAITING})
+"""The tasks that a retry is about."""
+
 TASK_ENDS = frozenset({TaskState.DONE, TaskState.FAILED, TaskState.SKIPPED, TaskState.INTERRUPTED})
 
 
@@ -220,6 +224,23 @@ class TaskRun:
     server: str = ""
     generation: int = 0
     detail: str = ""
+
+
+def nothing_to_retry(run: SessionRun, tasks: Sequence[TaskRun], machine: str = "") -> str:
+    """Why the session with all these tasks, or its task for that VM, is not to be tried again; ''
+    where it is. One that failed before it had tasks is, as a whole."""
+    if run.state is SessionState.DONE:
+        return "nothing failed: all its VMs are done"
+    if not tasks:
+        return "" if run.state in SESSION_ENDS else "nothing failed yet: it has not begun with VMs"
+    if not machine:
+        return "" if any(task.state in RETRIED for task in tasks) else "nothing failed"
+    mine = [task for task in tasks if task.machine == machine]
+    if not mine:
+        return f"nothing failed: VM {machine} is not in it"
+    if any(task.state in RETRIED for task in mine):
+        return ""
+    return f"nothing failed: VM {machine} is {mine[0].state}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from standby.errors import StandbyError
 from standby.model.session import (
+    RETRIED,
     SESSION_ENDS,
     TASK_ENDS,
     RequestKind,
@@ -12,6 +13,7 @@ from standby.model.session import (
     SessionState,
     TaskRun,
     TaskState,
+    nothing_to_retry,
 )
 from standby.server.daemon_sessions import Intent, RunningSession, Work, settled
 from standby.server.store.dispatch import TaskMove
@@ -30,7 +32,8 @@ def handle_request(work: Work, running: RunningSession | None, request: SessionR
             return _pause(work, running, run, tasks, request.machine)
         if request.kind is RequestKind.RESUME:
             return _resume(work, run)
-        return _retry(work, run, tasks)
+        problem = nothing_to_retry(run, work.store.queue.tasks(run.id), request.machine)
+        return problem or _retry(work, run, tasks)
     except StandbyError as exc:
         return f"refused: {exc}"
 
@@ -118,14 +121,10 @@ def _resume(work: Work, run: SessionRun) -> str:
 
 
 def _retry(work: Work, run: SessionRun, tasks: list[TaskRun]) -> str:
-    again = (TaskState.FAILED, TaskState.SKIPPED, TaskState.INTERRUPTED, TaskState.WAITING)
-    chosen = [task for task in tasks if task.state in again]
-    if tasks and not chosen:
-        return "nothing failed"
-    if run.state is SessionState.DONE:
-        return "nothing failed"
     work.dispatch.move_tasks(
-        TaskMove(task.id, TaskState.QUEUED, "asked to retry") for task in chosen
+        TaskMove(task.id, TaskState.QUEUED, "asked to retry")
+        for task in tasks
+        if task.state in RETRIED
     )
     if run.state in SESSION_ENDS:
         work.dispatch.move_session(run.id, SessionState.QUEUED, detail="asked to retry")

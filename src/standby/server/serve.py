@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from standby.errors import ConfigurationError, JobError
-from standby.model.session import SESSION_ENDS, RequestKind, SessionRun, SessionState
+from standby.model.session import (
+    SESSION_ENDS,
+    RequestKind,
+    SessionRun,
+    SessionState,
+    nothing_to_retry,
+)
 from standby.server.certificates import taking_enrolments
 from standby.server.config import Config
 from standby.server.daemon import Daemon
@@ -138,6 +144,15 @@ def webhook_states(config: Config) -> list[WebhookState]:
         return []
 
 
+def check_request(server: BackupServer, run: SessionRun, kind: RequestKind, machine: str) -> None:
+    """Raises JobError for a retry where nothing failed."""
+    if kind is RequestKind.RETRY:
+        problem = nothing_to_retry(run, server.store.queue.tasks(run.id), machine)
+        if problem:
+            hint = "`standby job start` makes a new session"
+            raise JobError(run.job, f"session {run.id} is not tried again: {problem}", hint)
+
+
 def asked(
     server: BackupServer, job: str, kind: str, machine: str, *, by: str = "command line"
 ) -> tuple[SessionRun, str]:
@@ -160,6 +175,7 @@ def asked(
             "Only sessions that `standby server` runs can be asked",
         )
     run = fitting[0]
+    check_request(server, run, RequestKind(kind), machine)
     server.store.queue.ask(run.id, RequestKind(kind), machine=machine, by=by)
     about = f"VM {machine} of session {run.id}" if machine else f"session {run.id}"
     active = server.store.lease("ask").holder()

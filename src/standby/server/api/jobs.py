@@ -26,7 +26,7 @@ from standby.server.api.answers import Told
 from standby.server.api.context import ApiContext, Context, Operator, Viewer, called
 from standby.server.api.operations import Progress
 from standby.server.plan import JobPlan
-from standby.server.serve import JobTimes, asked, job_times
+from standby.server.serve import JobTimes, asked, check_request, job_times
 from standby.server.server import BackupServer
 
 router = APIRouter()
@@ -222,6 +222,7 @@ def ask_session(
     if run.state not in REQUESTS[request]:
         legal = tuple(str(item) for item in legal_requests(run.state))
         raise IllegalRequest(session, str(run.state), str(request), legal)
+    check_request(context.server, run, request, what.machine or "")
     queue.ask(session, request, machine=what.machine or "", by=called(caller))
     about = f"VM {what.machine} of session {session}" if what.machine else f"session {session}"
     told = {"session": session, "machine": what.machine or "", "asked": request}
