@@ -34,7 +34,7 @@ DISK = {
 REPLICA = {
     *("name", "machine", "folder", "identity", "state", "generation", "is_processing", "holder"),
     *("points", "newest_age_s", "ready_point", "failover_point", "failover_started_at"),
-    *("actions", "free_bytes", "findings"),
+    *("actions", "free_bytes", "findings", "power", "target"),
 }
 IDENTITY = {"installation", "source_host", "machine_id", "job"}
 POINT_SUMMARY = {

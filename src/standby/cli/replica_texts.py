@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -41,10 +43,28 @@ def going_on(item: ReplicaStatus) -> str:
     return POWER[item.power.value] if is_known_on or item.failover_point else ""
 
 
-def way_out(found: ReplicaStatus, verdicts: list[PointVerdict], *, has_tried: bool) -> str:
-    """What helps now. A repair writes pieces anew; files that cannot be read, or are not the ones
-    that were committed, are beyond it."""
-    name = found.name
+def names_of(found: Sequence[ReplicaStatus]) -> list[str]:
+    """What each of the replicas is to be called so that no other one is meant."""
+    count = Counter(item.name for item in found)
+    return [f"{item.target}:{item.name}" if count[item.name] > 1 else item.name for item in found]
+
+
+def none_shown(unreadable: Mapping[str, str]) -> str:
+    """What a list without replicas says: where not everything could be looked at, nobody knows."""
+    hidden = []
+    for place, problem in unreadable.items():
+        host, is_away, _ = place.partition(": ")
+        if not problem.startswith("no such folder"):
+            hidden.append(f"{host} cannot be reached" if is_away else f"{place} cannot be read")
+    return f"not known: {', '.join(hidden)}" if hidden else "no replicas"
+
+
+def way_out(
+    found: ReplicaStatus, verdicts: list[PointVerdict], asked: str = "", *, has_tried: bool
+) -> str:
+    """What helps now, for the replica that was `asked` for so. A repair writes pieces anew; files
+    that cannot be read, or are not the ones that were committed, are beyond it."""
+    name = asked if asked.endswith(f":{found.name}") else found.name
     can_be_tried = not has_tried and any(
         not disk.problem and (disk.damaged or not disk.digests_ok)
         for item in verdicts

@@ -23,6 +23,8 @@ from standby.cli.replica_texts import (
     POWER,
     age,
     going_on,
+    names_of,
+    none_shown,
     show_leftovers,
     show_repair,
     show_verdict,
@@ -43,7 +45,8 @@ DAMAGED_EXIT = 13
 def replica() -> None:
     """Replicas: look at them, fail over to them, verify them.
 
-    With --target FOLDER everything works when only the target's storage is left.
+    With --target FOLDER everything works when only the target's storage is left. A name that
+    several target hosts have is written HOST:NAME.
 
     \b
     Example:
@@ -73,25 +76,31 @@ def list_replicas(config: Path, target: Path | None, as_json: bool) -> int:
     if as_json:
         print_json({"replicas": found, "unreadable": unreadable})
         return WARNINGS_EXIT if needs_a_look else 0
+    names = names_of(found)
     rows = [
-        (
+        [
             item.name,
+            item.target,
             item.state.value,
             str(len(item.points)),
             item.points[-1].id if item.points else "",
             age(item.newest_age_s),
             going_on(item),
-        )
+        ]
         for item in found
     ]
+    columns = ["replica", "target", "state", ">points", "newest point", ">age", "~now"]
+    if target is not None:  # a folder alone is no host
+        for row in (columns, *rows):
+            del row[1]
     if rows:
-        print_table("", ("replica", "state", ">points", "newest point", ">age", "~now"), rows)
+        print_table("", columns, rows)
     else:
-        click.echo("no replicas")
-    for item in found:
+        click.echo(none_shown(unreadable))
+    for item, name in zip(found, names, strict=True):
         if item.findings:
             count = f"{len(item.findings)} findings" if len(item.findings) > 1 else item.findings[0]
-            warn(f"{item.name}: {count}; see `standby replica show {item.name}`")
+            warn(f"{name}: {count}; see `standby replica show {name}`")
     for folder, problem in unreadable.items():
         warn(f"{folder}: {problem}")
     return WARNINGS_EXIT if needs_a_look else 0
@@ -172,7 +181,7 @@ def verify(
             show_repair(done)
         if not is_ok:
             what = "is damaged" if not is_intact else "has damaged digests, its data is intact"
-            warn(f"{name} {what}; {way_out(found, verdicts, has_tried=repair)}")
+            warn(f"{name} {what}; {way_out(found, verdicts, name, has_tried=repair)}")
     return 0 if is_ok else WARNINGS_EXIT if is_intact else DAMAGED_EXIT
 
 
@@ -245,7 +254,7 @@ def failover(
         )
         if power_on:
             try:
-                replicas.power(plan.replica, on=True)
+                replicas.power(name, on=True)
             except StandbyError:
                 click.echo(f"failed over to {result.point.id}, but the VM does not run", err=True)
                 raise
@@ -259,7 +268,8 @@ def failover(
             if not disk.excluded:
                 click.echo(f"  {disk.place}: {disk.disk_id}/ready.vhdx")
         if not power_on:
-            click.echo(f"next: `standby replica power on {plan.replica}` starts it with QEMU")
+            called = name if name.endswith(f":{plan.replica}") else plan.replica
+            click.echo(f"next: `standby replica power on {called}` starts it with QEMU")
     for text in result.warnings:
         warn(text)
     return WARNINGS_EXIT if result.warnings else 0

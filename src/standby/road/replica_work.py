@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from standby.road.ready import put_missing_state_files
 from standby.road.repair_sources import Disks, point_disks, repaired
 from standby.road.repairing import RepairReport
 from standby.road.replica import ReplicaFolder
-from standby.road.surveying import ReplicaStatus, status
+from standby.road.surveying import ReplicaStatus, asked_as, status
 from standby.road.target_rules import load_target_rules
 from standby.road.verifying import PointVerdict, verify_point, verify_replica
 
@@ -68,6 +69,10 @@ class ReplicaWork:
         self._protect = protect
 
     # --- which ---------------------------------------------------------------------------------
+
+    def hosts(self) -> tuple[str, ...]:
+        """The target hosts."""
+        return tuple(self._roots)
 
     def folders(self) -> list[ReplicaFolder]:
         """Every replica's folder, in order of name; what cannot be looked into is left out, and
@@ -96,9 +101,13 @@ class ReplicaWork:
 
     def folder(self, name: str) -> ReplicaFolder:
         """The replica of that name (or folder), or of the VM of that name where that is
-        unambiguous. DiskIO, or ConfigurationError, where none is found and not everything can be
-        looked into."""
+        unambiguous; HOST:NAME is the one at that target host. DiskIO, or ConfigurationError, where
+        none is found and not everything can be looked into."""
         folders, refused = self._survey()
+        host, colon, rest = name.partition(":")
+        if colon and host in self._roots:
+            folders = [folder for folder in folders if folder.path.parent == self._roots[host]]
+            name = rest
         named = [folder for folder in folders if name in (folder.name, str(folder.path))]
         if not named:
             named = [folder for folder in folders if _machine_name(folder) == name]
@@ -108,7 +117,8 @@ class ReplicaWork:
             places = ", ".join(str(folder.path) for folder in named)
             hint = "Give the name of one of these folders"
             if len({folder.name for folder in named}) < len(named):
-                hint = "Name one of their target folders with --target"
+                ways = [f"{self.host_of(folder)}:{folder.name}" for folder in named]
+                hint = f"Write {' or '.join(ways)}"
             raise ConfigurationError(name, f"means several replicas: {places}", hint)
         for path, exc in refused.items():
             if path in self._roots.values() or name in (path.name, str(path)):
@@ -125,7 +135,7 @@ class ReplicaWork:
         found = []
         for folder in self.folders():
             with contextlib.suppress(StandbyError):
-                state = status(folder)
+                state = replace(status(folder), target=self.host_of(folder))
                 if state.state is not ReplicaState.PERMANENT:
                     found.append(state)
         return found
@@ -157,7 +167,8 @@ class ReplicaWork:
 
     def show(self, name: str) -> ReplicaStatus:
         """Everything about one replica."""
-        return status(self.folder(name))
+        folder = self.folder(name)
+        return asked_as(name, replace(status(folder), target=self.host_of(folder)))
 
     # --- failover ------------------------------------------------------------------------------
 
@@ -205,7 +216,7 @@ class ReplicaWork:
         """Start or stop the VM of a replica that failed over, for good or not; what it is then. One
         that is so already is left as it is."""
         folder = self.folder(name)
-        host = FolderHost(self._root_name(folder), folder.path.parent, None, self._clock)
+        host = FolderHost(self.host_of(folder), folder.path.parent, None, self._clock)
         if on and folder.record().state is not ReplicaState.PERMANENT:
             point = folder.point(check_startable(folder).failover_point)
             describe_machine(folder, point)
@@ -240,14 +251,14 @@ class ReplicaWork:
         how to stop it."""
         if not is_there(folder.path / "vm.toml"):
             return False
-        host = FolderHost(self._root_name(folder), folder.path.parent, None, self._clock)
+        host = FolderHost(self.host_of(folder), folder.path.parent, None, self._clock)
         reason, is_ours = host.reason_to_be_running(host.machine_in(folder.name))
         if not reason:
             return False
         hint = f"`standby replica power off {folder.name}` stops it" if is_ours else ""
         raise MachineRunning(host.name, folder.name, reason, hint)
 
-    def _root_name(self, folder: ReplicaFolder) -> str:
+    def host_of(self, folder: ReplicaFolder) -> str:
         """The name of the target host that the replica is on."""
         return next(name for name, root in self._roots.items() if root == folder.path.parent)
 

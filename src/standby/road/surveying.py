@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from standby.errors import PointDamaged, ReplicaConflict, ReplicaMissing, StandbyError
 from standby.files import is_folder, is_there, listed
@@ -158,7 +159,8 @@ class ReplicaStatus:
     """A replica as its folder shows it; `machine` is the VM's name at the newest point (without one
     the name the replica began with), `newest_age_s` is None without a point, `findings` are
     sentences about what is not as it should be, `actions` the commands that would be accepted
-    now, `power` whether its VM runs (unknown where nothing says so)."""
+    now, `power` whether its VM runs (unknown where nothing says so), `target` the host
+    it is at, as whoever tells it calls that."""
 
     name: str
     machine: str
@@ -177,6 +179,7 @@ class ReplicaStatus:
     free_bytes: int
     findings: tuple[str, ...]
     power: PowerState = PowerState.UNKNOWN
+    target: str = ""
 
 
 def status(folder: ReplicaFolder) -> ReplicaStatus:
@@ -223,6 +226,16 @@ def status(folder: ReplicaFolder) -> ReplicaStatus:
         findings=tuple(findings(folder)),
         power=power,
     )
+
+
+def asked_as(name: str, found: ReplicaStatus) -> ReplicaStatus:
+    """The status of a replica that was asked for as `name`: its commands name it so where that is
+    HOST:NAME."""
+    full = f"{found.target}:{found.name}"
+    if name != full:
+        return found
+    word = re.compile(rf"(?<= ){re.escape(found.name)}(?= |$)")
+    return replace(found, actions=tuple(word.sub(full, text) for text in found.actions))
 
 
 def _power_commands(name: str, state: ReplicaState, power: PowerState) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from standby.ports import Host, Progress
 from standby.road.failing_over import FailoverResult
 from standby.road.repairing import RepairReport
 from standby.road.replica import ReplicaFolder
-from standby.road.surveying import ReplicaStatus
+from standby.road.surveying import ReplicaStatus, asked_as
 from standby.road.verb_plans import VerbPlan
 from standby.road.verifying import PointVerdict
 from standby.server.config import Config
@@ -60,7 +61,13 @@ class RemoteShelf:
     def listed(self) -> tuple[list[ReplicaStatus], dict[str, str]]:
         """(replicas, {folder: problem})."""
         found = self.call("list")
-        return msgspec.convert(found["replicas"], list[ReplicaStatus]), found["unreadable"]
+        replicas = msgspec.convert(found["replicas"], list[ReplicaStatus])
+        return [replace(item, target=self.host) for item in replicas], found["unreadable"]
+
+    def shown(self, name: str) -> ReplicaStatus:
+        """Everything about one replica."""
+        told = msgspec.convert(self.call("show", name=name), ReplicaStatus)
+        return replace(told, target=self.host)
 
     def long_call(self, verb: str, progress: Progress | None, **arguments: Any) -> Any:
         """A verb that reads for long, as a task that outlives a dropped connection."""
@@ -70,7 +77,8 @@ class RemoteShelf:
 
 
 class AllReplicas:
-    """Every replica of the configuration. The verbs are those of `Replicas`."""
+    """Every replica of the configuration. The verbs are those of `Replicas`. A name that several
+    target hosts have is told apart as HOST:NAME."""
 
     def __init__(
         self,
@@ -99,7 +107,7 @@ class AllReplicas:
                 found += shelf.listed()[0]
         return sorted(
             (item for item in found if item.state is not ReplicaState.PERMANENT),
-            key=lambda item: item.name,
+            key=lambda item: (item.name, item.target),
         )
 
     def unreadable(self) -> dict[str, str]:
@@ -114,10 +122,10 @@ class AllReplicas:
 
     def show(self, name: str) -> ReplicaStatus:
         """Everything about one replica."""
-        shelf = self._shelf(name)
+        shelf, there = self._shelf(name)
         if shelf is None:
             return self._local.show(name)
-        return msgspec.convert(shelf.call("show", name=name), ReplicaStatus)
+        return asked_as(name, shelf.shown(there))
 
     def newest_age_s(self, job: ReplicationJob, machine_id: str) -> float | None:
         """Seconds since the checkpoint of the newest point of the VM's replica; None without."""
@@ -130,23 +138,32 @@ class AllReplicas:
                     return item.newest_age_s
         return None
 
-    def _shelf(self, name: str) -> RemoteShelf | None:
-        """Where the replica is: a mover's shelf, or None for this machine. UnknownName, with the
-        replicas there are and the targets that are away, when it is nowhere."""
+    def _shelf(self, name: str) -> tuple[RemoteShelf | None, str]:
+        """Where the replica is, and its name there: a mover's shelf, or None for this machine.
+        UnknownName, with the replicas there are and the targets that are away, when it is
+        nowhere."""
         if not self._shelves:
-            return None
-        local = [item.name for item in self._local.all()]
+            return None, name
+        host, colon, rest = name.partition(":")
+        named = [shelf for shelf in self._shelves if colon and shelf.host == host]
+        if not named and colon and host in self._local.hosts():
+            return None, name
+        there = rest if named else name
+        known = [] if named else [item.name for item in self._local.all()]
         found: list[RemoteShelf | None] = []
-        known = list(local)
-        with contextlib.suppress(UnknownName):
-            self._local.folder(name)
-            found.append(None)
+        places = []
+        if not named:
+            with contextlib.suppress(UnknownName):
+                folder = self._local.folder(name)
+                found.append(None)
+                places.append(f"{self._local.host_of(folder)}:{folder.name}")
         away = []
         unsure: list[RemoteShelf] = []
-        for shelf in self._shelves:
+        for shelf in named or self._shelves:
             try:
-                shelf.call("show", name=name)  # also of one that is in no list any more
+                told = shelf.shown(there)  # also of one that is in no list any more
                 found.append(shelf)
+                places.append(f"{shelf.host}:{told.name}")
             except UnknownName as exc:
                 known += exc.known
             except (LinkError, MoverDied) as exc:
@@ -154,9 +171,10 @@ class AllReplicas:
             except StandbyError:  # it is there and damaged, or what may be it cannot be looked at
                 unsure.append(shelf)
         if len(found) > 1:
-            raise ConfigurationError(name, "is the name of replicas at several targets", "")
+            hint = f"Write {' or '.join(places)}"
+            raise ConfigurationError(name, "is the name of replicas at several targets", hint)
         if found or unsure:
-            return found[0] if found else unsure[0]
+            return (found[0] if found else unsure[0]), there
         if away:
             raise ConfigurationError(name, f"is not found; not every target answers: {away[0]}", "")
         raise UnknownName("replica", name, tuple(sorted(known)))
@@ -165,12 +183,12 @@ class AllReplicas:
 
     def plan(self, action: str, name: str, **options: Any) -> VerbPlan:
         """What `action` (failover, undo-failover, permanent-failover) would do."""
-        shelf = self._shelf(name)
+        shelf, there = self._shelf(name)
         if shelf is None:
             return self._local.plan(action, name, **options)
         told = shelf.call(
             "plan",
-            name=name,
+            name=there,
             action=action,
             source_running=action == "failover" and self._source_is_running(self.show(name)),
             options=options,
@@ -187,14 +205,14 @@ class AllReplicas:
         power_on: bool = False,
     ) -> FailoverResult:
         """Work from the replica from now on."""
-        shelf = self._shelf(name)
+        shelf, there = self._shelf(name)
         if shelf is None:
             return self._local.failover(
                 name, point=point, adopt=adopt, source_may_run=source_may_run, power_on=power_on
             )
         told = shelf.call(
             "failover",
-            name=name,
+            name=there,
             point=point,
             adopt=adopt,
             source_running=self._source_is_running(self.show(name)),
@@ -205,25 +223,25 @@ class AllReplicas:
 
     def undo_failover(self, name: str, *, drop_writes: bool = False) -> ReplicaRecord:
         """Drop what the replica wrote since its failover."""
-        shelf = self._shelf(name)
+        shelf, there = self._shelf(name)
         if shelf is None:
             return self._local.undo_failover(name, drop_writes=drop_writes)
-        told = shelf.call("undo_failover", name=name, drop_writes=drop_writes, host=shelf.host)
+        told = shelf.call("undo_failover", name=there, drop_writes=drop_writes, host=shelf.host)
         return msgspec.convert(told, ReplicaRecord)
 
     def permanent_failover(self, name: str) -> ReplicaRecord:
         """Make the failed-over replica a VM of its own."""
-        shelf = self._shelf(name)
+        shelf, there = self._shelf(name)
         if shelf is None:
             return self._local.permanent_failover(name)
-        return msgspec.convert(shelf.call("permanent_failover", name=name), ReplicaRecord)
+        return msgspec.convert(shelf.call("permanent_failover", name=there), ReplicaRecord)
 
     def power(self, name: str, *, on: bool, force: bool = False) -> PowerState:
         """Start or stop the replica's VM."""
-        shelf = self._shelf(name)
+        shelf, there = self._shelf(name)
         if shelf is None:
             return self._local.power(name, on=on, force=force)
-        return PowerState(shelf.call("power", name=name, on=on, force=force))
+        return PowerState(shelf.call("power", name=there, on=on, force=force))
 
     def verify(
         self,
@@ -234,18 +252,18 @@ class AllReplicas:
         progress: Progress | None = None,
     ) -> list[PointVerdict]:
         """Read points back from their files and compare them with their digests."""
-        shelf = self._shelf(name)
+        shelf, there = self._shelf(name)
         if shelf is None:
             return self._local.verify(name, point=point, threads=threads, progress=progress)
-        told = shelf.long_call("verify", progress, name=name, point=point, threads=threads)
+        told = shelf.long_call("verify", progress, name=there, point=point, threads=threads)
         return msgspec.convert(told, list[PointVerdict])
 
     def repair(self, name: str, verdicts: list[PointVerdict]) -> list[RepairReport]:
         """Write damaged pieces anew where they can be had."""
-        shelf = self._shelf(name)
+        shelf, there = self._shelf(name)
         if shelf is None:
             return self._local.repair(name, verdicts)
-        told = shelf.long_call("repair", None, name=name, verdicts=msgspec.to_builtins(verdicts))
+        told = shelf.long_call("repair", None, name=there, verdicts=msgspec.to_builtins(verdicts))
         return msgspec.convert(told, list[RepairReport])
 
     # --- files of this machine ---------------------------------------------------------------

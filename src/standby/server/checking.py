@@ -40,6 +40,7 @@ from standby.server.config_check import (
     is_denied,
     local_repositories,
     replica_conflicts,
+    same_names,
     selects,
     unusable_machines,
 )
@@ -99,7 +100,7 @@ def check_configuration(config: Config, host: Hosts, fleet: Fleet | None = None)
         findings += _without_effect(config, job, host)
     machines = {name: inventory.machines for name, inventory in inventories.items()}
     targets = {name: host_config.path for name, host_config in config.hosts.items()}
-    findings += replica_conflicts(jobs, machines, targets)
+    findings += [*replica_conflicts(jobs, machines, targets), *same_names(jobs, machines)]
     for name, inventory in inventories.items():
         wanted = [
             item

@@ -83,6 +83,29 @@ def replica_conflicts(
     ]
 
 
+def same_names(
+    jobs: Iterable[ReplicationJob], machines_by_host: Mapping[str, Sequence[Machine]]
+) -> list[Finding]:
+    """Replicas of one VM that have one name at several targets: their verbs need the target's."""
+    takers: dict[tuple[str, str, str], dict[str, str]] = {}
+    for job in jobs:
+        for machine in machines_by_host.get(job.source, ()):
+            if selects(job, machine.name):
+                key = (job.source, machine.id, machine.name + job.suffix)
+                takers.setdefault(key, {}).setdefault(job.target, job.name)
+    return [
+        Finding(
+            Level.WARNING,
+            f"[jobs.{list(found.values())[1]}] suffix",
+            f"the replicas at {' and '.join(found)} are both called {name}",
+            f"write {' or '.join(f'{target}:{name}' for target in found)} to "
+            "`standby replica`, or give one of the jobs another suffix",
+        )
+        for (_, _, name), found in takers.items()
+        if len(found) > 1
+    ]
+
+
 def unusable_machines(
     host: str,
     problems: Iterable[MachineProblem],
