@@ -60,6 +60,6 @@ def _mended(
         return [f"disk {disk.place}: damaged digests ({why}) could not be computed again: {exc}"]
     which = ", ".join(mended) or point.id
     return [
-        f"disk {disk.place}: damaged digests of {which} were computed again from the disk, which is "
-        f"as it was committed ({why})"
+        f"disk {disk.place}: damaged digests of {which} were computed again from the disk, which "
+        f"is as it was committed ({why})"
     ]
