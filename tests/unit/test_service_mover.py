@@ -17,6 +17,7 @@ from standby.errors import (
     MoverLeft,
 )
 from standby.server.crew_handle import CrewHandle
+from standby.server.replicating import why_ended
 from standby.server.service_mover import Reconnect, ServiceMover
 from standby.server.waits import waits_are_over, waits_end_when
 from standby.wire.link import Link
@@ -314,3 +315,28 @@ def test_waits_of_a_thread_end_when_told(far):
         assert waits_are_over()
     assert not waits_are_over()
     mover.close()
+
+
+def test_what_a_mover_does_not_know_any_more_is_told_with_its_loss(far, mover):
+    unknown = "link to backup server: replica r:web01_replica is not open"
+    mover.answers()
+    handle = CrewHandle(mover, "s1/web01")
+    assert why_ended(unknown, handle, True) == unknown
+    future = mover.start("points", path="r:web01_replica")
+    far.calls.get(timeout=10)
+    far.cut()
+    with pytest.raises(LinkError) as lost:
+        future.result(10)
+    assert why_ended(unknown, handle, True) == (
+        f"mover px1 was lost ({lost.value}), and came back without the work ({unknown})"
+    )
+    assert why_ended("no room", handle, False) == "no room"
+    assert CrewHandle(mover, "s2/web01").lost == ""
+
+
+def test_the_end_of_a_connection_that_is_closed_here_is_no_trouble(far):
+    told: list[str] = []
+    mover = ServiceMover("px1", far.connect, QUICK, on_state=told.append)
+    assert mover.answers()
+    mover.close()
+    assert told == [""]

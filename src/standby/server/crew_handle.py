@@ -24,6 +24,7 @@ class CrewHandle:
         self._waiting: set[Future[Any]] = set()
         self._is_cut = False
         self._is_kept = True
+        self._losses = mover.losses
         mover.keep_crew(crew)
 
     def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
@@ -59,6 +60,11 @@ class CrewHandle:
     def is_connected(self) -> bool:
         """Whether the mover can be asked now."""
         return self.mover.is_connected
+
+    @property
+    def lost(self) -> str:
+        """Why the mover's link was lost since this session has used it, '' when it was not."""
+        return self.mover.last_loss if self.mover.losses > self._losses else ""
 
     def _finish(self, ours: Future[Any], theirs: Future[Any]) -> None:
         with self._lock:

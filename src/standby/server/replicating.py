@@ -12,7 +12,8 @@ from standby.model.machine import Machine
 from standby.model.report import DiskReport, MachineReport
 from standby.ports import IntentReleasing
 from standby.server.context import SessionContext
-from standby.server.crew import Crew
+from standby.server.crew import Crew, Handle
+from standby.server.crew_handle import CrewHandle
 from standby.server.driver import MachineDriver
 from standby.server.journey import Journey, JourneyBook
 from standby.server.remote_host import impatient
@@ -46,7 +47,8 @@ def _replicated(context: SessionContext, machine: Machine, lend: Lend) -> Machin
     went_on: list[str] = []
     left_out = dict(driver.crew.left_out)
     while _is_worth_another_try(context, driver):
-        text = f"went on after: {driver.report.error}"
+        why = why_ended(driver.report.error, driver.crew.target, driver.is_refusal)
+        text = f"went on after: {why}"
         if driver.is_refusal and text in went_on:
             break  # what one side does not understand it will not understand later
         went_on.append(text)
@@ -70,6 +72,15 @@ def _replicated(context: SessionContext, machine: Machine, lend: Lend) -> Machin
         context.store.raise_alarm("checkpoint", context.job.name, machine.name, problem)
     report.warnings = list(dict.fromkeys([*report.warnings, *left_out.values(), *went_on]))
     return report
+
+
+def why_ended(error: str, target: Handle, is_refusal: bool) -> str:
+    """What ended an attempt: a target mover that was started anew does not know what it is asked
+    about, which by itself tells nobody why."""
+    lost = target.lost if is_refusal and isinstance(target, CrewHandle) else ""
+    if not lost:
+        return error
+    return f"mover {target.name} was lost ({lost}), and came back without the work ({error})"
 
 
 def release_left(

@@ -105,6 +105,10 @@ class ServiceMover:
         self._is_closed = False
         self.is_given_up = False
         """Whether it did not answer for as long as it is waited for, and has not since."""
+        self.losses = 0
+        """How often a link that stood was lost."""
+        self.last_loss = ""
+        """Why, the last time."""
         self._next_id = 1
         self._calls: dict[int, _Pending] = {}
         self._keeper: threading.Thread | None = None
@@ -381,8 +385,12 @@ class ServiceMover:
             lost = {number: call for number, call in self._calls.items() if not call.task}
             for number in lost:
                 del self._calls[number]
+            self.losses += 1
+            self.last_loss = str(error)
+            is_closed = self._is_closed
         link.close()
-        self._on_state(str(error))
+        if not is_closed:  # else it is we who ended it
+            self._on_state(str(error))
         for pending in lost.values():
             pending.future.set_exception(error)
 
