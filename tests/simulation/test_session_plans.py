@@ -131,3 +131,20 @@ def test_a_plan_names_an_unreadable_vm_as_a_conflict(site):
         held.close()
     assert plan.machines[0].action == "conflict"
     assert "running" in plan.machines[0].reason
+
+
+def test_a_vm_in_two_jobs_to_one_target_gets_no_second_replica(site):
+    site.run()
+    with site.config.open("a") as file:
+        file.write('[jobs.other]\nsource = "source"\ntarget = "target"\nmachines = ["vm1"]\n')
+        file.write('suffix = "_other"\n')
+    before = sorted((site.folder / "target").iterdir())
+    with site.server() as server:
+        for name in ("job", "other"):
+            (planned,) = server.plan(name).machines
+            assert planned.action == "conflict"
+            assert "is in jobs job and other" in planned.reason
+            report = server.start(name)
+            assert (report.outcome, report.machines[0].outcome) == ("failed", "failed")
+            assert "is in jobs job and other" in report.machines[0].error
+    assert sorted((site.folder / "target").iterdir()) == before

@@ -14,7 +14,9 @@ from standby.server.config_check import (
     Level,
     check_paths,
     excludes_disk,
+    refused_machines,
     replica_conflicts,
+    same_names,
     selects,
 )
 
@@ -149,3 +151,27 @@ def test_unused_hosts_and_no_jobs_are_warnings(config: Config) -> None:
         "no job uses this host",
         "there is no job",
     ]
+
+
+def test_a_vm_that_two_jobs_claim_is_refused_to_both(config: Config) -> None:
+    other = replace(JOB, name="weekly", machines=("*",), suffix="_weekly")
+    both = replace(config, jobs={"nightly": JOB, "weekly": other})
+    for job, refused in ((JOB, {"id-web01", "id-db01"}), (other, {"id-web01", "id-db01"})):
+        found = refused_machines(both, job, INVENTORY["prod"])
+        assert set(found) == refused
+        assert "is in jobs nightly and weekly" in found["id-web01"]
+        assert "exclude_machines" in found["id-web01"]
+    elsewhere = replace(other, target="dr2")
+    third = HostConfig("dr2", "folder", both.hosts["dr"].path, "mover")
+    apart = replace(
+        both, hosts=both.hosts | {"dr2": third}, jobs={"nightly": JOB, "weekly": elsewhere}
+    )
+    assert refused_machines(apart, JOB, INVENTORY["prod"]) == {}
+
+
+def test_one_name_at_two_targets_is_a_warning(config: Config) -> None:
+    other = replace(JOB, name="weekly", target="dr2", machines=("mail", "web01"))
+    (finding,) = same_names([JOB, other], INVENTORY)
+    assert (finding.level, finding.where) == (Level.WARNING, "[jobs.weekly] suffix")
+    assert "web01_replica" in finding.problem
+    assert same_names([JOB, replace(other, suffix="_weekly")], INVENTORY) == []

@@ -42,6 +42,7 @@ from standby.server.config_check import (
     replica_conflicts,
     same_names,
     selects,
+    target_folders,
     unusable_machines,
 )
 from standby.server.fleet import Fleet
@@ -99,8 +100,8 @@ def check_configuration(config: Config, host: Hosts, fleet: Fleet | None = None)
     for job in jobs:
         findings += _without_effect(config, job, host)
     machines = {name: inventory.machines for name, inventory in inventories.items()}
-    targets = {name: host_config.path for name, host_config in config.hosts.items()}
-    findings += [*replica_conflicts(jobs, machines, targets), *same_names(jobs, machines)]
+    findings += replica_conflicts(jobs, machines, target_folders(config))
+    findings += same_names(jobs, machines)
     for name, inventory in inventories.items():
         wanted = [
             item

@@ -56,27 +56,61 @@ def excludes_disk(job: ReplicationJob, machine: str, place: str) -> bool:
 def replica_conflicts(
     jobs: Iterable[ReplicationJob],
     machines_by_host: Mapping[str, Sequence[Machine]],
-    target_folders: Mapping[str, Path] | None = None,
+    target_folders: Mapping[str, Path | str] | None = None,
 ) -> list[Finding]:
     """One VM in two jobs to one target folder (RULES 1), per VM. Without `target_folders` (host
     name: folder) two hosts count as two folders. Sources missing in the inventory have no VMs."""
+    return [finding for _, finding in _claimed_twice(jobs, machines_by_host, target_folders or {})]
+
+
+def refused_machines(
+    config: Config, job: ReplicationJob, machines: Sequence[Machine]
+) -> dict[str, str]:
+    """{id: why} of those VMs that another job claims for the same target folder too: none of the
+    jobs may make another replica of them there."""
+    rivals = [item for item in config.jobs.values() if item.source == job.source]
+    found = _claimed_twice(rivals, {job.source: machines}, target_folders(config))
+    return {
+        key[2]: f"{finding.problem}: {finding.hint}"
+        for key, finding in found
+        if key[0] == _folder_of(job, target_folders(config))
+    }
+
+
+def target_folders(config: Config) -> dict[str, str]:
+    """What is one folder and what is another: by host, its path and the mover it is at."""
+    return {host.name: f"{host.mover}:{host.path}" for host in config.hosts.values()}
+
+
+def _folder_of(job: ReplicationJob, folders: Mapping[str, Path | str]) -> str:
+    return str(folders.get(job.target, job.target))
+
+
+def _claimed_twice(
+    jobs: Iterable[ReplicationJob],
+    machines_by_host: Mapping[str, Sequence[Machine]],
+    folders: Mapping[str, Path | str],
+) -> list[tuple[tuple[str, str, str], Finding]]:
+    """((target folder, source, VM's id), what is to be said of it)."""
     claims: dict[tuple[str, str, str], list[ReplicationJob]] = {}
     names: dict[tuple[str, str, str], str] = {}
     for job in jobs:
-        target = str((target_folders or {}).get(job.target, job.target))
         for machine in machines_by_host.get(job.source, ()):
             if selects(job, machine.name):
-                key = (target, job.source, machine.id)
+                key = (_folder_of(job, folders), job.source, machine.id)
                 claims.setdefault(key, []).append(job)
                 names[key] = machine.name
     return [
-        Finding(
-            Level.ERROR,
-            f"[jobs.{claimants[1].name}] machines",
-            f"VM {names[key]} of host {key[1]} is in jobs "
-            f"{' and '.join(job.name for job in claimants)}, which write to one target folder",
-            "add it to exclude_machines of all but one of them: "
-            f'exclude_machines = ["{names[key]}"]',
+        (
+            key,
+            Finding(
+                Level.ERROR,
+                f"[jobs.{claimants[1].name}] machines",
+                f"VM {names[key]} of host {key[1]} is in jobs "
+                f"{' and '.join(job.name for job in claimants)}, which write to one target folder",
+                "add it to exclude_machines of all but one of them: "
+                f'exclude_machines = ["{names[key]}"]',
+            ),
         )
         for key, claimants in claims.items()
         if len(claimants) > 1

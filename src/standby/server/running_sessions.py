@@ -18,6 +18,7 @@ from standby.ports import Host, inventory_of
 from standby.server.alive import Alive
 from standby.server.all_replicas import AllReplicas
 from standby.server.config import Config
+from standby.server.config_check import refused_machines
 from standby.server.context import ProgressCallback, SessionContext
 from standby.server.crew import Crew
 from standby.server.crews import Crews
@@ -158,9 +159,14 @@ class RunningSessions:
         is there. An interrupt, or `stop` from anywhere, cuts the movers off, so that no thread is
         left that waits for one."""
         recording = threading.Lock()
+        refused = refused_machines(self._config, context.job, machines)
 
         def run(place: int, machine: Machine) -> None:
-            done = self._replicate(context, machine)
+            if machine.id in refused:
+                error = refused[machine.id]
+                done = MachineReport(machine.name, machine.id, outcome="failed", error=error)
+            else:
+                done = self._replicate(context, machine)
             with recording:
                 report.machines[place] = done
                 context.store.save_session(report)

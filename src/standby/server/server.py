@@ -22,7 +22,7 @@ from standby.road.surveying import ReplicaStatus
 from standby.server.all_replicas import AllReplicas
 from standby.server.checking import check_configuration
 from standby.server.config import Config, MoverConfig, load_config
-from standby.server.config_check import Finding
+from standby.server.config_check import Finding, refused_machines
 from standby.server.context import ProgressCallback
 from standby.server.crews import Crews
 from standby.server.fleet import Fleet, Station
@@ -212,13 +212,20 @@ class BackupServer:
         )
         inventory = inventory_of(source)
         found = taken_by(wanted, inventory)
-        made = planner.plan(found.machines, scan=scan)
+        refused = refused_machines(self.config, wanted, found.machines)
+        sound = [item for item in found.machines if item.id not in refused]
+        made = planner.plan(sound, scan=scan)
         unusable = (
             MachinePlan(item.folder, item.id, "", "conflict", item.problem)
             for item in found.problems
         )
+        claimed = (
+            MachinePlan(item.name, item.id, "", "conflict", refused[item.id])
+            for item in found.machines
+            if item.id in refused
+        )
         return replace(
             made,
-            machines=(*made.machines, *unusable),
+            machines=(*made.machines, *claimed, *unusable),
             warnings=(*made.warnings, *hidden_from(wanted, inventory).values()),
         )
