@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 
 from daemons import NIGHTLY, HeldClock, Runner, S, Site, T, made_sites
+from standby import BackupServer
 from standby.errors import ServerFenced
 from standby.model.report import SessionReport
 from standby.model.session import Reason
 from standby.server.daemon import Daemon
+from standby.server.fleet import Fleet
+from standby.server.logs import Log
+from standby.server.serve import opened_daemon
 from standby.server.store import Store
 
 
@@ -163,3 +167,23 @@ def test_job_stop_of_the_command_line_is_no_failure_to_try_again(
     site.step()
     assert site.runs()[0].state is S.STOPPED
     assert set(site.states(run).values()) == {T.INTERRUPTED}
+
+
+def test_movers_of_the_next_server_are_no_trouble_of_one_that_was_overtaken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end says what happened; a server that is active is told what helps."""
+    (tmp_path / "standby.toml").write_text(
+        '[standby]\ninstallation = "test"\n[movers.px1]\naddress = "px1:9440"\n'
+    )
+    told: list[str] = []
+    monkeypatch.setattr(Log, "warning", lambda log, text, **fields: told.append(text))
+    monkeypatch.setattr(Fleet, "is_fenced_by", lambda fleet, name: True)
+    with BackupServer(tmp_path / "standby.toml") as server, opened_daemon(server) as daemon:
+        server.crews.on_mover("px1", "one of generation 7 has taken over")
+        assert told == []
+        assert daemon.acquire()
+        server.crews.on_mover("px1", "one of generation 7 has taken over")
+        assert told == ["mover px1 cannot be reached: one of generation 7 has taken over"]
+        daemon._lease.release()
+        daemon.close()

@@ -234,7 +234,7 @@ def test_a_fenced_server_gives_up_at_once_and_says_so(far):
     mover = ServiceMover("px1", far.connect, Reconnect(every_s=60, for_s=600), greet=fenced)
     with pytest.raises(MoverFenced, match="generation 1 is fenced"):
         mover.call("ping")
-    assert far.attempts == 1
+    assert (far.attempts, mover.is_fenced) == (1, True)
     mover.close()
 
 

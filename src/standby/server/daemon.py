@@ -125,6 +125,11 @@ class Daemon:
         """Stop listening to the state database; `run` does it by itself."""
         self._wakeups.close()
 
+    @property
+    def is_active(self) -> bool:
+        """Whether this is the active server, as far as its clock tells."""
+        return self._lost is None and self._lease.is_held
+
     def acquire(self) -> bool:
         """Become the active server if nobody is: what `run` waits for."""
         return self._lease.acquire()

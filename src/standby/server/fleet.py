@@ -134,6 +134,12 @@ class Fleet:
             mover = self._movers.get(name)
         return mover is not None and mover.is_given_up
 
+    def is_fenced_by(self, name: str) -> bool:
+        """Whether the mover of that name refused this server, for a newer one drives it."""
+        with self._lock:
+            mover = self._movers.get(name)
+        return mover is not None and mover.is_fenced
+
     def try_again(self) -> None:
         """Look whether movers that were given up answer by now; does not wait."""
         for mover in self._made():

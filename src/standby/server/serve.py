@@ -81,15 +81,16 @@ def opened_daemon(
     server.crews.fleet.on_problem = lambda who, text: log.warning(f"certificate of {who}: {text}")
 
     def moved(mover: str, problem: str) -> None:
+        if problem and server.crews.fleet.is_fenced_by(mover) and not daemon.is_active:
+            return  # another server has taken over: this one's end tells so
         if problem:
             log.warning(f"mover {mover} cannot be reached: {problem}")
         else:
             log.info(f"mover {mover} is there again")
 
-    server.crews.on_mover = moved
     try:
         with taking_enrolments(server.config, server.clock, log):
-            yield Daemon(
+            daemon = Daemon(
                 server,
                 log=log,
                 address=address,
@@ -97,6 +98,8 @@ def opened_daemon(
                 publish=webhooks.publish,
                 least_generation=least_generation,
             )
+            server.crews.on_mover = moved
+            yield daemon
     finally:
         webhooks.close()
 

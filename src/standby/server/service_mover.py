@@ -212,6 +212,11 @@ class ServiceMover:
             self._wait(lambda: False, timeout_s)
             return self._link is not None
 
+    @property
+    def is_fenced(self) -> bool:
+        """Whether it refused this server, for a newer one drives it."""
+        return isinstance(self._fenced, Fenced)
+
     def why_away(self) -> StandbyError:
         """The error of one that is not to be had: that of its certificate, where that is why."""
         return self._fenced or MoverAway(self.name, self._problem or "it did not answer in time")
@@ -319,8 +324,8 @@ class ServiceMover:
                 with self._changed:
                     self._problem = str(exc)
                     self._changed.notify_all()
-                self._on_state(self._problem)
                 self._fenced = exc if isinstance(exc, Fenced | CertificateRefused) else None
+                self._on_state(self._problem)
                 if self._fenced is not None:
                     return None
             else:
