@@ -19,7 +19,7 @@ from standby.model.session import Reason
 from standby.server.daemon import Daemon
 from standby.server.fleet import Fleet
 from standby.server.logs import Log
-from standby.server.serve import opened_daemon
+from standby.server.serve import opened_daemon, server_status
 from standby.server.store import Store
 
 
@@ -187,3 +187,26 @@ def test_movers_of_the_next_server_are_no_trouble_of_one_that_was_overtaken(
         assert told == ["mover px1 cannot be reached: one of generation 7 has taken over"]
         daemon._lease.release()
         daemon.close()
+
+
+def test_a_server_whose_configuration_was_edited_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "standby.toml"
+    config.write_text('[standby]\ninstallation = "test"\n')
+    told: list[str] = []
+    monkeypatch.setattr(Log, "warning", lambda log, text, **fields: told.append(text))
+
+    def edit(is_active: bool) -> None:
+        found = server_status(server)
+        assert found.active is not None
+        assert (is_active, found.is_config_changed) == (True, False)
+        config.write_text('[standby]\ninstallation = "test"\n# edited\n')
+        daemon.step()
+        assert server_status(server).is_config_changed
+        daemon.step()
+        daemon.stop()
+
+    with BackupServer(config) as server, opened_daemon(server, on_ready=edit) as daemon:
+        daemon.run()
+    assert told == [f"{config}: configuration changed since start; restart to use it"]

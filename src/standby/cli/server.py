@@ -148,6 +148,8 @@ def status(config: Path, as_json: bool) -> int:
     else:
         where = f" at {found.active.address}" if found.active.address else ""
         click.echo(f"active: {found.active.server}{where}")
+    if found.is_config_changed:
+        click.echo("configuration changed since start; restart to use it")
     if found.sessions:
         rows = [(item.id, item.job, str(item.state), item.detail) for item in found.sessions]
         print_table("", ("session", "job", "state", "~detail"), rows)

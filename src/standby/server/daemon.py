@@ -56,12 +56,14 @@ class Daemon:
         address: str = "",
         publish: Publish = lambda event, payload: None,
         on_ready: Callable[[bool], None] = lambda is_active: None,
+        on_look: Callable[[], None] = lambda: None,
         max_sessions: int = MAX_SESSIONS,
         lease_s: float = LEASE_S,
         least_generation: int = 0,
     ) -> None:
         """`address` is where the API answers, for other servers to tell. `on_ready(is_active)` is
-        called when the server is active, and before when it waits for another one to end."""
+        called when the server is active, and before when it waits for another one to end; `on_look`
+        whenever it looks what is due, once in LOOK_S at the least."""
         self.runner = runner
         self.clock = runner.clock
         self.log = log or Log()
@@ -69,6 +71,7 @@ class Daemon:
         self._queue = runner.store.queue
         self._publish = publish
         self._on_ready = on_ready
+        self._on_look = on_look
         self._max_sessions = max_sessions
         self._lease = runner.store.lease(
             self.id, address=address, duration_s=lease_s, least_generation=least_generation
@@ -194,6 +197,7 @@ class Daemon:
     def step(self) -> datetime | None:
         """Do everything that is due now; when something is due next, as far as is known."""
         now = self.clock.now()
+        self._on_look()
         times: list[datetime | None] = []
         for request in self._queue.requests(open_only=True):
             text = handle_request(self._work, self._running_session(request.session), request)

@@ -21,6 +21,7 @@ from standby.model.session import (
 )
 from standby.server.certificates import taking_enrolments
 from standby.server.config import Config
+from standby.server.config_watch import ConfigWatch, is_config_changed
 from standby.server.daemon import Daemon
 from standby.server.due import next_times
 from standby.server.logs import Log
@@ -52,6 +53,8 @@ class ServerStatus:
     sessions: list[SessionRun]
     jobs: list[JobTimes]
     webhooks: list[WebhookState]
+    is_config_changed: bool = False
+    """Whether standby.toml is another one than the active server, on this machine, has read."""
 
 
 @contextlib.contextmanager
@@ -78,6 +81,13 @@ def opened_daemon(
         on_failed=failed,
         state_file=webhook_file(server.config),
     )
+    watch = ConfigWatch(server.config, log)
+
+    def ready(is_active: bool) -> None:
+        if is_active:
+            watch.leave(daemon.id)
+        on_ready(is_active)
+
     server.crews.fleet.on_problem = lambda who, text: log.warning(f"certificate of {who}: {text}")
 
     def moved(mover: str, problem: str) -> None:
@@ -94,7 +104,8 @@ def opened_daemon(
                 server,
                 log=log,
                 address=address,
-                on_ready=on_ready,
+                on_ready=ready,
+                on_look=watch.look,
                 publish=webhooks.publish,
                 least_generation=least_generation,
             )
@@ -135,7 +146,9 @@ def server_status(server: BackupServer) -> ServerStatus:
     if holder is not None and holder.expires_in_s < 0:
         holder = None
     sessions = server.store.queue.open_sessions()
-    return ServerStatus(holder, sessions, job_times(server), webhook_states(server.config))
+    is_changed = holder is not None and is_config_changed(server.config, holder.server)
+    webhooks = webhook_states(server.config)
+    return ServerStatus(holder, sessions, job_times(server), webhooks, is_changed)
 
 
 def webhook_states(config: Config) -> list[WebhookState]:
