@@ -176,7 +176,7 @@ def test_a_part_that_never_ends_is_left_out(
 ) -> None:
     ended = threading.Event()
     monkeypatch.setattr("standby.server.support.DEADLINE_S", 2.0)
-    monkeypatch.setattr(BackupServer, "check", lambda self: ended.wait(120))
+    monkeypatch.setattr(BackupServer, "check", lambda self, **asked: ended.wait(120))
     try:
         path, problems = write_bundle(site.config, tmp_path / "case.zip")
     finally:
