@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from simulation.several import ROLES, SeveralSite
+from standby.errors import ConfigurationError
 from standby.server.checking import check_configuration
 from standby.server.config_check import Finding
 from standby.server.fleet import Fleet, needed_roles
@@ -132,5 +133,35 @@ def test_a_host_mover_that_nobody_reads_for_must_be_a_source(tmp_path: Path) -> 
         (error,) = (item for item in checks if item.level.value == "error")
         assert error.what == "mover hv1 roles"
         assert "source" in error.text
+    finally:
+        site.close()
+
+
+def test_a_job_that_no_mover_may_read_for_says_so_before_it_begins(tmp_path: Path) -> None:
+    site = Roled(tmp_path / "site", {"hv1": ("host",)})
+    try:
+        text = site.config.read_text()
+        start, end = text.index("[proxies.px1]"), text.index("[proxies.dr1]")
+        site.config.write_text(text[:start] + text[end:])
+        with site.server() as server:
+            for act in (server.plan, server.start):
+                with pytest.raises(ConfigurationError) as caught:
+                    act("job")
+                assert "no proxy reads host source: mover hv1 is no source" in str(caught.value)
+                assert "Give mover hv1 the role source" in caught.value.hint
+    finally:
+        site.close()
+
+
+def test_a_proxy_without_the_role_is_left_out_of_a_session(tmp_path: Path) -> None:
+    site = Roled(tmp_path / "site", {"px1": ("host",), "dr1": ("host",)})
+    try:
+        with site.server() as server:
+            assert server.plan("job").machines[0].action == "replicate"
+            report = server.start("job")
+        (machine,) = report.machines
+        assert machine.outcome == "done", machine.error
+        assert {disk.proxy for disk in machine.disks} == {"px2"}
+        assert any("px1 is no source" in text for text in machine.warnings)
     finally:
         site.close()

@@ -78,6 +78,12 @@ class Crews:
             else:
                 self.resources.proxy_paused(name, problem)
 
+    def check_roles(self, job: ReplicationJob) -> None:
+        """ConfigurationError where no mover that the job has for it may read its source or write
+        its target."""
+        if job.source in self._config.hosts and uses_services(self._config, job):
+            self.fleet.check_roles(job)
+
     def session_slots(self, job: ReplicationJob) -> TaskSlots:
         """The slots of one session, for disks between child movers."""
         return TaskSlots(job.max_tasks, self._server_slots)

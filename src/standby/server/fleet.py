@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,13 @@ CONNECT_TIMEOUT_S = 15.0
 @dataclass(frozen=True, slots=True)
 class Station:
     """A mover at work for a proxy, a host or a repository; `path` as its machine has it. `weight`
-    is how many tasks it may do at once."""
+    is how many tasks it may do at once, `role` what it must be for that, where that is to be asked.
+    """
 
     mover: str
     path: str
     weight: int = 1
+    role: str = ""
 
 
 class Fleet:
@@ -68,6 +70,7 @@ class Fleet:
         self._lock = threading.Lock()
         self._movers: dict[str, ServiceMover] = {}
         self._roots: dict[str, Mapping[str, str]] = {}
+        self._roles: dict[str, Sequence[str]] = {}
         self._joined: dict[str, int] = {}
         self._writers: Counter[str] = Counter()
         self._identity: IdentityFolder | None = None
@@ -166,6 +169,7 @@ class Fleet:
         self._joined[name] = self._generation()
         told = ask("join", generation=self._joined[name])
         self._roots[name] = told["roots"]
+        self._roles[name] = told["roles"]
         self.traffic.greet(name, ask)
         care = self._care
         if care is not None:
@@ -226,7 +230,7 @@ class Fleet:
         """The proxies that see the job's host of that side, by name; NoProxy when none does."""
         found = self._found(job, side)
         stations = {
-            name: Station(item.proxy.mover, item.paths[0], item.proxy.max_tasks)
+            name: Station(item.proxy.mover, item.paths[0], item.proxy.max_tasks, side)
             for name, item in found.eligible.items()
             if item.proxy.mover
         }
@@ -264,20 +268,46 @@ class Fleet:
                 self._writers[proxy] -= 1
 
     def least_busy(self, stations: Mapping[str, Station], avoid: Collection[str] = ()) -> str:
-        """The proxy that writes the fewest replicas for its size; those that do not answer, and
-        those to avoid, only where there is no other."""
+        """The proxy that writes the fewest replicas for its size; those that lack the role, do not
+        answer, and those to avoid, only where there is no other."""
 
-        def rank(name: str) -> tuple[bool, bool, float, str]:
+        def rank(name: str) -> tuple[bool, bool, bool, float, str]:
             station = stations[name]
             is_away = bool(self.mover(station.mover).problem)
-            return is_away, name in avoid, self._writers[name] / max(1, station.weight), name
+            share = self._writers[name] / max(1, station.weight)
+            return self.lacks_role(station), is_away, name in avoid, share, name
 
         chosen = min(stations, key=rank)
         for _ in range(len(stations) - 1):  # whether one answers is known once it was asked
-            if self.mover(stations[chosen].mover).answers():
+            if self.mover(stations[chosen].mover).answers() and not self.lacks_role(
+                stations[chosen]
+            ):
                 break
             chosen = min(stations, key=rank)
         return chosen
+
+    def lacks_role(self, station: Station) -> bool:
+        """Whether its mover has said its roles, and the one that the station needs is not there."""
+        told = self._roles.get(station.mover)
+        return bool(station.role) and told is not None and station.role not in told
+
+    def check_roles(self, job: ReplicationJob) -> None:
+        """ConfigurationError where all movers that could read the job's source, or write its
+        target, have said that they are not what is needed. Who does not answer is asked once."""
+        for side, host in (("source", job.source), ("target", job.target)):
+            stations = self.stations(job, side)  # type: ignore[arg-type]
+            station = stations[self.least_busy(stations)]
+            if not self.mover(station.mover).answers() or not self.lacks_role(station):
+                continue
+            roles = ", ".join(self._roles[station.mover]) or "none"
+            does = "reads" if side == "source" else "writes"
+            raise ConfigurationError(
+                f"[jobs.{job.name}]",
+                f"no proxy {does} host {host}: mover {station.mover} is no {side}, its roles are "
+                f"{roles}",
+                f"Give mover {station.mover} the role {side}, or write a [proxies.NAME] of another "
+                f"mover that sees {host}",
+            )
 
 
 @contextlib.contextmanager

@@ -101,6 +101,7 @@ class RunningSessions:
                 ends.enter_context(waits_end_when(context.is_cancelled.is_set))
                 released = self._released(wanted, alive) if is_alone else []
                 inventory = inventory_of(context.source)
+                self._crews.check_roles(wanted)
                 found = wanted_of(wanted, inventory, machines)
                 report.machines = self._begun(wanted, found)
                 store.save_session(report)

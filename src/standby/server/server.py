@@ -211,6 +211,7 @@ class BackupServer:
             ),
         )
         inventory = inventory_of(source)
+        self.crews.check_roles(wanted)
         found = taken_by(wanted, inventory)
         refused = refused_machines(self.config, wanted, found.machines)
         sound = [item for item in found.machines if item.id not in refused]

@@ -206,7 +206,12 @@ class ServiceCrew:
                 mover = self._fleet.mover(found.mover)
                 if not mover.answers():
                     self.left_out[name] = f"source proxy {name} was left out: {mover.why_away()}"
-        proxies = set(self._sources) - task.avoid or set(self._sources)
+                elif self._fleet.lacks_role(found):
+                    self.left_out[name] = (
+                        f"source proxy {name} was left out: mover {found.mover} is no source"
+                    )
+        able = {n for n, found in self._sources.items() if not self._fleet.lacks_role(found)}
+        proxies = able - task.avoid or able or set(self._sources)
         with (
             self._resources.taken(self._request(task, proxies)) as grant,
             contextlib.ExitStack() as stack,
