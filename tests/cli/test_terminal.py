@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from standby.cli.output import CELL_MAX, WORD_MAX, shortened_words, table_lines
+from clocks import HeldClock
+from standby.cli.output import (
+    CELL_MAX,
+    PROGRESS_LINE_S,
+    WORD_MAX,
+    progress_bars,
+    shortened_words,
+    table_lines,
+)
 from standby.disk import vhdx
 from standby.units import MiB
 
@@ -116,3 +124,25 @@ def test_a_long_name_in_an_error_is_shortened_for_people_and_whole_in_json(run, 
     refused = run("token", "add", "x", "--role", name, expect=2).err
     assert "…" in refused
     assert name not in refused
+
+
+def test_without_a_terminal_long_work_writes_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = HeldClock()
+    with progress_bars(True, clock) as update:
+        for step in range(7):
+            update("vm1 scsi:0:0", step * MiB, 8 * MiB)
+            update("vm1 scsi:0:1", 0, 0)
+            clock.elapsed += PROGRESS_LINE_S / 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines()[:2] == [
+        "vm1 scsi:0:0: 2.0 MiB of 8.0 MiB (25 %)",
+        "vm1 scsi:0:1: 0 B of 0 B",
+    ]
+    assert len(shown.err.splitlines()) == 6
+    with progress_bars(False, clock) as update:
+        clock.elapsed += PROGRESS_LINE_S
+        update("vm1 scsi:0:0", 1, 1)
+    assert capsys.readouterr().err == ""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from standby.cli.hints import with_options
+from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import StandbyError, error_to_wire
 from standby.units import format_bytes
 
@@ -35,6 +36,9 @@ CELL_MAX = 200
 """A name or id of a table that is longer is shortened: nobody types it."""
 WORD_MAX = 300
 """The same for what has no space in a message. Longer than any path but the strangest."""
+
+PROGRESS_LINE_S = 30.0
+"""Where no terminal is, what takes shorter says nothing on its way."""
 
 _LONG_WORD = re.compile(rf"\S{{{WORD_MAX + 1},}}")
 
@@ -176,10 +180,16 @@ def confirmed(plan: Sequence[str], question: str, *, yes: bool, as_json: bool = 
 
 
 @contextlib.contextmanager
-def progress_bars(is_wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (label, done, total) that keeps one bar per label on stderr, on terminals only."""
-    if not is_wanted or not sys.stderr.isatty():
+def progress_bars(
+    is_wanted: bool, clock: Clock = SYSTEM_CLOCK
+) -> Iterator[Callable[[str, int, int], None]]:
+    """A callback (label, done, total) that keeps one bar per label on stderr; where that is no
+    terminal, it writes a line per label there every PROGRESS_LINE_S."""
+    if not is_wanted:
         yield lambda label, done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield _progress_lines(clock)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
@@ -202,3 +212,20 @@ def progress_bars(is_wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
                 shown.update(bars[label], completed=done, total=total)
 
         yield update
+
+
+def _progress_lines(clock: Clock) -> Callable[[str, int, int], None]:
+    began = clock.monotonic()
+    told: dict[str, float] = {}
+    lock = threading.Lock()
+
+    def update(label: str, done: int, total: int) -> None:
+        now = clock.monotonic()
+        with lock:
+            if now - told.get(label, began) < PROGRESS_LINE_S:
+                return
+            told[label] = now
+        share = f" ({100 * done // total} %)" if total else ""
+        click.echo(f"{label}: {format_bytes(done)} of {format_bytes(total)}{share}", err=True)
+
+    return update

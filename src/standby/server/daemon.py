@@ -30,6 +30,8 @@ from standby.server.store.lease import LEASE_S, LeaseKeeper
 
 LOOK_S = 60.0
 """The longest sleep: after it, a clock that somebody set or a suspended machine is noticed."""
+DETAIL_S = 10.0
+"""How often the state database is told what sessions at work are at."""
 TOGETHER_S = 0.05
 """What changes within that is looked at together: a session that ends says so several times, and
 with a thousand that wait each look costs milliseconds."""
@@ -57,13 +59,15 @@ class Daemon:
         publish: Publish = lambda event, payload: None,
         on_ready: Callable[[bool], None] = lambda is_active: None,
         on_look: Callable[[], None] = lambda: None,
+        doing: Callable[[str, str], str] = lambda job, report: "",
         max_sessions: int = MAX_SESSIONS,
         lease_s: float = LEASE_S,
         least_generation: int = 0,
     ) -> None:
         """`address` is where the API answers, for other servers to tell. `on_ready(is_active)` is
         called when the server is active, and before when it waits for another one to end; `on_look`
-        whenever it looks what is due, once in LOOK_S at the least."""
+        whenever it looks what is due, once in LOOK_S at the least. `doing(job, report)` says what
+        a session at work is at."""
         self.runner = runner
         self.clock = runner.clock
         self.log = log or Log()
@@ -72,6 +76,8 @@ class Daemon:
         self._publish = publish
         self._on_ready = on_ready
         self._on_look = on_look
+        self._doing = doing
+        self._told: dict[str, str] = {}
         self._max_sessions = max_sessions
         self._lease = runner.store.lease(
             self.id, address=address, duration_s=lease_s, least_generation=least_generation
@@ -190,9 +196,10 @@ class Daemon:
                 return 0.0
             self.log.error(f"cannot go on now: {exc}")
             return self._lease.duration_s / 3
+        longest_s = DETAIL_S if self._told else LOOK_S
         if next_at is None:
-            return LOOK_S
-        return min(LOOK_S, max(0.0, (next_at - self.clock.now()).total_seconds()))
+            return longest_s
+        return min(longest_s, max(0.0, (next_at - self.clock.now()).total_seconds()))
 
     def step(self) -> datetime | None:
         """Do everything that is due now; when something is due next, as far as is known."""
@@ -213,11 +220,25 @@ class Daemon:
         self._start_queued()
         retry_at = self._queue.next_retry_at()
         times.append(datetime.fromisoformat(retry_at) if retry_at else None)
+        self._tell()
         times.append(self._rpo.check(now))
         self._publish_alarms()
         self._forget(now)
         later = [time for time in times if time is not None and time > now]
         return min(later, default=None)
+
+    def _tell(self) -> None:
+        """Have the state database say what the sessions at work are at."""
+        with self._lock:
+            running = dict(self._running)
+        told = {
+            name: self._doing(session.run.job, session.report_id)
+            for name, session in running.items()
+        }
+        for name in self._told | told:  # those that only wait to try VMs again are at nothing
+            if told.get(name, "") != self._told.get(name, ""):
+                self._work.dispatch.tell_session(name, told.get(name, ""))
+        self._told = told
 
     def _forget(self, now: datetime) -> None:
         """Once a day, the sessions that are history."""

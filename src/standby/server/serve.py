@@ -23,6 +23,7 @@ from standby.server.certificates import taking_enrolments
 from standby.server.config import Config
 from standby.server.config_watch import ConfigWatch, is_config_changed
 from standby.server.daemon import Daemon
+from standby.server.doing import Doing
 from standby.server.due import next_times
 from standby.server.logs import Log
 from standby.server.schedule_config import describe
@@ -90,7 +91,10 @@ def opened_daemon(
 
     server.crews.fleet.on_problem = lambda who, text: log.warning(f"certificate of {who}: {text}")
 
+    doing = Doing(server.config, server.progress, server.clock)
+
     def moved(mover: str, problem: str) -> None:
+        doing.moved(mover, problem)
         if problem and server.crews.fleet.is_fenced_by(mover) and not daemon.is_active:
             return  # another server has taken over: this one's end tells so
         if problem:
@@ -106,6 +110,7 @@ def opened_daemon(
                 address=address,
                 on_ready=ready,
                 on_look=watch.look,
+                doing=lambda job, report: doing.of(server.config.job(job), report),
                 publish=webhooks.publish,
                 least_generation=least_generation,
             )

@@ -145,6 +145,21 @@ class Dispatch(TaskDispatch):
                 raise self._refused_session(connection, session, to)
         return session_of(row)
 
+    def tell_session(self, session: str, detail: str) -> None:
+        """What the session is at; nothing where it does not run here. Wakes nobody: it is for those
+        who look."""
+        with self._database.writing(is_durable=False) as connection:
+            self._lease.guard(connection)
+            connection.execute(
+                tables.session_runs.update()
+                .where(
+                    _RUNS.id == session,
+                    _RUNS.state == SessionState.RUNNING,
+                    self._is_ours(_RUNS),
+                )
+                .values(detail=detail)
+            )
+
     def _refused_session(
         self, connection: sa.Connection, session: str, to: SessionState
     ) -> IllegalStep | UnknownName:
