@@ -14,6 +14,8 @@ from standby.disk import open_disk
 from standby.host.folder import FolderHost, processes
 from standby.host.folder.power import PowerRecord, write_record
 from standby.model.machine import PowerState
+from standby.model.replica import ReplicaIdentity
+from standby.road.replica import ReplicaFolder
 from standby.road.replica_work import ReplicaWork
 from standby.units import MiB
 
@@ -671,3 +673,12 @@ def test_a_vm_that_cannot_be_started_is_failed_over_all_the_same(
     assert "failed over to " in ended.err
     assert "QEMU" in ended.err
     assert replica("show", "vm1", "--json").json["state"] == "failover"
+
+
+def test_what_a_first_session_left_that_failed_is_no_replica_to_fail_over_to(
+    run, tmp_path: Path
+) -> None:
+    folder = ReplicaFolder(tmp_path / "vm1_replica")
+    folder.create(ReplicaIdentity("test", "prod", "id", "job"), "vm1_replica")
+    lines = run("replica", "list", "--target", tmp_path).out
+    assert "no restore point yet: no session has ended well" in " ".join(lines.split())

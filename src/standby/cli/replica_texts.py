@@ -36,9 +36,12 @@ def age(seconds: float | None) -> str:
 
 
 def going_on(item: ReplicaStatus) -> str:
-    """What goes on with a replica: whether its VM runs is asked of one that failed over."""
+    """What goes on with a replica: whether its VM runs is asked of one that failed over. One
+    without a point is what a first session left that failed, or was refused for want of room."""
     if item.is_processing:
         return "a session runs"
+    if item.state.value == "new" and not item.points:
+        return "no restore point yet: no session has ended well; the next one goes on here"
     is_known_on = item.power.value in ("running", "paused")
     return POWER[item.power.value] if is_known_on or item.failover_point else ""
 
