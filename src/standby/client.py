@@ -310,6 +310,14 @@ class RemoteServer:
         found: list[SessionReport] = self._as(list[SessionReport], told["sessions"])
         return found
 
+    def alive(self, found: Sequence[SessionReport]) -> set[str]:
+        """The ids of those sessions that the server runs."""
+        if all(item.outcome for item in found):
+            return set()
+        runs: list[SessionRun] = self._as(list[SessionRun], self.get(dict, "/queue")["sessions"])
+        busy = {item.id for item in runs if item.state is SessionState.RUNNING}
+        return {it.id for it in found if not it.outcome and it.id.partition(".")[0] in busy}
+
     def report(self, session: str | None) -> SessionReport:
         """One session; None: the newest."""
         if session is not None:

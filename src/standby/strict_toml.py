@@ -209,8 +209,23 @@ class Table:
         if self.has(key):
             return self._values[key]
         if default is None:
-            raise self.error(key, "is missing", f"it must be {wanted}")
+            raise self.missing(key, f"it must be {wanted}")
         return default
+
+    def missing(self, key: str, hint: str) -> ConfigurationError:
+        """The error of a key that must be there: of the one that was probably meant to be it."""
+        typo = self._typo_of(key)
+        if typo:
+            return self.error(typo, "unknown key", f"did you mean {key}?")
+        return self.error(key, "is missing", hint)
+
+    def _typo_of(self, key: str) -> str:
+        """A key that was probably meant to be `key`, '' for none. Longer names that `key` is a word
+        of (max_machines) are keys of their own, which may only not have been asked for yet."""
+        others = [
+            name for name in self._values if name not in self._known and key not in name.split("_")
+        ]
+        return next(iter(difflib.get_close_matches(key, others, 1, 0.7)), "")
 
     def _mistyped(self, key: str, value: Any, wanted: str) -> ConfigurationError:
         return self.error(key, f"is {_kind(value)}", f"it must be {wanted}")

@@ -139,3 +139,19 @@ def test_serve_takes_enrolments_until_it_is_ended(run, folder: Path) -> None:
         assert json.loads(process.stdout.readline())["enrolled"] == "px1"
         process.terminate()
         assert process.wait(20) == 0
+
+
+def test_a_serial_is_shown_whole_and_taken_as_other_tools_write_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from standby.wire import authority
+
+    place = ("--authority", tmp_path / "authority")
+    run("ca", "init", *place, "--installation", "test")
+    made = authority.Authority(tmp_path / "authority")
+    monkeypatch.setattr(authority.x509, "random_serial_number", lambda: 0xABC)
+    made.issue(IdentityFolder(tmp_path / "px1").request(), "px1", ("source",))
+    assert run("ca", "list", *place).out.splitlines()[-1].endswith(" 0abc")
+    for text in ("0ABC", "0a:bc"):
+        told = run("ca", "revoke", text, *place, "--dry-run", "--json").json
+        assert told["revoked"] == ["abc"]

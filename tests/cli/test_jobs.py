@@ -8,6 +8,7 @@ import pytest
 
 from simulation.site import Site
 from standby.host.folder import new_machine
+from standby.model.report import SessionReport
 from standby.server.store import Store
 from standby.units import MiB
 
@@ -167,3 +168,18 @@ def test_stop_without_a_session_is_no_error(job) -> None:
     assert job("stop", "job").out == "no session of job job runs\n"
     assert job("stop", "job", "--json").json == {"job": "job", "stopped": []}
     assert "known: job" in job("stop", "nope", expect=10).err
+
+
+def test_a_session_that_another_process_is_at_runs(run, site) -> None:
+    given = ("--config", site.config)
+    with site.server() as server:
+        store = server.store
+        store.begin_session(SessionReport("20261123T220000Z-1f2e", "job", "2026-11-23T22:00:00"))
+        assert " unfinished " in run("job", "sessions", *given).out
+        lock = store.job_lock("job")
+        assert lock.acquire()
+        try:
+            assert " running " in run("job", "sessions", *given).out
+            assert run("job", "report", *given).out.splitlines()[0].endswith(": running")
+        finally:
+            lock.release()

@@ -183,3 +183,9 @@ def test_a_part_that_never_ends_is_left_out(
         ended.set()
     assert "not collected within" in problems["findings"]
     assert {"about.json", "status.json", "problems.json"} <= set(contents(path))
+
+
+def test_a_bundle_without_a_configuration_says_so_in_words(tmp_path: Path) -> None:
+    _, problems = write_bundle(tmp_path / "standby.toml", tmp_path / "case.zip")
+    assert problems["configuration"] == f"{tmp_path / 'standby.toml'}: No such file or directory"
+    assert "Error" not in str(problems)

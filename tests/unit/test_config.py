@@ -155,7 +155,14 @@ JOB = MINIMAL  # keys appended to it belong to the job
          "restore_points?"),
         (JOB + "zzz = 3", "[jobs.nightly] zzz: unknown key. known here: source, target,"),
         (MINIMAL + "[job.x]", "job: unknown key. did you mean jobs?"),
-        (MINIMAL.replace("kind", "knd", 1), "[hosts.prod] kind: is missing. it must be a text"),
+        (MINIMAL.replace("kind", "knd", 1), "[hosts.prod] knd: unknown key. did you mean kind?"),
+        (MINIMAL.replace("installation", "instalation"), "[standby] instalation: unknown key. did "
+         "you mean installation?"),
+        (MINIMAL.replace('kind = "folder"', "", 1), "[hosts.prod] kind: is missing. it must be a "
+         "text"),
+        (MINIMAL.replace("machines", "max_machines"), "[jobs.nightly] machines: is missing"),
+        (MINIMAL.replace("source =", "sorce ="), "[jobs.nightly] sorce: unknown key. did you mean "
+         "source?"),
         (MINIMAL.replace('"folder"', '"foldr"', 1), "[hosts.prod] kind: 'foldr' is not known. "
          "did you mean folder?"),
         (MINIMAL.replace('"vms"', '""'), "[hosts.prod] path: is empty"),

@@ -175,3 +175,13 @@ def test_one_name_at_two_targets_is_a_warning(config: Config) -> None:
     assert (finding.level, finding.where) == (Level.WARNING, "[jobs.weekly] suffix")
     assert "web01_replica" in finding.problem
     assert same_names([JOB, replace(other, suffix="_weekly")], INVENTORY) == []
+
+
+def test_an_api_for_other_machines_without_tls_is_an_error(config: Config) -> None:
+    there = replace(config, server=replace(config.server, listen="0.0.0.0:9443"))
+    (finding,) = check_paths(there)
+    assert (finding.level, finding.where) == (Level.ERROR, "[server] listen")
+    assert "there is no TLS" in finding.problem
+    assert "[server.tls]" in finding.hint
+    files = {"certificate": Path("c.pem"), "key": Path("k.pem")}
+    assert check_paths(replace(there, server=replace(there.server, **files))) == []

@@ -82,7 +82,7 @@ def test_a_job_without_a_pair_needs_none(tmp_path: Path) -> None:
         ('wan = "mian"\n' + PAIR, "did you mean main?"),
         (JOB + PAIR.replace('"b"', '"c"'), "[wan.main] target: there is no mover named 'c'"),
         (JOB + PAIR.replace('"b"', '"a"'), "[wan.main] target: is the source, a"),
-        (JOB + PAIR.replace("target", "taget"), "[wan.main] target: is missing"),
+        (JOB + PAIR.replace("target", "taget"), "taget: unknown key. did you mean target?"),
         (JOB + PAIR + "tasks = 2\n", "[wan.main] tasks: unknown key"),
         (JOB + PAIR + 'mod = "cache"\n', "did you mean mode?"),
         (JOB + PAIR + 'mode = "chache"\n', "did you mean cache?"),

@@ -205,11 +205,16 @@ def ca_list(config: Path, authority_folder: Path | None, as_json: bool) -> None:
                 ",".join(row["roles"]),  # type: ignore[arg-type]
                 str(row["state"]),
                 f"{row['not_after']:%Y-%m-%d %H:%M}",
-                str(row["serial"]),
+                _whole(str(row["serial"])),
             )
             for row in rows
         ],
     )
+
+
+def _whole(serial: str) -> str:
+    """A serial in whole bytes, as other tools show it."""
+    return serial.zfill(len(serial) + len(serial) % 2)
 
 
 @ca.command("revoke")
@@ -246,6 +251,9 @@ def ca_revoke(
     found = Authority(place)
     revoked = found.revoked()
     issued = found.issued()
+    if all(item.name != which for item in issued):  # as other tools write serials
+        plain = which.lower().replace(":", "").lstrip("0")
+        which = next((item.serial for item in issued if item.serial == plain), which)
     meant = [item for item in issued if which in (item.name, item.serial)]
     serials = tuple(item.serial for item in meant if item.serial not in revoked)
     plan = [f"revoke {item.serial} of {item.name}" for item in meant if item.serial in serials]

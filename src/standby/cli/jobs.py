@@ -220,6 +220,7 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
     """
     with opened_backup(config, looks=True) as server:
         found = server.sessions(name, limit)
+        alive = set() if as_json else server.alive(found)
     if as_json:
         print_json({"sessions": found})
         return
@@ -229,7 +230,7 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
             (
                 item.id,
                 item.job,
-                item.outcome or "unfinished",
+                item.outcome or ("running" if item.id in alive else "unfinished"),
                 str(sum(1 for machine in item.machines if machine.machine)),
                 _total(item, "read"),
                 _total(item, "sent"),
@@ -254,10 +255,11 @@ def report(session: str | None, config: Path, as_json: bool) -> None:
     """
     with opened_backup(config, looks=True) as server:
         found = server.report(session)
+        runs = not as_json and bool(server.alive([found]))
     if as_json:
         print_json(found)
     else:
-        show_report(found)
+        show_report(found, runs=runs)
 
 
 @job.command()
@@ -324,9 +326,11 @@ def show_plan(made: JobPlan) -> None:
         warn(text)
 
 
-def show_report(found: SessionReport) -> None:
-    """A session: a line and a table of disks per VM; warnings, alarms and errors on stderr."""
-    click.echo(f"Session {found.id} of job {found.job}: {found.outcome or 'unfinished'}")
+def show_report(found: SessionReport, *, runs: bool = False) -> None:
+    """A session, which may still run: a line and a table of disks per VM; warnings, alarms and
+    errors on stderr."""
+    state = found.outcome or ("running" if runs else "unfinished")
+    click.echo(f"Session {found.id} of job {found.job}: {state}")
     for machine in found.machines:
         if machine.machine:
             _show_machine(machine)

@@ -144,9 +144,8 @@ _NAME_HINT = "letters, digits, '.', '_' and '-', at most 64, beginning with a le
 
 def _name(table: Table, key: str) -> str:
     if not table.has(key):
-        raise table.error(
+        raise table.missing(
             key,
-            "is missing",
             f'give this installation a name that never changes: {key} = "main-site" in [standby];'
             " replicas carry it",
         )

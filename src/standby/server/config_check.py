@@ -17,6 +17,7 @@ from standby.model.machine import Machine, MachineProblem
 from standby.road.target_rules import FILE_NAME as TARGET_RULES
 from standby.road.target_rules import load_target_rules
 from standby.server.config import Config
+from standby.server.listening import api_address
 
 
 class Level(enum.StrEnum):
@@ -201,6 +202,10 @@ def check_paths(config: Config) -> list[Finding]:
     for name, path in local_repositories(config).items():
         findings += _writable(f"[repositories.{name}] path", path)
     findings += _wans(config)
+    try:
+        api_address(config, config.server.listen, "[server] listen")
+    except ConfigurationError as exc:
+        findings.append(Finding(Level.ERROR, exc.where, exc.problem, exc.hint))
     findings += _writable("[standby] state_database", config.state_database.parent)
     if not config.jobs:
         findings.append(

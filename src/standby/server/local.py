@@ -121,6 +121,13 @@ class LocalServer:
             self._server.config.job(job)  # a removed job is not refused
         return found
 
+    def alive(self, found: Sequence[SessionReport]) -> set[str]:
+        """The ids of those sessions that a living process is at: it holds the job's lock."""
+        store = self._server.store
+        open_jobs = {item.job for item in found if not item.outcome}
+        busy = {job for job in open_jobs if store.job_lock(job).is_taken()}
+        return {item.id for item in found if not item.outcome and item.job in busy}
+
     def report(self, session: str | None) -> SessionReport:
         """One session; None: the newest."""
         if session is not None:

@@ -99,7 +99,7 @@ def _fill(
             collected = _within(left_s(), collect)
             found = masked_values(msgspec.to_builtins(collected, enc_hook=str))
         except Exception as exc:  # whatever is wrong with one part, the others are wanted
-            problems[name] = SECRETS.masked(f"{type(exc).__name__}: {exc}")
+            problems[name] = SECRETS.masked(_told(exc))
             return
         text = msgspec.json.format(msgspec.json.encode(found), indent=2)
         bundle.writestr(f"{name}.json", text)
@@ -126,6 +126,15 @@ def _fill(
     problems = {name: SECRETS.masked(text) for name, text in problems.items()}
     bundle.writestr("problems.json", msgspec.json.format(msgspec.json.encode(problems), indent=2))
     return problems
+
+
+def _told(error: Exception) -> str:
+    """What is wrong, in words; of a bug its class too."""
+    if isinstance(error, StandbyError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"
 
 
 def _within(timeout_s: float, collect: Callable[[], T]) -> T:
@@ -288,7 +297,7 @@ def _learn_secrets(file: Path, problems: dict[str, str]) -> None:
     try:
         values = tomllib.loads(file.read_bytes().decode())
     except (OSError, ValueError) as exc:
-        problems["configuration"] = str(exc)
+        problems["configuration"] = _told(exc)
         return
     for key, text in _texts(values):
         if _REFERENCE.fullmatch(text):

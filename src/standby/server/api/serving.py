@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import socket
 import ssl
@@ -16,6 +15,7 @@ from standby.errors import ConfigurationError
 from standby.server.api.app import make_api
 from standby.server.api.context import ApiContext
 from standby.server.config import Config
+from standby.server.listening import api_address
 from standby.server.logs import Log
 from standby.server.server import BackupServer
 
@@ -41,15 +41,8 @@ def opened_api(server: BackupServer, *, listen: str = "", log: Log | None = None
     config = server.config
     where = f"{config.path}: [server] listen"
     address = listen or config.server.listen
-    host, port = _parsed(address, where)
+    host, port = api_address(config, address, where)
     tls = _tls(config)
-    if tls is None and not _is_local(host):
-        raise ConfigurationError(
-            where,
-            f"{address} is not this machine alone, and there is no TLS: tokens would travel in the "
-            "clear",
-            'Write [server.tls] certificate = "…" and key = "…", or listen = "127.0.0.1:9443"',
-        )
     listener = _bound(host, port, where)
     door, context = make_api(server, log)
     settings = uvicorn.Config(
@@ -84,21 +77,6 @@ def opened_api(server: BackupServer, *, listen: str = "", log: Log | None = None
         thread.join(START_S)
         listener.close()
         context.close()
-
-
-def _parsed(address: str, where: str) -> tuple[str, int]:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(where, f"{address!r} is no HOST:PORT", "As in 127.0.0.1:9443")
-    return host.strip("[]"), int(port)
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:
