@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from cli.conftest import Run
 from cli.processes import started
 from standby.cli import cli
 from standby.wire.authority import Authority

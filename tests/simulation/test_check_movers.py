@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from simulation.several import ROLES, SeveralSite
-from standby.errors import ConfigurationError
+from standby.errors import ConfigurationError, RefusedByPeer
 from standby.server.checking import check_configuration
 from standby.server.config_check import Finding
 from standby.server.fleet import Fleet, needed_roles
 from standby.server.infrastructure_check import checked
+from standby.server.mover_check import Movers
 from standby.server.service_mover import Reconnect
 from standby.units import MiB
 
@@ -165,3 +167,20 @@ def test_a_proxy_without_the_role_is_left_out_of_a_session(tmp_path: Path) -> No
         assert any("px1 is no source" in text for text in machine.warnings)
     finally:
         site.close()
+
+
+def test_a_role_that_a_certificate_lacks_is_named_and_not_the_network(
+    site: Roled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(movers: Movers, mover: str, verb: str, **asked: Any) -> Any:
+        if verb == "probe":
+            raise RefusedByPeer(asked["name"], "it speaks as 'source', its roles are host")
+        return original(movers, mover, verb, **asked)
+
+    original = Movers.call
+    monkeypatch.setattr(Movers, "call", refused)
+    with site.server() as server:
+        checks = checked(server.crews.fleet, server.config, server.clock)
+    hints = {item.hint for item in checks if item.what == "mover dr1 as target"}
+    assert "enrol px1 with the role source: `standby ca token px1 --role source`" in hints
+    assert "firewall" not in str(hints)

@@ -111,6 +111,10 @@ def _road(
         )
     except StandbyError as exc:
         hint = f"{sender} must reach {address}: name, route, firewall; both enrolled here"
+        if "roles are" in str(exc):  # mover.toml says more than the certificate
+            is_ours = "it speaks as" in str(exc)
+            who, lacking = (sender, own_role) if is_ours else (receiver, role)
+            hint = f"enrol {who} with the role {lacking}: `standby ca token {who} --role {lacking}`"
         return [Check(Level.ERROR, f"mover {sender}", what, str(exc), hint)]
     text = f"connected at {address} in {took_s * 1000:.0f} ms"
     return [Check(Level.OK, f"mover {sender}", what, text)]
