@@ -82,9 +82,8 @@ def test_a_mover_that_is_silent_counts_with_its_floor() -> None:
     ledger.lend("b", greedy(), 10 * MB, 1.0)
     lent = ledger.lent_bps(2 * LASTS_S + 1)
     assert lent["a"] == 10 * MB * FLOOR_SHARE
-    ledger.forget("a")
     again = ledger.lend("b", greedy(), 10 * MB, 2 * LASTS_S + 2)
-    assert again.rate_bps == 10 * MB
+    assert again.rate_bps == 10 * MB * (1 - FLOOR_SHARE)
 
 
 def test_what_a_lost_mover_wanted_goes_to_the_others_when_its_lease_has_run_out() -> None:

@@ -109,11 +109,8 @@ class Committing(MachineWork):
             is_held = True
         elif is_held:
             self.report.warnings.append(held_text(context.job.name))
-        points: list[str]
-        if is_held:
-            points = self.crew.target.call("points", path=self._path)
-        else:
-            points = self.crew.target.call("points", path=self._path)
+        points: list[str] = self.crew.target.call("points", path=self._path)
+        if not is_held:
             # What retention may leave is written down first: after a kill in the middle of it
             # fewer points are no loss.
             keep = context.job.restore_points

@@ -146,10 +146,6 @@ class TrafficLedger:
         borrower.leases[self._number] = (rate_bps, now + 2 * self._lasts_s)
         return Lease(self._number, rate_bps, floor_bps, self._lasts_s)
 
-    def forget(self, mover: str) -> None:
-        """The mover's links are gone, for certain: it ended, or was told that the rule is over."""
-        self._borrowers.pop(mover, None)
-
     def lent_bps(self, now: float) -> dict[str, float]:
         """What each mover may be sending at most, for metrics."""
         return {name: item.lent(now) for name, item in self._borrowers.items()}
