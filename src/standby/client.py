@@ -324,7 +324,7 @@ class RemoteServer:
             return self.get(SessionReport, f"/sessions/{_quoted(session)}/report")
         for newest in self.sessions(None, 1):
             return newest
-        raise UnknownName("session", "(the newest)")
+        raise UnknownName("session", "newest")
 
     def alarms(self, job: str | None) -> list[Alarm]:
         """Open alarms (of the job), newest first."""

@@ -39,6 +39,8 @@ def test_a_full_disk_says_where_how_much_and_what_next() -> None:
         "Make room on that file system, then repeat: a job's session goes on from what was received"
     )
     assert "no space left: 0 B free. Make" in str(errors.DiskFull("/dr", 0, 0))
+    bound = str(errors.DiskFull("/dr", 4 << 20, 1 << 20, is_bound=True))
+    assert "no space left: up to 4.0 MiB needed, 1.0 MiB free" in bound
     quota = str(errors.DiskFull("/dr", 4096, 1 << 30))
     assert "1.0 GiB free but not for this user (a quota, or what is kept for root)" in quota
 
@@ -116,6 +118,7 @@ def test_every_error_ends_with_its_family(
     from dataclasses import fields
 
     values = {"int": 1, "int | None": 1, "float": 1.0, "str": "text", "tuple[str, ...]": ("a",)}
+    values["bool"] = True
     error = kind(**{field.name: values[str(field.type)] for field in fields(kind)})
 
     @click.command()

@@ -206,6 +206,34 @@ def test_check_names_a_damaged_replica(run, replicated) -> None:
     assert "replica.json" in finding["problem"]
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_check_and_plan_name_a_damaged_commit_record_as_the_session_does(
+    run, replicated, which: int
+) -> None:
+    points = sorted((replicated.folder / "target" / "vm1_replica" / "points").glob("*.json"))
+    points[which].write_text("{}")
+    (finding,) = findings(run, replicated, expect=10)
+    arguments = ("job", "job", "--config", replicated.config)
+    planned = run(arguments[0], "plan", *arguments[1:], "--json", expect=None).json
+    error = run("job", "start", *arguments[1:], "--json", expect=16).json["machines"][0]["error"]
+    assert points[which].stem in error
+    assert finding["problem"] == planned["machines"][0]["reason"] == error
+
+
+def test_sessions_say_nothing_of_a_seed_that_was_copied_and_show_does(run, site) -> None:
+    home = site.folder / "target" / "vm1_replica"
+    site.config.write_text(site.config.read_text() + "[jobs.job.seed]\nvm1 = true\n")
+    for number in (0, 1):
+        (home / f"disk{number}").mkdir(parents=True)
+        seed = home / f"disk{number}" / "seed.raw"
+        run("disk", "convert", "--format", "raw", site.disk(number), seed)
+    for _ in range(2):
+        told = run("job", "start", "job", "--config", site.config, "--json").json
+        assert told["machines"][0]["warnings"] == []
+    shown = run("replica", "show", "vm1", "--config", site.config, expect=None)
+    assert "disk1/seed.raw: a seed that is not needed any more; delete it" in shown.out + shown.err
+
+
 def test_check_and_plan_name_the_seed_that_is_missing(run, site) -> None:
     site.config.write_text(site.config.read_text() + "[jobs.job.seed]\nvm1 = true\n")
     arguments = ("job", "plan", "job", "--config", site.config, "--json")

@@ -19,6 +19,7 @@ HOLDER = ".holder.json"
 POINTS = "points"
 BASE = "base.vhdx"
 READY = "ready.vhdx"
+SEEDS = ("seed.vhdx", "seed.raw", "seed.img")
 NVRAM = "nvram.fd"
 """What a folder host calls a VM's UEFI variables where vm.toml has no other name."""
 
@@ -82,6 +83,11 @@ def temporary_generation(name: str) -> int | None:
         return int(match["generation"])
     partial = partial_name(match["name"])
     return partial.generation if partial else 0
+
+
+def is_seed(name: str) -> bool:
+    """Whether `name`, relative to a replica's folder, is that of a disk's seed (RULES 16)."""
+    return name.rpartition("/")[2] in SEEDS
 
 
 def is_point_id(text: str) -> bool:

@@ -255,7 +255,8 @@ class PartialState:
 @dataclass(frozen=True, slots=True)
 class TargetState:
     """What prepare begins with: who the replica is, where it stands, what it holds. `disks` are
-    those of the newest point, `older` those that only points before it have."""
+    those of the newest point, `older` those that only points before it have. `damaged` says which
+    commit records cannot be read, '' if none: no session goes on before that is settled."""
 
     identity: ReplicaIdentity
     generation: int
@@ -266,6 +267,7 @@ class TargetState:
     disks: tuple[TargetDisk, ...]
     partials: tuple[PartialState, ...]
     older: tuple[TargetDisk, ...] = ()
+    damaged: str = ""
 
 
 def target_disks(point: RestorePoint) -> tuple[TargetDisk, ...]:

@@ -33,11 +33,9 @@ from standby.road import resuming
 from standby.road.adopting import adopt_disk
 from standby.road.extent_log import ExtentLog, LogHeader
 from standby.road.lease import WriterLease
-from standby.road.naming import POINTS, RECORD, folder_name
+from standby.road.naming import POINTS, RECORD, SEEDS, folder_name
 from standby.road.replica import ReplicaFolder
 from standby.road.surveying import partials
-
-SEEDS = ("seed.vhdx", "seed.raw", "seed.img")
 
 
 @dataclass(frozen=True, slots=True)

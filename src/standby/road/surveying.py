@@ -54,6 +54,10 @@ def target_state(folder: ReplicaFolder) -> TargetState:
         disks=target_disks(newest) if newest else (),
         partials=partials(folder),
         older=older_disks([point for point in scan.valid if point.id != retiring]),
+        damaged="; ".join(
+            str(PointDamaged(folder.name, point, str(folder.point_path(point)), problem))
+            for point, problem in scan.damaged
+        ),
     )
 
 
@@ -284,5 +288,10 @@ def findings(folder: ReplicaFolder) -> list[str]:
         found.append(
             f"the ready layers are above {record.ready_point or 'no point'}, the newest is {newest}"
         )
-    found += [f"{name}: unknown file; it is left alone" for name in folder.unknown_files()]
+    found += [
+        f"{name}: a seed that is not needed any more; delete it"
+        if naming.is_seed(name)
+        else f"{name}: unknown file; it is left alone"
+        for name in folder.unknown_files()
+    ]
     return found

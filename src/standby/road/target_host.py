@@ -38,7 +38,7 @@ from standby.road.connections import FROM_WAN, TO_TARGET, Connections, Errand, S
 from standby.road.lease import WriterLease
 from standby.road.mending import mended_after_use, mended_before_use
 from standby.road.merging import finish_merge, merge_oldest, pending_merge
-from standby.road.naming import READY
+from standby.road.naming import READY, is_seed
 from standby.road.open_replicas import OpenReplicas
 from standby.road.places import LOCAL_PLACES, Places
 from standby.road.point_facts import PointFacts, sealed_point
@@ -183,7 +183,8 @@ class TargetVerbs:
             raise
         self.replicas.add(text, folder, lease)
         if state.newest:  # before that, what lies here was put here: a seed
-            warnings.extend(f"unknown file {name} is left alone" for name in folder.unknown_files())
+            unknown = [name for name in folder.unknown_files() if not is_seed(name)]
+            warnings.extend(f"unknown file {name} is left alone" for name in unknown)
         return {"path": text, "state": state, "warnings": warnings}
 
     def _renew_if_behind(self, folder: ReplicaFolder, lease: WriterLease) -> None:

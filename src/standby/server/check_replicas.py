@@ -125,6 +125,9 @@ def _replica(
         refused = IllegalTransition(name, state.state.value, Action.SESSION.value, legal)
         hint = f"until then sessions of job {job.name} leave the VM out"
         return [Finding(Level.ERROR, where, str(refused), hint, shown)]
+    if state is not None and state.damaged:
+        hint = f"until then sessions of job {job.name} fail"
+        return [Finding(Level.ERROR, where, state.damaged, hint, shown)]
     newest = state.newest if state is not None else ""
     lost = ""
     if repository is not None:

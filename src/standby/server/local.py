@@ -134,7 +134,7 @@ class LocalServer:
             return self._server.report(session)
         for newest in self._server.sessions(limit=1):
             return newest
-        raise UnknownName("session", "(the newest)")
+        raise UnknownName("session", "newest")
 
     def alarms(self, job: str | None) -> list[Alarm]:
         """Open alarms (of the job), newest first."""

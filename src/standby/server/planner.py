@@ -147,6 +147,8 @@ class Planner:
             legal = legal_commands(state.state, replica, self._job.name)
             refused = IllegalTransition(replica, str(state.state), Action.SESSION.value, legal)
             return refused.message()
+        if state is not None and state.damaged:
+            return state.damaged
         known = self._store.known_replica(identity)
         key = facts.repository_key(identity)
         lost = ""

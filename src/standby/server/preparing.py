@@ -25,7 +25,7 @@ from standby.road.points import DiskMatches, TargetState, match_disks
 from standby.server import facts
 from standby.server.crew import RepositoryView, replica_name
 from standby.server.machine_work import MachineWork
-from standby.server.plan import DiskPlan, Mode
+from standby.server.plan import Basis, DiskPlan, Mode
 
 
 class Preparing(MachineWork):
@@ -192,9 +192,11 @@ class Preparing(MachineWork):
     def _check_space(self, plans: dict[str, DiskPlan], free: int) -> None:
         """A first full must fit before anything is sent; later ones are stopped by the file
         system and go on when there is room."""
-        needed = sum(plan.space.value for plan in plans.values() if plan.mode is Mode.FULL)
+        wanted = [plan.space for plan in plans.values() if plan.mode is Mode.FULL]
+        needed = sum(figure.value for figure in wanted)
         if needed > free:
-            raise DiskFull(self._path, needed, free)
+            is_bound = any(figure.basis is not Basis.EXACT for figure in wanted)
+            raise DiskFull(self._path, needed, free, is_bound)
 
     def _point_id(self, state: TargetState) -> str:
         """The interrupted point's id, so that it is continued, else a new one."""
