@@ -20,6 +20,12 @@ from standby.road.replica import ReplicaFolder
 ENDING_TIMEOUT_S = 30.0
 """How long tasks that were cut off may take to notice it."""
 
+OPENING_S = 60.0
+"""How long an opening that a server left behind is waited for: it may have a merge to end."""
+
+NOTICING_S = 2.0
+"""How long a mover may take to notice that the server is gone that it holds a replica for."""
+
 
 @dataclass(slots=True)
 class OpenReplica:
@@ -47,6 +53,7 @@ class OpenReplicas:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._replicas: dict[str, OpenReplica] = {}
+        self._opening: list[tuple[str, Owner]] = []
         self._lock = threading.Condition()
 
     def held(self, path: str) -> OpenReplica | None:
@@ -62,6 +69,49 @@ class OpenReplicas:
             raise ProtocolError("backup server", f"replica {path} is not open")
         replica.owner = current_owner()
         return replica
+
+    @contextlib.contextmanager
+    def opening(
+        self, path: str, folder: ReplicaFolder, session: str, take_over: bool
+    ) -> Iterator[WriterLease]:
+        """The right to write it, for the one who asks now and opens it within the block, at whose
+        end it is `add`ed, or given back by the caller.
+
+        What this very process holds for a session that lost its server nobody else could give
+        back, and it is known a moment later than the server's end; or it is being opened for it
+        still. So that is waited for, where the replica is not taken over anyway.
+        """
+        mine = path, current_owner()
+        with self._lock:
+            if not take_over:
+                self._lock.wait_for(lambda: not self._is_left_opening(path), OPENING_S)
+            self._opening.append(mine)
+        try:
+            yield self._leased(path, folder, session, take_over)
+        finally:
+            with self._lock:
+                self._opening.remove(mine)
+                self._lock.notify_all()
+
+    def _is_left_opening(self, path: str) -> bool:
+        return any(other == path and owner.is_gone for other, owner in self._opening)
+
+    def _leased(
+        self, path: str, folder: ReplicaFolder, session: str, take_over: bool
+    ) -> WriterLease:
+        deadline = folder.clock.monotonic() + NOTICING_S
+        while True:
+            self._take_from(path, session, take_over)
+            try:
+                return WriterLease.acquire(folder, session, take_over=take_over)
+            except ReplicaBusy:
+                with self._lock:
+                    is_ours = (
+                        path in self._replicas
+                        or len([other for other, _ in self._opening if other == path]) > 1
+                    )
+                if not is_ours or folder.clock.monotonic() >= deadline:
+                    raise
 
     def add(self, path: str, folder: ReplicaFolder, lease: WriterLease) -> None:
         """It was opened, for whoever asks now."""
@@ -81,7 +131,7 @@ class OpenReplicas:
                 replica.receiving.discard(task)
                 self._lock.notify_all()
 
-    def take_from(self, path: str, session: str, take_over: bool) -> None:
+    def _take_from(self, path: str, session: str, take_over: bool) -> None:
         """Close the replica where this very process holds it for a session that lost its server,
         or whose server asks again: nobody else could give it back."""
         held = self.held(path)

@@ -42,7 +42,7 @@ from standby.road.naming import READY, is_seed
 from standby.road.open_replicas import OpenReplicas
 from standby.road.places import LOCAL_PLACES, Places
 from standby.road.point_facts import PointFacts, sealed_point
-from standby.road.points import points_to_retire
+from standby.road.points import TargetState, points_to_retire
 from standby.road.replica import ReplicaFolder
 from standby.road.seed_check import missing_seed
 from standby.road.seeding import (
@@ -160,11 +160,22 @@ class TargetVerbs:
             raise ReplicaMissing(name, expected, "the replica is not there")
         path = found.path
         text = self._places.text(path)
-        self.replicas.take_from(text, session, take_over)
         make_folder_durably(path.parent)
         folder = ReplicaFolder(path, self._clock)
         folder.create(who, wanted)
-        lease = WriterLease.acquire(folder, session, take_over=take_over)
+        with self.replicas.opening(text, folder, session, take_over) as lease:
+            state, warnings = self._converged(folder, lease)
+            self.replicas.add(text, folder, lease)
+        if state.newest:  # before that, what lies here was put here: a seed
+            unknown = [name for name in folder.unknown_files() if not is_seed(name)]
+            warnings.extend(f"unknown file {name} is left alone" for name in unknown)
+        return {"path": text, "state": state, "warnings": warnings}
+
+    def _converged(
+        self, folder: ReplicaFolder, lease: WriterLease
+    ) -> tuple[TargetState, list[str]]:
+        """Finish what a dead session left: what is here then, and what there is to say of it. What
+        fails gives the lease back."""
         warnings: list[str] = []
         try:
             done = recover(folder, lease)
@@ -177,15 +188,10 @@ class TargetVerbs:
             folder.check_untouched(None)
             warnings.extend(mended_before_use(folder, lease.check))
             self._renew_if_behind(folder, lease)
-            state = target_state(folder)
+            return target_state(folder), warnings
         except BaseException:
             lease.release()
             raise
-        self.replicas.add(text, folder, lease)
-        if state.newest:  # before that, what lies here was put here: a seed
-            unknown = [name for name in folder.unknown_files() if not is_seed(name)]
-            warnings.extend(f"unknown file {name} is left alone" for name in unknown)
-        return {"path": text, "state": state, "warnings": warnings}
 
     def _renew_if_behind(self, folder: ReplicaFolder, lease: WriterLease) -> None:
         newest = folder.newest()
