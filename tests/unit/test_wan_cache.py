@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from standby.units import MiB
 from standby.wan import reading
 from standby.wan.cache import GlobalCache, fingerprint
 from standby.wan.locations import NONE
+from standby.wan.namespace import Namespace
 from standby.wan.references import ASKED
 from standby.wan.table import LookupTable
 from standby.wan.transfers import CacheTransfer
@@ -47,6 +51,26 @@ def test_what_was_added_is_found_and_read(cache: GlobalCache) -> None:
     data, ok = held(part, names[shuffled])
     assert ok.all()
     assert np.array_equal(data, pieces[shuffled])
+
+
+def test_what_two_sources_bring_at_once_is_there_once(
+    cache: GlobalCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both look what is new before either has taken it in, where they may."""
+    both, right = threading.Barrier(2), Namespace.are_new
+
+    def are_new(self: Namespace, names: np.ndarray) -> np.ndarray:
+        found = right(self, names)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        return found
+
+    monkeypatch.setattr(Namespace, "are_new", are_new)
+    pieces = noise(64, 1)
+    with ThreadPoolExecutor(2) as pool:
+        taken = list(pool.map(lambda _: cache.namespace(KEY).take_in(pieces)[1], range(2)))
+    assert sorted(taken) == [0, 64]
+    assert cache.status().pieces == 64
 
 
 def test_nothing_added_nothing_asked(cache: GlobalCache) -> None:

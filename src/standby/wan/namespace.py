@@ -116,10 +116,12 @@ class Namespace:
         """As `add`; the names, and how many pieces are in the cache that were not before."""
         pieces = as_pieces(data)
         names = self.names(pieces)
-        fresh = np.flatnonzero(self.are_new(names))
-        if not len(fresh):
-            return names, 0
-        return names, self._core.intake.take(self.fingerprint, list(_runs(pieces, names, fresh)))
+        with self._core.intake.lock:  # or what two sources bring at once would be there twice
+            fresh = np.flatnonzero(self.are_new(names))
+            if not len(fresh):
+                return names, 0
+            runs = list(_runs(pieces, names, fresh))
+            return names, self._core.intake.take(self.fingerprint, runs)
 
     def are_new(self, names: Names) -> Mask:
         """Which names are worth taking in: the first of each that is neither known nor zeros."""
