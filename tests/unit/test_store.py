@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -228,6 +231,20 @@ def test_sqlite_writes_ahead_and_waits(tmp_path: Path) -> None:
         "busy_timeout": 60000,
         "foreign_keys": 1,
     }
+
+
+def test_a_file_without_a_log_is_opened_while_another_is_about_to_write(tmp_path: Path) -> None:
+    # SQLite refuses to give it one there without waiting.
+    place = tmp_path / "state.sqlite"
+    with contextlib.closing(
+        sqlite3.connect(place, isolation_level=None, check_same_thread=False)
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")
+        later = threading.Timer(0.2, other.execute, ["ROLLBACK"])
+        later.start()
+        with Store(place) as store:
+            assert store.sessions() == []
+        later.join()
 
 
 def test_a_failed_write_leaves_nothing_behind(store: Store) -> None:

@@ -6,6 +6,7 @@ A URL may hold a password, so none is ever shown: messages carry the host and th
 from __future__ import annotations
 
 import importlib
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ sessions of ten disks made and ended PostgreSQL connections all the time."""
 
 BUSY_TIMEOUT_S = 60
 """Every transaction here takes milliseconds; a longer wait means something is wrong."""
+
+BUSY_PAUSE_S = 0.01
+"""Between two tries where SQLite does not wait by itself."""
 
 IDLE_TRANSACTION_S = 10
 """PostgreSQL ends the connection of a server that stops in the middle of a transaction (paused,
@@ -93,7 +97,7 @@ def make_engine(url: sa.URL, *, is_durable: bool) -> sa.Engine:
 
 def _sqlite_engine(url: sa.URL, is_durable: bool) -> sa.Engine:
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, **POOL)
-    settings = ["journal_mode = WAL", "foreign_keys = ON"]
+    settings = ["foreign_keys = ON"]
     if is_durable:
         settings.append("synchronous = FULL")
     else:
@@ -103,6 +107,7 @@ def _sqlite_engine(url: sa.URL, is_durable: bool) -> sa.Engine:
     def connected(connection: Any, _: object) -> None:
         # SQLAlchemy says when transactions begin; the driver's own guesses are off.
         connection.isolation_level = None
+        _keep_a_log(connection)
         for setting in settings:
             connection.execute(f"PRAGMA {setting}").close()
 
@@ -115,6 +120,22 @@ def _sqlite_engine(url: sa.URL, is_durable: bool) -> sa.Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(WRITES) else "BEGIN")
 
     return engine
+
+
+def _keep_a_log(connection: sqlite3.Connection) -> None:
+    """Give the file a log (WAL), which it has for good. SQLite refuses that at once while another
+    connection of a file without one is about to write, busy timeout or not: so it is asked again
+    where several processes open a new database, or a copy, together."""
+    give_up = SYSTEM_CLOCK.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").close()
+            return
+        except sqlite3.OperationalError as exc:
+            is_busy = exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the primary code
+            if not is_busy or SYSTEM_CLOCK.monotonic() > give_up:
+                raise
+        SYSTEM_CLOCK.sleep(BUSY_PAUSE_S)
 
 
 def _postgresql_engine(url: sa.URL, is_durable: bool) -> sa.Engine:
