@@ -15,10 +15,12 @@ RST = struct.pack("ii", 1, 0)
 
 class Cutter:
     """Forwards TCP connections to an address; each is reset, like a pulled cable's end, after so
-    many bytes in either direction."""
+    many bytes in either direction, counted from when that was said."""
 
     def __init__(self, address: str) -> None:
-        self.after = 1 << 62
+        self._after = 1 << 62
+        self._left: list[list[int]] = []
+        """Bytes that each connection has left."""
         self.cuts = 0
         self._to = address
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -27,6 +29,21 @@ class Cutter:
         self.address = f"{host}:{port}"
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
+
+    @property
+    def connections(self) -> int:
+        """Those that were made so far."""
+        return len(self._left)
+
+    @property
+    def after(self) -> int:
+        return self._after
+
+    @after.setter
+    def after(self, count: int) -> None:
+        self._after = count
+        for left in self._left:
+            left[0] = count
 
     def _start(self, target, *arguments) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)
@@ -40,6 +57,7 @@ class Cutter:
                 host, _, port = self._to.rpartition(":")
                 far = socket.create_connection((host, int(port)), WAIT_S)
                 left = [self.after]
+                self._left.append(left)
                 self._start(self._forward, near, far, left)
                 self._start(self._forward, far, near, left)
 

@@ -32,11 +32,11 @@ from standby.wire.messages import (
     Failed,
     Finish,
     Finished,
-    GetIndex,
     GetLeaves,
-    Index,
+    GetNodes,
     Leaves,
     Mark,
+    Nodes,
     Resend,
     WanAgain,
     WanAnswer,
@@ -93,6 +93,7 @@ class Line:
         )
         self.ended = [self._run(self.near), self._run(self.far)]
         MADE.append(self)
+        assert self.target.receive()[0] == Attach("task")
 
     def _run(self, station: SourceWan | TargetWan) -> Future[None]:
         future: Future[None] = Future()
@@ -157,19 +158,19 @@ def noise(length: int, seed: int = 1) -> bytes:
 
 
 def test_all_that_is_no_batch_passes_as_it_is(line):
-    line.proxy.send(Attach("task"))
-    line.proxy.send(GetIndex())
+    line.proxy.send(Attach("task"))  # the target's accelerator has said that itself
+    line.proxy.send(GetNodes(3, [5, 7]))
     line.proxy.send(GetLeaves([1, 2]))
     line.proxy.send(Mark(MiB))
     line.proxy.send(Finish())
-    there = [line.target.receive()[0] for _ in range(5)]
-    assert there == [Attach("task"), GetIndex(), GetLeaves([1, 2]), Mark(MiB), Finish()]
-    line.target.send(Index(2), b"a" * 48)
+    there = [line.target.receive()[0] for _ in range(4)]
+    assert there == [GetNodes(3, [5, 7]), GetLeaves([1, 2]), Mark(MiB), Finish()]
+    line.target.send(Nodes(2), b"a" * 48)
     line.target.send(Leaves(1), b"b" * 32 * KiB)
     line.target.send(Acknowledged(5))
     line.target.send(Resend([(0, PIECE)]))
     for message, payload in (
-        (Index(2), b"a" * 48),
+        (Nodes(2), b"a" * 48),
         (Leaves(1), b"b" * 32 * KiB),
         (Acknowledged(5), b""),
         (Resend([(0, PIECE)]), b""),
@@ -417,6 +418,7 @@ def test_what_the_target_said_before_it_ended_counts(line):
 def test_what_had_arrived_before_the_line_broke_goes_on_to_the_target():
     near, far = Wan(is_source=True), Wan(is_source=False)
     assert isinstance(far.wan.receive()[0], WanReady)
+    assert far.peer.receive()[0] == Attach("task")
     near.wan.send(WanReady(False, 16, WINDOW_LOG))
     content = noise(MiB)
     leaves = digesting.leaves(content)
@@ -489,6 +491,7 @@ class Wan:
 def test_an_accelerator_at_the_source_that_says_rubbish(message, payload):
     wan = Wan(is_source=False)
     assert isinstance(wan.wan.receive()[0], WanReady)
+    assert wan.peer.receive()[0] == Attach("task")
     wan.wan.send(message, payload)
     told, _ = wan.wan.receive()
     assert isinstance(told, Failed)

@@ -18,10 +18,13 @@ from road.plain import WAIT_S
 from standby.disk import open_disk
 from standby.errors import DiskFull, LinkError, ProtocolError, SourceChanged, StandbyError
 from standby.road.partial import PartialDisk
+from standby.road.replica import ReplicaFolder
 from standby.road.source_proxy import SourceProxy
-from standby.units import KiB, MiB
+from standby.units import GiB, KiB, MiB, TiB
 from standby.wan.cache import GlobalCache, Namespace
 from standby.wan.transfers import CacheTransfer
+
+PIECE = 4 * KiB
 
 
 @pytest.fixture
@@ -470,3 +473,136 @@ def test_a_cut_link_is_gone_on_from_any_way(tmp_path, mode):
         assert pair.replica("vm1") == content(pair.folder / "src" / "vm1" / "vm1" / "disk0.vhdx")
     finally:
         pair.close()
+
+
+# --- what next to nothing costs --------------------------------------------------------------
+
+CYCLE_BYTES, PIECE_BYTES = 200, 8 * KiB
+"""Of messages, both ways, at most: an unchanged disk on a standing link; one changed piece of a
+disk of 1 TiB, of which nothing is known on this side, without its data."""
+
+
+def said(session: WanSession) -> int:
+    """Bytes between the accelerators, both ways, as their links count them."""
+    return session.wan_sent["sent"] + session.wan_sent["received"]
+
+
+def test_an_unchanged_disk_costs_next_to_nothing_on_a_standing_link(pair):
+    disk = pair.machine("vm1", 600 * MiB)  # enough for marks
+    write(disk, 4 * KiB, MiB)
+    run_large(pair, "vm1")
+    costs = []
+    for _ in range(3):
+        session = run_large(pair, "vm1")
+        assert session.sent["changed"] == 0
+        costs.append((session.wan_sent["sent"], session.wan_sent["received"]))
+    assert len(set(costs)) == 1  # nothing of it depends on the weather
+    assert sum(costs[0]) <= CYCLE_BYTES
+    assert pair.cutter.connections == 1
+
+
+def run_large(pair: Pair, name: str, **given: Any) -> WanSession:
+    """`run` without reading a disk whole."""
+    session = pair.session(name)
+    session.results(session.begin_all(**given))
+    session.end_all()
+    return session
+
+
+def test_interfaces_bytes_are_those_of_the_task_alone(pair):
+    write(pair.machine("vm1"), 4 * KiB, 2 * MiB)
+    first, second = run(pair, "vm1"), run(pair, "vm1")
+    if first.wan_sent["wire_sent"]:  # Linux
+        assert first.wan_sent["wire_sent"] > 2 * MiB
+        for way in ("sent", "received"):
+            assert second.wan_sent[way] < second.wan_sent[f"wire_{way}"] < 4 * KiB
+
+
+def test_one_piece_of_a_terabyte_of_which_nothing_is_known_costs_little(pair):
+    """Every gigabyte has something, and so has every page, block and piece around the change: no
+    node that is asked for is zero."""
+    disk = pair.machine("vm1", TiB)
+    place = 700 * GiB + 20 * 16 * MiB + 9 * 256 * KiB + 5 * PIECE
+    chance = np.random.default_rng(3)
+    opened = open_disk(disk, writable=True)
+    offsets = {gib * GiB for gib in range(1024)}
+    offsets |= {700 * GiB + page * 16 * MiB for page in range(64)}
+    offsets |= {place // (16 * MiB) * 16 * MiB + block * 256 * KiB for block in range(64)}
+    for offset in sorted(offsets):
+        opened.write(offset, chance.bytes(PIECE))
+    opened.write(place // (256 * KiB) * 256 * KiB, chance.bytes(256 * KiB))
+    opened.close()
+    run_large(pair, "vm1")
+    changed = chance.bytes(PIECE)
+    opened = open_disk(disk, writable=True)
+    opened.write(place, changed)
+    opened.close()
+    session = run_large(pair, "vm1", baseline="target")
+    assert session.sent["changed"] == PIECE
+    assert session.wan_sent["pieces"] == {"raw": 1}
+    assert said(session) - PIECE <= PIECE_BYTES
+    held = bytearray(PIECE)
+    with_parents = newest(pair, "vm1")
+    with_parents.read_into(place, held)
+    with_parents.close()
+    assert held == changed
+    assert said(run_large(pair, "vm1", baseline="target")) <= 2 * KiB
+
+
+def newest(pair: Pair, name: str) -> Any:
+    """The newest point's disk."""
+    folder = ReplicaFolder(pair.folder / "dst" / f"{name}_replica")
+    point = folder.newest()
+    assert point is not None
+    chain = folder.chain_paths(point, folder.record().disks[0].id)
+    return open_disk(chain[0], parents=list(chain[1:]) or None)
+
+
+@pytest.mark.parametrize("side", ["near", "far"])
+def test_an_accelerator_that_was_started_anew_between_cycles_costs_a_connection(pair, side):
+    write(pair.machine("vm1"), 4 * KiB, MiB)
+    run(pair, "vm1")
+    pair.restart_near() if side == "near" else pair.restart_far()
+    session = run(pair, "vm1")
+    assert said(session) <= CYCLE_BYTES
+
+
+def test_a_standing_link_that_is_cut_between_cycles_is_made_anew(pair):
+    write(pair.machine("vm1"), 4 * KiB, MiB)
+    run(pair, "vm1")
+    pair.cutter.after = 1  # the next byte on it
+    with_cut = pair.session("vm1")
+    with_cut.prepare()
+    with_cut.take_checkpoint()
+    with_cut.begin()
+    right = pair.near.mover.connections._connect
+
+    def connect(*given: Any) -> Any:
+        pair.cutter.after = 1 << 62
+        return right(*given)
+
+    pair.near.mover.connections._connect = connect
+    with_cut.results(with_cut.transfer())
+    with_cut.end_all()
+    assert pair.cutter.connections == 2
+    assert run(pair, "vm1").sent["changed"] == 0
+    assert pair.cutter.connections == 2
+
+
+@pytest.mark.parametrize("after", [24, 40], ids=["as it begins", "before the last word"])
+def test_a_standing_link_that_is_cut_in_a_cycle_is_gone_on_from(pair, after):
+    disk = pair.machine("vm1")
+    fill(disk)
+    run(pair, "vm1")
+    for machine in (pair.far, pair.target):
+        machine.mover.connections._accept_timeout_s = 1
+    pair.cutter.after = after
+    session = pair.session("vm1")
+    ended = errors(session.begin_all())
+    assert all(isinstance(error, LinkError) for error in ended[1:])  # the target may have it all
+    pair.cutter.after = 1 << 62
+    for machine in (pair.far, pair.target):
+        machine.mover.connections._accept_timeout_s = WAIT_S
+    session.results(session.transfer(mark=session.begin()["mark"], baseline="target"))
+    session.end_all()
+    assert pair.replica("vm1") == content(disk)

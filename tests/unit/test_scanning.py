@@ -21,7 +21,7 @@ from standby.ports import VirtualDisk
 from standby.road.batches import joined_rows
 from standby.road.pages import read_leaves, zero_page
 from standby.road.scan_ranges import Windows, file_ranges
-from standby.road.scanning import READ_SIZE, PageScanner, SendTask
+from standby.road.scanning import READ_SIZE, PageLookup, PageScanner, SendTask
 from standby.road.source_proxy import counted_changes
 from standby.testing.disks import MemoryDisk, fill
 from standby.units import GiB, KiB, MiB
@@ -265,7 +265,8 @@ class Stored:
 class Owner:
     """Takes what a scanner finds, and checks that nothing is called done before it is."""
 
-    remote = Stored(MemoryDisk(512), 0).index()
+    changes: dict = {}  # noqa: RUF012
+    stored_index = PageLookup(None)
 
     def __init__(self, task: SendTask, slot_size: int, *, keeps: bool = True) -> None:
         self.task = task
@@ -304,9 +305,6 @@ class Owner:
     def page_done(self, worker, next_page):
         sent = max((int(rows[-1, 0]) for rows in self.rows), default=-1)
         self.marks.append((next_page, sent, max(self.staged, default=-1)))
-
-    def fetch_leaves(self, page):
-        raise AssertionError("no target is asked")
 
     def scanner_done(self, read, source_s, proxy_s):
         self.read += read

@@ -17,6 +17,7 @@ from standby.digesting.tree import (
     leaves,
     leaves_digest,
     page_nodes,
+    parents,
     root_of_pages,
     zero_node,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "leaves_digest",
     "merge_digests",
     "page_nodes",
+    "parents",
     "root_of_pages",
     "zero_node",
 ]

@@ -113,7 +113,7 @@ def root_of_pages(virtual_size: int, page_numbers: PageNumbers, nodes: Nodes) ->
     ):
         raise ValueError("page numbers must ascend and lie within the disk")
     for level in range(PAGE_LEVEL, TOP_LEVEL):
-        numbers, level_nodes = _parents(level, numbers, level_nodes)
+        numbers, level_nodes = parents(level, numbers, level_nodes)
     top = np.tile(np.frombuffer(zero_node(TOP_LEVEL), np.uint8), (-(-virtual_size // TOP), 1))
     top[numbers] = level_nodes
     return xxhash.xxh3_128_digest(virtual_size.to_bytes(8, "little") + top.tobytes())
@@ -128,8 +128,9 @@ _WHOLE_NODE = np.dtype("V16")
 """A node as one item: numpy scatters those six times faster than rows of 16 bytes."""
 
 
-def _parents(level: int, numbers: PageNumbers, nodes: Nodes) -> tuple[PageNumbers, Nodes]:
-    """Numbers and nodes one level up; children that are not named are zero nodes of `level`."""
+def parents(level: int, numbers: PageNumbers, nodes: Nodes) -> tuple[PageNumbers, Nodes]:
+    """Numbers (m,) and nodes (m, 16) one level above these of `level`, 1 to 4, whose numbers
+    ascend; children that are not named are zero nodes."""
     owners = numbers // FANOUT
     is_first = np.empty(len(owners), bool)
     is_first[:1] = True

@@ -8,6 +8,9 @@ ticket admits once, until it expires, one mover, for one disk of one replica (RU
     spec {"number": 0}                                        either end of a child mover
     spec {"accept": ticket}                                   the end that waits
     spec {"connect": {"name", "address"}, "ticket": ticket}   the end that connects
+
+Between two WAN accelerators connections stand: a task takes a turn on one, and its ticket does not
+travel, but a handle that proves it (`wire.standing`).
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import LinkError, ProtocolError, TicketRefused, error_from_wire
+from standby.errors import LinkError, PeerBusy, ProtocolError, TicketRefused, error_from_wire
 from standby.road.sharing import shared_ring
+from standby.road.wan_standing import IdleLinks
 from standby.wire.link import Link
-from standby.wire.messages import Attach, Attached, Failed
+from standby.wire.messages import Attach, Attached, Begin, Failed, Message, Stand
 from standby.wire.pacing import pace
 from standby.wire.shared_memory import SharedRing
+from standby.wire.standing import Standing, Turn, standing, stood
 from standby.wire.throttle import Throttles
 
 TO_TARGET = "to_target"
@@ -58,6 +63,9 @@ SKEW_S = 60
 """How far two machines' clocks may be apart without a fresh ticket counting as expired."""
 WAITING_MAX = 256
 PARKED_MAX = 64
+STANDING_MAX = 64
+"""Links that others have standing here: some pairs, each with as many disks at once as it has room
+for."""
 
 Spec = int | dict[str, Any]
 
@@ -228,9 +236,12 @@ class ServiceConnections:
         self._park_s = PARK_S if park_s is None else park_s
         self._changed = threading.Condition()
         self._waiting: dict[str, _Waiting] = {}
-        self._used: dict[str, datetime] = {}
+        self._used: dict[str, Ticket] = {}
         self._cancelled: dict[str, float] = {}
         self._links: dict[str, set[Link]] = {}
+        self._idle = IdleLinks(clock)
+        self._stands: set[Link] = set()
+        """Those that others made."""
         self._parked = 0
         self._is_closed = False
 
@@ -309,27 +320,66 @@ class ServiceConnections:
         self._check(ticket, errand, ticket.target, self.name)
         if name != ticket.target:
             raise TicketRefused(name, ticket.task, f"it is one for mover {ticket.target}")
+        if ticket.direction == BETWEEN_WANS:
+            return self._begun(name, address, ticket)
         own_role, role = ROLES[ticket.direction]
         link = self._connect(address, name, role, own_role, CONNECT_TIMEOUT_S)
+        with self._in_time(ticket.task, link):
+            _admitted(link, Attach(ticket.task, ticket_text(ticket)))
+        return link
+
+    @contextlib.contextmanager
+    def _in_time(self, task: str, link: Link) -> Iterator[None]:
+        """What is said first on the link: soon, or it ends; also by `cancel`."""
         with self._changed:
-            self._links.setdefault(errand.task, set()).add(link)
+            self._links.setdefault(task, set()).add(link)
         deadline = threading.Timer(CONNECT_TIMEOUT_S + PARK_S, link.shutdown)
         deadline.daemon = True
         deadline.start()
         try:
-            link.send(Attach(errand.task, ticket_text(ticket)))
-            message, _ = link.receive()
-            if isinstance(message, Failed):
-                raise error_from_wire(message.error)
-            if not isinstance(message, Attached):
-                raise ProtocolError(name, f"expected Attached, got {type(message).__name__}")
+            yield
         except BaseException:
-            self._forget(errand.task, link)
+            self._forget(task, link)
             link.close()
             raise
         finally:
             deadline.cancel()
-        return link
+
+    def _begun(self, name: str, address: str, ticket: Ticket) -> Link:
+        """A turn for the ticket on a link that stands, or on a new one that will."""
+        broken: LinkError | None = None
+        while True:
+            end = self._idle.take(name, address) if broken is None else None
+            is_new = end is None
+            if end is None:
+                end = self._stood(name, address, ticket.task)
+            turn = end.next_turn(self._idle.giver_back(name, address, end))
+            handle = Begin(end.handle(ticket.secret, ticket_text(ticket)))
+            try:
+                with self._in_time(ticket.task, turn):
+                    _admitted(turn, handle)
+            except TicketRefused as exc:
+                if broken is not None:  # the link had ended behind the other side's word
+                    raise broken from exc
+                raise
+            except LinkError as exc:
+                if is_new or isinstance(exc, ProtocolError) or self._is_over(ticket.task):
+                    raise
+                broken = exc  # it ended while nobody looked: that is no fault of the task
+            else:
+                return turn
+
+    def _stood(self, name: str, address: str, task: str) -> Standing:
+        own_role, role = ROLES[BETWEEN_WANS]
+        link = self._connect(address, name, role, own_role, CONNECT_TIMEOUT_S)
+        with self._in_time(task, link):
+            end = stood(link, self.name, name)
+        self._forget(task, link)
+        return end
+
+    def _is_over(self, task: str) -> bool:
+        with self._changed:
+            return self._is_closed or task in self._cancelled
 
     def _check(self, ticket: Ticket, errand: Errand, waits: str, connects: str) -> None:
         """Raise unless the ticket is for this errand, this mover and this hour."""
@@ -368,10 +418,9 @@ class ServiceConnections:
         return self._clock.now() > expiry(ticket) + timedelta(seconds=SKEW_S)
 
     def _use_up(self, ticket: Ticket) -> None:
-        now = self._clock.now()
         known = self._used.items()
-        self._used = {secret: end for secret, end in known if end > now}
-        self._used[ticket.secret] = expiry(ticket) + timedelta(seconds=SKEW_S)
+        self._used = {secret: used for secret, used in known if not self._has_expired(used)}
+        self._used[ticket.secret] = ticket
 
     # --- what the listener got ---------------------------------------------------------------
 
@@ -389,20 +438,13 @@ class ServiceConnections:
         if expired or ticket.task != attach.task:
             raise TicketRefused(peer.name, attach.task, "it has expired or is for another task")
         with self._changed:
-            if self._parked >= PARKED_MAX:
-                raise TicketRefused(peer.name, attach.task, "too many connections wait here")
-            self._parked += 1
-            try:
-                self._changed.wait_for(
-                    lambda: (
-                        self._is_closed
-                        or ticket.secret in self._waiting
-                        or ticket.secret in self._used
-                    ),
-                    self._park_s,
-                )
-            finally:
-                self._parked -= 1
+            self._wait_parked(
+                lambda: (
+                    self._is_closed or ticket.secret in self._waiting or ticket.secret in self._used
+                ),
+                peer,
+                attach.task,
+            )
             waiting = self._waiting.get(ticket.secret)
             if waiting is None or waiting.link is not None:
                 raise TicketRefused(peer.name, attach.task, "nobody waits for it here")
@@ -412,6 +454,87 @@ class ServiceConnections:
             link.send(Attached())
             waiting.link = link
             self._changed.notify_all()
+
+    def stand(self, link: Link, stand: Stand, peer: Peer) -> None:
+        """Serve a connection that said `stand`, turn by turn, until it ends. Raises TicketRefused
+        for a handle of no ticket that anybody waits for, ProtocolError, PeerBusy."""
+        connects, _ = ROLES[BETWEEN_WANS]
+        if connects not in peer.roles:
+            raise ProtocolError(peer.name, f"is none of role {connects}, whose links may stand")
+        with self._changed:
+            if self._is_closed or len(self._stands) >= STANDING_MAX:
+                raise PeerBusy(self.name, f"{STANDING_MAX} links stand here already")
+            self._stands.add(link)
+        try:
+            end = standing(link, stand, self.name, peer.name)
+            while not end.has_expired(self._clock.now()):
+                try:
+                    message, _ = link.receive()
+                except ProtocolError:
+                    raise
+                except LinkError:
+                    break
+                if not isinstance(message, Begin):
+                    raise ProtocolError(peer.name, f"expected Begin, got {type(message).__name__}")
+                if not self._served_turn(end, message.handle, peer):
+                    break
+        finally:
+            with self._changed:
+                self._stands.discard(link)
+        link.close()
+
+    def _served_turn(self, end: Standing, handle: bytes, peer: Peer) -> bool:
+        """Hand the next turn to the task that waits for the ticket of that handle, and wait until
+        it has ended; whether the link stands on."""
+        ended, is_whole = threading.Event(), [False]
+
+        def on_end(whole: bool) -> None:
+            is_whole[0] = whole
+            ended.set()
+
+        turn = end.next_turn(on_end)
+        self._offer_turn(turn, lambda it: end.handle(it.secret, ticket_text(it)), handle, peer)
+        ended.wait()
+        return is_whole[0]
+
+    def _offer_turn(
+        self, turn: Turn, handle_of: Callable[[Ticket], bytes], handle: bytes, peer: Peer
+    ) -> None:
+        looked_at: set[str] = set()
+        found: list[Ticket] = []
+
+        def look() -> bool:
+            known = [*(waiting.ticket for waiting in self._waiting.values()), *self._used.values()]
+            for ticket in known:
+                if ticket.secret in looked_at:
+                    continue
+                looked_at.add(ticket.secret)
+                if ticket.direction != BETWEEN_WANS or ticket.source != peer.name:
+                    continue
+                if hmac.compare_digest(handle_of(ticket), handle):
+                    found.append(ticket)
+            return self._is_closed or bool(found)
+
+        with self._changed:
+            self._wait_parked(look, peer, "")
+            waiting = self._waiting.get(found[0].secret) if found else None
+            if waiting is None or waiting.link is not None:
+                raise TicketRefused(peer.name, "", "nobody waits for it here")
+            if self._has_expired(waiting.ticket):
+                raise TicketRefused(peer.name, waiting.ticket.task, "it has expired")
+            turn.send(Attached())
+            waiting.link = turn
+            self._changed.notify_all()
+
+    def _wait_parked(self, is_there: Callable[[], bool], peer: Peer, task: str) -> None:
+        """Wait for the server's word to this mover; the caller has the lock."""
+        if self._parked >= PARKED_MAX:
+            raise TicketRefused(peer.name, task, "too many connections wait here")
+        self._parked += 1
+        try:
+            self._changed.wait_for(is_there, self._park_s)
+        finally:
+            self._parked -= 1
 
     # --- ending ------------------------------------------------------------------------------
 
@@ -437,10 +560,21 @@ class ServiceConnections:
         """End every connection, now and from now on."""
         with self._changed:
             self._is_closed = True
-            for links in self._links.values():
+            for links in (*self._links.values(), self._stands):
                 for link in links:
                     link.shutdown()
             self._changed.notify_all()
+        self._idle.close()
+
+
+def _admitted(link: Link, word: Message) -> None:
+    """Say what admits the link to its task, and hear that it does."""
+    link.send(word)
+    message, _ = link.receive()
+    if isinstance(message, Failed):
+        raise error_from_wire(message.error)
+    if not isinstance(message, Attached):
+        raise ProtocolError(link.peer, f"expected Attached, got {type(message).__name__}")
 
 
 def ticket_text(ticket: Ticket) -> str:

@@ -10,7 +10,7 @@ Windows, go by `read_into`, a READ_SIZE at a time.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,9 @@ from standby.units import MiB
 
 PageIndex = tuple[PageNumbers, npt.NDArray[np.uint8]]
 """Numbers of non-zero pages, ascending, and their nodes (n, 16)."""
+
+Change = tuple[LeafArray, npt.NDArray[np.int64]]
+"""Of a page that was compared: its leaves, and the runs (k, 2) of pieces that are to be sent."""
 
 READ_SIZE = MiB
 """Bytes per `read_into`: small enough that hashing finds most of them in the L2 cache, large enough
@@ -78,7 +81,9 @@ class ScanOwner(Protocol):
     @property
     def task(self) -> SendTask: ...
     @property
-    def remote(self) -> PageIndex: ...
+    def changes(self) -> Mapping[int, Change]: ...
+    @property
+    def stored_index(self) -> PageLookup: ...
     @property
     def keeps(self) -> bool: ...
     def take_slot(self) -> tuple[int, memoryview]: ...
@@ -86,7 +91,6 @@ class ScanOwner(Protocol):
     def send(self, builder: BatchBuilder, slot: int, packer: Packer | None) -> None: ...
     def stage(self, pages: list[int], leaves: LeafArray) -> None: ...
     def page_done(self, worker: int, next_page: int | None) -> None: ...
-    def fetch_leaves(self, page: int) -> LeafArray: ...
     def scanner_done(self, read: int, source_s: float, proxy_s: float) -> None: ...
 
 
@@ -110,16 +114,8 @@ class PageScanner:
         self.kept: LeafArray = np.empty(0, np.uint64)
         self.windows = Windows(self.disk.virtual_size, proxy.task.candidates)
         self.zeros: LeafArray = np.full(LEAVES_PER_PAGE, ZERO_LEAF, np.uint64)
-        self.page_buffer = (
-            comparing.aligned_buffer(PAGE).data
-            if proxy.task.baseline == "target"
-            else memoryview(b"")
-        )
         self.stage_pages: list[int] = []
         self.stage_leaves: list[LeafArray] = []
-        if proxy.task.baseline == "target":
-            self.stored_index = PageLookup(self.task.stored)
-            self.remote_index = PageLookup(None, proxy.remote)
 
     def scan(self, group: PageNumbers) -> None:
         """Scan these pages; what changed is sent, or waits in the builder for more."""
@@ -127,7 +123,11 @@ class PageScanner:
         if self.task.baseline == "target":
             for page in numbers:
                 self.page = page
-                self._scan_against_target(page)
+                change = self.proxy.changes.get(page)
+                if change is None:
+                    self._scan_page(page, self.zeros)
+                else:
+                    self._send_change(page * PAGE, *change)
         else:
             stored = None
             if self.task.baseline == "repository" and self.task.stored is not None:
@@ -242,44 +242,23 @@ class PageScanner:
                 self.busy_proxy += SYSTEM_CLOCK.monotonic() - read
                 self.read += size
                 position += size
+        if self.task.baseline == "target":  # the repository may have something else than zeros
+            changed = self._is_new(page, leaves)
         if changed:
             self.stage_pages.append(page)
             self.stage_leaves.append(leaves)
 
-    def _scan_against_target(self, page: int) -> None:
-        """Compare one page with the target's: node first, then leaves."""
-        start = page * PAGE
-        leaves = self.zeros.copy()
-        known: npt.NDArray[np.bool_] | None = None
-        if self.task.candidates is not None:
-            known = np.ones(LEAVES_PER_PAGE, np.bool_)
-        for first, stop, is_data in self._ranges(page):
-            low, high = (first - start) // PIECE, -(-(stop - start) // PIECE)
-            if known is not None:
-                known[low:high] = False
-            if is_data:
-                view = self.page_buffer[first - start : stop - start]
-                begun = SYSTEM_CLOCK.monotonic()
-                self.disk.read_into(first, view)
-                read = SYSTEM_CLOCK.monotonic()
-                digesting.leaves(view, leaves[low:high])
-                self.busy_source += read - begun
-                self.busy_proxy += SYSTEM_CLOCK.monotonic() - read
-                self.read += stop - first
+    def _is_new(self, page: int, leaves: LeafArray) -> bool:
         node = digesting.page_nodes(leaves.reshape(1, -1))[0].tobytes()
-        if known is None and node == self.remote_index.node(page):
-            self._stage_if_new(page, node, leaves)
-            return
-        held = self.proxy.fetch_leaves(page) if self.remote_index.node(page) != b"" else self.zeros
-        if known is not None:
-            leaves[known] = held[known]
-            node = digesting.page_nodes(leaves.reshape(1, -1))[0].tobytes()
-        for first_piece, stop_piece in comparing.changed_runs(held, leaves).tolist():
+        return self.task.staging is not None and node != self.proxy.stored_index.node(page)
+
+    def _send_change(self, start: int, leaves: LeafArray, runs: npt.NDArray[np.int64]) -> None:
+        """Read and send these runs of pieces of the page at `start`, which was staged before."""
+        for first_piece, stop_piece in runs.tolist():
             self._send_run(start, int(first_piece), int(stop_piece), leaves)
-        self._stage_if_new(page, node, leaves)
 
     def _send_run(self, start: int, first: int, stop: int, leaves: LeafArray) -> None:
-        """Put one changed run of the page buffer into batches: zero pieces as zeros."""
+        """Put one changed run of a page into batches: zero pieces as zeros."""
         zero = leaves[first:stop] == ZERO_LEAF
         edges = np.flatnonzero(np.diff(zero.astype(np.int8))) + 1
         borders = [0, *edges.tolist(), stop - first]
@@ -294,17 +273,13 @@ class PageScanner:
                 offset = start + position * PIECE
                 size = min(count * PIECE, self.disk.virtual_size - offset)
                 self._room(size)
-                self.builder.tail(size)[:] = self.page_buffer[
-                    offset - start : offset - start + size
-                ]
+                begun = SYSTEM_CLOCK.monotonic()
+                self.disk.read_into(offset, self.builder.tail(size))
+                self.busy_source += SYSTEM_CLOCK.monotonic() - begun
+                self.read += size
                 runs = np.array([[0, count, DATA]], np.int64)
                 self.builder.keep(offset, size, runs, leaves[position : position + count])
                 position += count
-
-    def _stage_if_new(self, page: int, node: bytes, leaves: LeafArray) -> None:
-        if self.task.staging is not None and node != self.stored_index.node(page):
-            self.stage_pages.append(page)
-            self.stage_leaves.append(leaves)
 
     def _stage(self) -> None:
         if self.stage_pages:
@@ -332,15 +307,9 @@ class PageScanner:
 class PageLookup:
     """Node of a page by number, b'' for a page that is all zero."""
 
-    def __init__(
-        self,
-        stored: StoredLeaves | None,
-        index: PageIndex | None = None,
-    ) -> None:
-        if index is None:
-            empty = (np.empty(0, np.int64), np.empty((0, 16), np.uint8))
-            index = stored.index() if stored is not None else empty
-        self.numbers, self.nodes = index
+    def __init__(self, stored: StoredLeaves | None) -> None:
+        empty = (np.empty(0, np.int64), np.empty((0, 16), np.uint8))
+        self.numbers, self.nodes = stored.index() if stored is not None else empty
 
     def node(self, page: int) -> bytes:
         """16 bytes, or b''."""

@@ -42,7 +42,7 @@ from standby.road.traffic import TrafficVerbs
 from standby.road.verbs import Verbs
 from standby.wire.learning import learn_values
 from standby.wire.link import Link
-from standby.wire.messages import Attach, Call, Failed, Reply
+from standby.wire.messages import Attach, Call, Failed, Reply, Stand
 from standby.wire.pacing import pace
 from standby.wire.throttle import Throttles
 
@@ -114,7 +114,8 @@ class ServiceMover:
     # --- connections -------------------------------------------------------------------------
 
     def on_link(self, link: Link, peer: SpeakingPeer) -> None:
-        """Serve a connection: a server's until it ends, a mover's until its task has it."""
+        """Serve a connection: a server's until it ends, a mover's until its task has it, one that
+        is to stand until it ends."""
         if peer.role == "server":
             self._serve(link, peer)
         else:
@@ -127,6 +128,9 @@ class ServiceMover:
         try:
             message, _ = link.receive()
             deadline.cancel()
+            if isinstance(message, Stand):
+                self.connections.stand(link, message, peer)
+                return
             if not isinstance(message, Attach):
                 raise ProtocolError(peer.name, f"began with {type(message).__name__}, not Attach")
             self.connections.offer(link, message, peer)

@@ -7,16 +7,18 @@ batches as they fill. What the baseline is decides what a change is:
 * `repository`: the repository's leaves of the newest point, trusted because their root is the one
   the target told (RULES 6).
 * `target`: nothing trusted on this side (first use, seed, lost metadata, a resumed transfer):
-  compared with what the target holds, page nodes first, leaves only of pages that differ.
+  compared with the digest tree of what the target holds, from the root down (`tree_scanning`).
 
 New leaves are staged in the repository as they are computed.
 """
 
 from __future__ import annotations
 
+import functools
 import queue
 import socket
 import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -33,7 +35,16 @@ from standby.ports import VirtualDisk
 from standby.road.batches import BatchBuilder, LeafArray
 from standby.road.packing import AutoPacking, Packer, packer_for
 from standby.road.scan_ranges import PageNumbers
-from standby.road.scanning import READ_SIZE, PageIndex, PageScanner, SendTask, StoredLeaves
+from standby.road.scanning import (
+    READ_SIZE,
+    Change,
+    PageLookup,
+    PageScanner,
+    SendTask,
+    StoredLeaves,
+)
+from standby.road.tree_nodes import Children, unpacked_children
+from standby.road.tree_scanning import TreeScan
 from standby.units import MiB
 from standby.wire.link import Link
 from standby.wire.messages import (
@@ -43,12 +54,12 @@ from standby.wire.messages import (
     Failed,
     Finish,
     Finished,
-    GetIndex,
     GetLeaves,
-    Index,
+    GetNodes,
     Leaves,
     Mark,
     Message,
+    Nodes,
     Resend,
     SlotFree,
 )
@@ -76,6 +87,9 @@ PAGES_AT_A_TIME = 8
 """Pages a thread takes at once: 128 MiB of disk, so that threads rarely meet and each reads a long
 run of the file. Towards the end it is fewer, so that all threads end together."""
 
+MARK_EVERY = 256 * MiB
+"""Of disk: what a session that resumes reads again at most, beside what is under way."""
+
 _PAGES_FOR_A_THREAD = 4
 """Pages that are worth a further thread."""
 
@@ -102,7 +116,10 @@ class SourceProxy:
         self._free_slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Message, bytes]] = queue.SimpleQueue()
         self._ends: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.remote: PageIndex = (np.empty(0, np.int64), np.empty((0, 16), np.uint8))
+        self.changes: Mapping[int, Change] = {}
+        """Of the pages that are scanned, those that were compared already."""
+        self._stop = task.disk.virtual_size
+        self._tree: TreeScan | None = None
         self._in_flight: dict[int, int] = {}
         self._next_group = 0
         self._pages: PageNumbers = np.empty(0, np.int64)
@@ -124,9 +141,11 @@ class SourceProxy:
         receiver.start()
         try:
             if task.baseline == "target":
-                self.remote = self._fetch_index()
-            self._pages = self._candidate_pages()
-            self._run_scanners()
+                self._tree = TreeScan(self, self._candidate_pages())
+                self._tree.run()
+            else:
+                self._pages = self._candidate_pages()
+                self._run_scanners()
             self._finish()
         except BaseException:
             self._link.shutdown()
@@ -139,7 +158,9 @@ class SourceProxy:
     def progress(self) -> tuple[int, int, int, int]:
         """(bytes of disk scanned, bytes to scan), by whole pages, bytes sent, by batches, and bytes
         read."""
-        read = sum(scanner.read for scanner in list(self._scanners))
+        read = self.counters.read + sum(scanner.read for scanner in list(self._scanners))
+        if self._tree is not None:
+            return self._tree.done, self.task.disk.virtual_size, self.counters.sent, read
         return self._next_group * PAGE, len(self._pages) * PAGE, self.counters.sent, read
 
     def _make_private_slots(self, count: int, size: int) -> None:
@@ -175,7 +196,7 @@ class SourceProxy:
                     self._free_slots.put(message.slot)
                 elif isinstance(message, Acknowledged):
                     self.counters.acknowledged = message.written
-                elif isinstance(message, Index | Leaves):
+                elif isinstance(message, Leaves | Nodes):
                     self._answers.put((message, bytes(payload)))
                 elif isinstance(message, Failed):
                     raise error_from_wire(message.error)
@@ -201,21 +222,31 @@ class SourceProxy:
             self._raise_failure()
         return message, payload
 
-    def _fetch_index(self) -> PageIndex:
+    def children(self, level: int, numbers: Sequence[int]) -> Children:
+        """The children of these nodes of the target's tree: (n, 64, 16), leaves (n, 64)."""
         with self._lock:
-            message, payload = self._ask(GetIndex())
-        count = message.count if isinstance(message, Index) else -1
-        if len(payload) != count * 24:
-            raise ProtocolError(self._link.peer, "index of a wrong length")
-        numbers = np.frombuffer(payload, np.int64, count)
-        return numbers, np.frombuffer(payload, np.uint8, count * 16, count * 8).reshape(-1, 16)
+            message, payload = self._ask(GetNodes(level, list(numbers)))
+        if not isinstance(message, Nodes) or message.count != len(numbers):
+            raise ProtocolError(self._link.peer, "an answer to other nodes")
+        return unpacked_children(level, message.count, payload, self._link.peer)
 
-    def fetch_leaves(self, page: int) -> LeafArray:
+    def fetch_leaves(self, pages: Sequence[int]) -> LeafArray:
+        """(n, 4096): the target's leaves of at most 64 pages."""
         with self._lock:
-            _, payload = self._ask(GetLeaves([page]))
-        if len(payload) != LEAVES_PER_PAGE * 8:
+            _, payload = self._ask(GetLeaves(list(pages)))
+        if len(payload) != len(pages) * LEAVES_PER_PAGE * 8:
             raise ProtocolError(self._link.peer, "leaves of a wrong length")
-        return np.frombuffer(payload, np.uint64)
+        return np.frombuffer(payload, np.uint64).reshape(-1, LEAVES_PER_PAGE)
+
+    def check(self) -> None:
+        """Raise what ended the task, if anything did."""
+        if self._failure is not None:
+            self._raise_failure()
+
+    @functools.cached_property
+    def stored_index(self) -> PageLookup:
+        """What the repository has, of a task whose baseline is the target."""
+        return PageLookup(self.task.stored)
 
     # --- which pages -------------------------------------------------------------------------
 
@@ -232,12 +263,17 @@ class SourceProxy:
                 if extent.kind == Kind.DATA:
                     found.append(np.arange(extent.offset // PAGE, -(-extent.stop // PAGE)))
             if task.stored is not None:
-                found.append(task.stored.index()[0])
-            found.append(self.remote[0])
+                found.append(self._stored_pages())
         if not found:
             return np.empty(0, np.int64)
         pages: PageNumbers = np.unique(np.concatenate(found).astype(np.int64))
         return pages[(pages >= task.resume_mark // PAGE) & (pages < last)]
+
+    def _stored_pages(self) -> PageNumbers:
+        if self.task.baseline == "target":
+            return self.stored_index.numbers
+        assert self.task.stored is not None
+        return self.task.stored.index()[0]
 
     def _take_group(self, worker: int) -> PageNumbers:
         with self._lock:
@@ -250,6 +286,13 @@ class SourceProxy:
             return group
 
     # --- scanning ----------------------------------------------------------------------------
+
+    def send_pages(self, pages: PageNumbers, stop: int, changes: Mapping[int, Change]) -> None:
+        """Scan these pages (ascending), of those in `changes` just that; everything else below
+        `stop` is done then."""
+        self._pages, self._next_group = pages, 0
+        self._stop, self.changes = stop, changes
+        self._run_scanners()
 
     def _run_scanners(self) -> None:
         threads = max(1, min(self.task.threads, -(-len(self._pages) // _PAGES_FOR_A_THREAD)))
@@ -274,6 +317,7 @@ class SourceProxy:
             if self._failure is not None:
                 self._raise_failure()
             scanner.close()
+            self._scanners.remove(scanner)  # its tally is among the counters
         except BaseException as exc:
             if self._failure is None:
                 self._failure = exc
@@ -366,8 +410,13 @@ class SourceProxy:
                 self._in_flight[worker] = next_page
             rest = self._pages[self._next_group :]
             pending = list(self._in_flight.values()) + ([int(rest[0])] if len(rest) else [])
-            mark = min(pending) * PAGE if pending else self.task.disk.virtual_size
-            if mark - self._marked < 256 * MiB:
+            mark = min(pending) * PAGE if pending else self._stop
+        self.tell_mark(mark)
+
+    def tell_mark(self, mark: int) -> None:
+        """Everything below `mark` is sent and staged."""
+        with self._lock:
+            if mark - self._marked < MARK_EVERY:
                 return
             self._marked = mark
         if self.task.staging is not None:

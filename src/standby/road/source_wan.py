@@ -37,12 +37,12 @@ from standby.wire.messages import (
     Failed,
     Finish,
     Finished,
-    GetIndex,
     GetLeaves,
-    Index,
+    GetNodes,
     Leaves,
     Mark,
     Message,
+    Nodes,
     Resend,
     WanAgain,
     WanAnswer,
@@ -58,6 +58,10 @@ IN_FLIGHT_BYTES = 64 * MiB
 
 READY_MAX = 2
 """Frames that are made and wait for the line: at most 16 MiB, and one is mostly enough."""
+
+MARK_EVERY_S = 15.0
+"""How long a mark waits at least where nothing was sent since the last one; twice as long each
+time. A scan of an hour that finds nothing says eight."""
 
 MODES = ("auto", *Way)
 """What a task may be told: one of the ways for everything, or to choose."""
@@ -127,6 +131,11 @@ class SourceWan(Relay):
         self.sent = Sent()
         """What became of the pieces that did not go directly."""
         self._way = Way.DIGEST
+        self._held_mark: Mark | None = None
+        self._is_marked = True
+        """Whether nothing was sent since the last mark."""
+        self._mark_every_s = MARK_EVERY_S
+        self._next_mark_at = SYSTEM_CLOCK.monotonic() + MARK_EVERY_S
         self._asked_at: deque[float] = deque()
         self._round_trip_s = 0.0
         self._last_back = 0.0
@@ -199,12 +208,36 @@ class SourceWan(Relay):
             batch = parsed_batch(message, payload, None, self._virtual_size, self._near.peer)
             for part in parts_of(batch, self._next_size):
                 self._take_part(part)
-        elif isinstance(message, Mark | Finish):
+        elif isinstance(message, Mark):
+            self._take_mark(message)
+        elif isinstance(message, Finish):
+            self._put_held_mark()
             self._put(_Waiting(message))
-        elif isinstance(message, Attach | GetIndex | GetLeaves):
+        elif isinstance(message, Attach):
+            if message.task != self._task:
+                raise self.unexpected(frame, self._near)
+            # The target's accelerator knows the task, and says so itself.
+        elif isinstance(message, GetLeaves | GetNodes):
             self._far.send(message)  # of no consequence for batches, so they need not queue
         else:
             raise self.unexpected(frame, self._near)
+
+    def _take_mark(self, mark: Mark) -> None:
+        """Pass it on behind something that was sent. Where nothing was, it only saves a session
+        that resumes some reading: the longer that lasts, the more seldom it goes."""
+        now = SYSTEM_CLOCK.monotonic()
+        self._held_mark = mark
+        if self._is_marked and now < self._next_mark_at:
+            return
+        self._put_held_mark()
+        self._mark_every_s = 2 * self._mark_every_s if self._is_marked else MARK_EVERY_S
+        self._next_mark_at = now + self._mark_every_s
+        self._is_marked = True
+
+    def _put_held_mark(self) -> None:
+        mark, self._held_mark = self._held_mark, None
+        if mark is not None:
+            self._put(_Waiting(mark))
 
     def _next_size(self) -> int:
         """Choose the next part's way; its pieces at most."""
@@ -219,6 +252,7 @@ class SourceWan(Relay):
         return size
 
     def _take_part(self, part: Part) -> None:
+        self._is_marked = False
         if self._memory is not None:
             self._memory.unlearn(part.zeros)
         if not len(part.offsets):
@@ -380,12 +414,12 @@ class SourceWan(Relay):
                     raise ProtocolError(self._far.peer, "receipts for what was not sent")
                 self._receipts.append(_Back(bytes(payload), SYSTEM_CLOCK.monotonic()))
                 self._changed.notify_all()
-        elif isinstance(message, Index | Leaves | Acknowledged | Resend):
+        elif isinstance(message, Leaves | Nodes | Acknowledged | Resend):
             self._near.send(message, payload)
         elif isinstance(message, Finished):
             self.finish(frame)
             self._near.shutdown()
-            self._far.shutdown()
+            self.leave(self._far)
         else:
             raise self.unexpected(frame, self._far)
 

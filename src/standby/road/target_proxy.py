@@ -10,6 +10,7 @@ through a second, read-only open of the file, and compares them leaf by leaf wit
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from standby.road.group_commits import Committer, Taken, cause_first
 from standby.road.packing import Unpacker
 from standby.road.partial import PartialDisk
 from standby.road.read_ahead import ReadAhead
+from standby.road.tree_nodes import TreeAnswers
 from standby.wire.link import Link
 from standby.wire.messages import (
     Acknowledged,
@@ -32,11 +34,11 @@ from standby.wire.messages import (
     Failed,
     Finish,
     Finished,
-    GetIndex,
     GetLeaves,
-    Index,
+    GetNodes,
     Leaves,
     Mark,
+    Nodes,
     Resend,
     SlotFree,
 )
@@ -127,9 +129,9 @@ class TargetProxy:
                 self._busy["target"] += SYSTEM_CLOCK.monotonic() - started
             elif isinstance(message, Mark):
                 self._partial.mark(message.offset)
-            elif isinstance(message, GetIndex):
-                numbers, nodes = self._partial.baseline.index()
-                self._link.send(Index(len(numbers)), np.ascontiguousarray(numbers), nodes)
+            elif isinstance(message, GetNodes):
+                children = self._tree.children(message.level, message.numbers)
+                self._link.send(Nodes(len(message.numbers)), *children)
             elif isinstance(message, GetLeaves):
                 self._send_leaves(message.pages)
             elif isinstance(message, Finish):
@@ -192,6 +194,10 @@ class TargetProxy:
         bad = self._partial.read_back(threads=threads, device=self._device)
         self._busy["verify"] += SYSTEM_CLOCK.monotonic() - started
         return bad
+
+    @functools.cached_property
+    def _tree(self) -> TreeAnswers:
+        return TreeAnswers(self._partial.baseline, self._virtual_size, self._link.peer)
 
     def _send_leaves(self, pages: list[int]) -> None:
         if not 0 < len(pages) <= GET_LEAVES_MAX:

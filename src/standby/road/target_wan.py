@@ -27,12 +27,12 @@ from standby.wire.messages import (
     Batch,
     Finish,
     Finished,
-    GetIndex,
     GetLeaves,
-    Index,
+    GetNodes,
     Leaves,
     Mark,
     Message,
+    Nodes,
     Resend,
     WanAgain,
     WanAnswer,
@@ -41,6 +41,7 @@ from standby.wire.messages import (
     WanReady,
     WanReceipt,
 )
+from standby.wire.standing import Turn
 
 QUESTIONS_MAX = 16
 """Open ones; as many frames may lack units at a time."""
@@ -108,6 +109,7 @@ class TargetWan(Relay):
     def run(self) -> None:
         """Returns when the target has all of it."""
         self._near.send(self._ready)
+        self._send(Attach(self._task))
         self.begin(self._pass_all, "sends on")
         self.relay()
 
@@ -126,7 +128,7 @@ class TargetWan(Relay):
             self._hand_over(_Ready(message=message, payload=bytes(payload)))
         elif isinstance(message, Mark | Finish):
             self._hand_over(_Ready(message=message))
-        elif isinstance(message, Attach | GetIndex | GetLeaves):
+        elif isinstance(message, GetLeaves | GetNodes):
             self._send(message)  # of no consequence for batches, so they need not queue
         else:
             raise self.unexpected(frame, self._near)
@@ -227,10 +229,12 @@ class TargetWan(Relay):
     def take_far(self, frame: Frame) -> None:
         """See Relay."""
         message, payload = frame
-        if isinstance(message, Index | Leaves | Acknowledged | Resend):
+        if isinstance(message, Leaves | Nodes | Acknowledged | Resend):
             self._near.send(message, payload)
         elif isinstance(message, Finished):
             self.finish(frame)
+            if isinstance(self._near, Turn):
+                self.leave(self._near)  # else the source's side ends it
             self._far.shutdown()
         else:
             raise self.unexpected(frame, self._far)

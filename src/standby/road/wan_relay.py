@@ -17,6 +17,7 @@ from standby.errors import LinkError, ProtocolError, StandbyError, error_from_wi
 from standby.road.read_ahead import Frame, ReadAhead
 from standby.wire.link import Link
 from standby.wire.messages import Failed
+from standby.wire.standing import Turn
 
 READING_S = 10.0
 """How long a neighbour has to read why, and to end its side."""
@@ -158,6 +159,14 @@ class Relay(ABC):
                 link.shutdown()
             else:
                 tell(link, error)
+
+    def leave(self, link: Link) -> None:
+        """Nothing more will be said on the link: it stands on, or ends."""
+        if isinstance(link, Turn):
+            with contextlib.suppress(LinkError):  # whoever receives learns that it is gone
+                link.say_over()
+        else:
+            link.shutdown()
 
     def _end_within(self, seconds: float) -> None:
         for link in (self._near, self._far):

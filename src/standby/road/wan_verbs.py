@@ -270,7 +270,7 @@ class _Failed:
 
 def what_was_sent(station: SourceWan, link: Link) -> WanSent:
     """As far as the station came."""
-    told = told_of(link.connection)
+    told, (sent_before, received_before) = told_of(link.connection), link.wire_before
     return WanSent(
         link.sent_bytes,
         link.received_bytes,
@@ -279,8 +279,8 @@ def what_was_sent(station: SourceWan, link: Link) -> WanSent:
         station.sent.units_resent,
         station.cpu_s,
         station.mode,
-        0 if told is None else told.wire_sent,
-        0 if told is None else told.wire_received,
+        0 if told is None else told.wire_sent - sent_before,
+        0 if told is None else told.wire_received - received_before,
         station.bytes_by_kind,
     )
 

@@ -13,8 +13,8 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from standby.clock import SYSTEM_CLOCK, Clock
@@ -40,13 +40,14 @@ may be out of reach for weeks."""
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Who is on the other end of a link, as its certificate says. `role` is the one it speaks in,
-    one of `roles`; `serial` is its certificate's, lower-case hex."""
+    one of `roles`; `serial` is its certificate's, lower-case hex, `not_after` when that ends."""
 
     name: str
     roles: tuple[str, ...]
     installation: str
     serial: str
     role: str = ""
+    not_after: datetime | None = field(default=None, compare=False)
 
 
 class IdentityFolder:
@@ -296,7 +297,13 @@ def identity_in(connection: ssl.SSLSocket, address: str) -> Peer:
     if found is None:
         raise CertificateRefused(address, "it names no standby:// identity")
     installation, name, roles = found
-    return Peer(name, roles, installation, f"{int(str(shown['serialNumber']), 16):x}")
+    return Peer(
+        name,
+        roles,
+        installation,
+        f"{int(str(shown['serialNumber']), 16):x}",
+        not_after=datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown["notAfter"])), UTC),
+    )
 
 
 def tls_context(*, is_server: bool) -> ssl.SSLContext:

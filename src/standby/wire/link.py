@@ -19,7 +19,7 @@ import numpy as np
 from standby.clock import SYSTEM_CLOCK
 from standby.errors import LinkError, LinkTimeout, ProtocolError, RefusedByPeer
 from standby.units import KiB
-from standby.wire import frames, messages, streams
+from standby.wire import frames, messages, streams, terse
 
 if TYPE_CHECKING:
     from standby.wire.identity import Peer
@@ -110,7 +110,15 @@ class Link:
     write how much may go, and may wait.
     """
 
-    def __init__(self, connection: socket.socket, peer: str, limits: Limits = UNLIMITED) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        peer: str,
+        limits: Limits = UNLIMITED,
+        *,
+        stream: streams.PlainStream | None = None,
+    ) -> None:
+        """`stream` is that of another link over this connection, which is not used meanwhile."""
         self.peer = peer
         self.limits = limits
         self.remote: Peer | None = None
@@ -118,12 +126,15 @@ class Link:
         self.shares_memory = False
         self.sent_bytes = 0
         self.received_bytes = 0
-        self._stream = streams.stream_of(connection)
+        self.wire_before = 0, 0
+        """What the connection had sent and received, as interfaces count it, before this link."""
+        self._stream = streams.stream_of(connection) if stream is None else stream
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
         self._failure: LinkError | None = None
         self._unreadable: ProtocolError | None = None
         self._decoder = messages.decoder()
+        self._terse: terse.Reader | None = None
         self._header = memoryview(bytearray(frames.HEADER.size))
         self._bodies = [memoryview(bytearray(FIRST_BUFFER))]
         self._turn = 0
@@ -135,6 +146,24 @@ class Link:
     def connection(self) -> socket.socket:
         """The socket underneath, for its addresses; not to be read or written."""
         return self._stream.connection
+
+    @property
+    def failure(self) -> LinkError | None:
+        """What ended the link, as far as somebody met it."""
+        return self._failure
+
+    @property
+    def stream(self) -> streams.PlainStream:
+        """The bytes underneath, for another link over the same connection."""
+        return self._stream
+
+    def has_incoming(self) -> bool:
+        """Whether there is something to be read, or the connection ended; does not wait."""
+        return self._stream.is_readable()
+
+    def be_terse(self) -> None:
+        """From here on frames are terse ones (`wire.terse`), in both directions."""
+        self._terse = terse.Reader()
 
     @property
     def is_local(self) -> bool:
@@ -165,11 +194,14 @@ class Link:
     def send(self, message: messages.Message, *payload: Buffer) -> None:
         """Send one frame whole; raises LinkError when the connection is gone, LinkTimeout when the
         peer takes nothing for too long. After either the link is of no more use."""
-        body = messages.encoded(message)
         views = [memoryview(part) for part in payload]
         parts = [view.cast("B") for view in views if view.nbytes]
         length = sum(len(part) for part in parts)
-        head = frames.packed_header(len(body), length) + body
+        if self._terse is not None:
+            head = terse.packed(message, length)
+        else:
+            body = messages.encoded(message)
+            head = frames.packed_header(len(body), length) + body
         with self._send_lock:
             self._guarded(self._send_all, self._stream.joined([memoryview(head), *parts]))
             self.sent_bytes += len(head) + length
@@ -226,11 +258,32 @@ class Link:
     def _receive(self) -> tuple[messages.Message, memoryview]:
         limits = self.limits
         progress = _Progress(limits, limits.idle_s)
+        if self._terse is not None:
+            return self._receive_terse(self._terse, progress)
         self._fill(self._header, progress, is_start=True)
         message_length, payload_length = frames.parsed_header(
             self._header, self.peer, limits.message_max, limits.payload_max
         )
-        needed = message_length + payload_length
+        view = self._filled(message_length + payload_length, progress)
+        self.received_bytes += frames.HEADER.size + len(view)
+        message = messages.decoded(view[:message_length], self._decoder, self.peer)
+        return message, view[message_length:]
+
+    def _receive_terse(
+        self, reader: terse.Reader, progress: _Progress
+    ) -> tuple[messages.Message, memoryview]:
+        header, length = self._header, terse.HEADER_MIN
+        self._fill(header[:length], progress, is_start=True)
+        while (found := reader.parsed(header[:length], self.peer, self.limits)) is None:
+            self._fill(header[length : length + 1], progress, is_start=False)
+            length += 1
+        view = self._filled(found.message_length + found.payload_length, progress)
+        self.received_bytes += length + len(view)
+        message = reader.decoded(found.kind, view[: found.message_length], self.peer)
+        return message, view[found.message_length :]
+
+    def _filled(self, needed: int, progress: _Progress) -> memoryview:
+        """The rest of a frame, in a buffer of ours."""
         body = self._bodies[self._turn]
         if needed > len(body):
             # numpy leaves the memory untouched: what was announced and never comes costs nothing.
@@ -238,9 +291,7 @@ class Link:
         self._turn = (self._turn + 1) % len(self._bodies)
         view = body[:needed]
         self._fill(view, progress, is_start=False)
-        self.received_bytes += frames.HEADER.size + needed
-        message = messages.decoded(view[:message_length], self._decoder, self.peer)
-        return message, view[message_length:]
+        return view
 
     def _fill(self, view: memoryview, progress: _Progress, *, is_start: bool) -> None:
         read, wait = self._stream.read, self._stream.wait

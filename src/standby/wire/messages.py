@@ -59,6 +59,33 @@ class Proof(Message, frozen=True, tag=True):
     proof: bytes
 
 
+# --- links that stand between tasks (wire.standing) -------------------------------------------
+
+
+class Stand(Message, frozen=True, tag=True):
+    """Instead of `Attach`: the link is to stand, for one task after the other. What follows, either
+    way, are terse frames (`wire.terse`)."""
+
+    nonce: bytes
+
+
+class Stands(Message, frozen=True, tag=True):
+    """The answer to `Stand`."""
+
+    nonce: bytes
+
+
+class Begin(Message, frozen=True, tag=True):
+    """A turn of a standing link: for the task of whose ticket that is the handle
+    (`wire.standing.Standing.handle`), answered by `Attached`."""
+
+    handle: bytes
+
+
+class Over(Message, frozen=True, tag=True):
+    """The last word of either side in a turn."""
+
+
 # --- enrolment (no client certificate yet) ---------------------------------------------------
 
 
@@ -156,6 +183,15 @@ class GetLeaves(Message, frozen=True, tag=True):
     pages: list[int]
 
 
+class GetNodes(Message, frozen=True, tag=True):
+    """Asks for the 64 children of these nodes of the digest tree as the target holds them. `level`
+    is theirs: 5 (4 TiB) down to 1 (256 KiB), whose children are leaves; at most 64 of level 2, and
+    of level 1 in at most 64 pages, 4096 of the others."""
+
+    level: int
+    numbers: list[int]
+
+
 class Batch(Message, frozen=True, tag=True):
     """Extents of a disk. Payload: `rows` x (offset, length, kind) int64, then leaves uint64 of all
     data pieces (absent when `digest` is set), then the data of all data rows unless it lies in
@@ -240,6 +276,13 @@ class Leaves(Message, frozen=True, tag=True):
     count: int
 
 
+class Nodes(Message, frozen=True, tag=True):
+    """Payload: for each of `count` nodes, in the order asked for, 8 bytes with a bit set for each
+    child that is not zero (little-endian); behind them these children, 16 bytes each, leaves 8."""
+
+    count: int
+
+
 class SlotFree(Message, frozen=True, tag=True):
     """The shared-memory slot may be filled again."""
 
@@ -314,6 +357,10 @@ _ANY = (
     | Proof
     | GetAuthority
     | AuthorityCertificate
+    | Stand
+    | Stands
+    | Begin
+    | Over
     | Enrol
     | Enrolled
     | Call
@@ -326,6 +373,8 @@ _ANY = (
     | MemoryTaken
     | GetIndex
     | GetLeaves
+    | GetNodes
+    | Nodes
     | Batch
     | Mark
     | Finish

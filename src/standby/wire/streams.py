@@ -105,6 +105,17 @@ class PlainStream:
         """Return when the call that said `want` may be made again, or the time is over."""
         self._waiters[is_writer].wait(want, timeout_s)
 
+    def is_readable(self) -> bool:
+        """Whether bytes have come that nobody read yet, or the stream ended."""
+        try:
+            # Not SSLSocket.recv, which takes no flags: these are the bytes underneath.
+            socket.socket.recv(self.connection, 1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
     def shutdown(self) -> None:
         """End both directions and wake whoever waits."""
         with contextlib.suppress(OSError):
@@ -146,6 +157,11 @@ class TlsStream(PlainStream):
                 if not done:
                     raise
         return done
+
+    def is_readable(self) -> bool:
+        """As PlainStream.is_readable; what OpenSSL has taken in already counts."""
+        with self._lock:
+            return self._tls.pending() > 0 or super().is_readable()
 
     def write(self, parts: list[memoryview]) -> int:
         """As PlainStream.write. After WANT_WRITE the same bytes must come again: OpenSSL holds

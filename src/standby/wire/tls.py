@@ -12,7 +12,7 @@ import contextlib
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from standby import __version__
 from standby.errors import (
@@ -83,7 +83,7 @@ def connect(
                 who, f"its roles are {', '.join(peer.roles)}; {expected_role!r} is not among them"
             )
         link = Link(tls, expected_name, hello_limits(until))
-        link.remote = Peer(peer.name, peer.roles, peer.installation, peer.serial, expected_role)
+        link.remote = replace(peer, role=expected_role)
     except BaseException:
         connection.close()
         raise
@@ -218,8 +218,7 @@ class Listener:
                 link.peer,
                 f"role {hello.role!r} has no business here: {', '.join(self._roles)} have",
             )
-        peer = Peer(shown.name, shown.roles, shown.installation, shown.serial, hello.role)
-        link.remote = peer
+        link.remote = peer = replace(shown, role=hello.role)
         self._identity.watch(link)
         if not visit.admit():
             raise PeerBusy(link.peer, "as many links as there may be are open; try again later")
