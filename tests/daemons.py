@@ -80,11 +80,15 @@ class Runner:
         self.host_error: HostError | None = None
         self.ages: dict[str, float] = {}
         self.replicas: Any = SimpleNamespace(newest_age_s=lambda job, item: self.ages.get(item))
+        self.left_out: set[str] = set()
         self.gate: threading.Event | None = None
         self.begun = threading.Semaphore(0)
         self.stopped_machines: set[str] = set()
         self.stopped_sessions: set[str] = set()
         self.leading: list[object] = []
+
+    def is_left_out(self, job: object, machine_id: str) -> bool:
+        return machine_id in self.left_out
 
     def machines(self, job: object) -> list[Machine]:
         if self.host_error is not None:

@@ -27,7 +27,7 @@ from standby.model.machine import Machine, PowerState
 from standby.model.replica import Action, ReplicaIdentity, legal_actions, legal_commands
 from standby.ports import Host
 from standby.road.points import TargetState, match_disks
-from standby.server.check_targets import Target
+from standby.server.check_targets import Target, write_hint
 from standby.server.config import HostConfig
 from standby.server.config_check import Finding, Level, excludes_disk, is_allowed
 from standby.server.crew import RepositoryView, replica_name
@@ -117,7 +117,7 @@ def _replica(
     path, exists = target.find(identity, machine.name + job.suffix)
     name, shown = replica_name(path), target.shown(path)
     if problem := target.write_problem(path):
-        hint = f"give it write access to {shown}"
+        hint = write_hint(target, problem, path)
         return [Finding(Level.ERROR, where, f"{shown} {problem}", hint, shown)]
     state = target.state(path) if exists else None
     if state is not None and Action.SESSION not in legal_actions(state.state):

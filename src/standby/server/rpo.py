@@ -96,7 +96,7 @@ class RpoWatch:
         for item in known:
             if item.points:
                 due.append(self._taken_at(job, item, now) + rpo)
-                if due[-1] <= now:
+                if due[-1] <= now and not self._runner.is_left_out(job, item.identity.machine_id):
                     name = item.name.removesuffix(job.suffix) if job.suffix else item.name
                     age_s = (now - due[-1] + rpo).total_seconds()
                     text = f"the newest restore point of {name} is {age_s:.0f} s old"
