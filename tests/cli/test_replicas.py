@@ -435,8 +435,10 @@ def test_verify_names_a_point_whose_record_is_destroyed(run, replicated, which: 
     path = folder / "points" / f"{points[which]}.json"
     before = path.read_bytes()
     path.write_bytes(b"")
+    path.with_suffix(".copy").unlink()
     site = ("--config", replicated.config)
     found = run("replica", "verify", "vm1_replica", *site, expect=13)
+    assert "no copy of it is there" in found.out
     other = points[1 - which]
     lines = [line for line in found.out.splitlines() if not line.startswith("  ")]
     assert f"{points[which]}: DAMAGED" in lines
@@ -457,6 +459,24 @@ def test_verify_names_a_point_whose_record_is_destroyed(run, replicated, which: 
         assert f"{other}: ok" in lines
     path.write_bytes(before)
     assert run("replica", "verify", "vm1_replica", *site).err == ""
+    assert run("replica", "list", *site).err == ""
+
+
+def test_a_damaged_commit_record_is_written_again_from_its_copy(run, replicated) -> None:
+    folder = replicated.folder / "target" / "vm1_replica"
+    newest = points_of(replicated.folder / "target")[-1]
+    path = folder / "points" / f"{newest}.json"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"offline", b"offlime"))
+    site = ("--config", replicated.config)
+    refused = run("job", "start", "job", *site, expect=None)
+    assert refused.code not in (0, 3)
+    found = run("replica", "verify", "vm1_replica", *site, expect=13)
+    assert f"{newest}: DAMAGED\n  its commit record: checksum" in found.out
+    assert "try `standby replica verify vm1_replica --repair" in found.err
+    healed = run("replica", "verify", "vm1_replica", "--repair", *site)
+    assert f"{newest}: its commit record was written again from its copy; every disk" in healed.out
+    assert path.read_bytes() == before
     assert run("replica", "list", *site).err == ""
 
 
@@ -512,7 +532,9 @@ def test_a_lost_point_record_does_not_take_the_newer_points_with_it(run, replica
     run("job", "start", "job", *site)
     points = points_of(replicated.folder / "target")
     assert len(points) == 3
-    (replicated.folder / "target" / "vm1_replica" / "points" / f"{points[1]}.json").unlink()
+    record = replicated.folder / "target" / "vm1_replica" / "points" / f"{points[1]}.json"
+    record.unlink()
+    record.with_suffix(".copy").unlink()
     ended = run("replica", "verify", "vm1", *site)
     assert ended.out.count(": ok") == 2
     refused = run("job", "start", "job", *site, expect=None)

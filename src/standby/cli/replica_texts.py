@@ -69,9 +69,9 @@ def way_out(
     that cannot be read, or are not the ones that were committed, are beyond it."""
     name = asked if asked.endswith(f":{found.name}") else found.name
     can_be_tried = not has_tried and any(
-        not disk.problem and (disk.damaged or not disk.digests_ok)
+        item.has_copy
+        or any(not disk.problem and (disk.damaged or not disk.digests_ok) for disk in item.disks)
         for item in verdicts
-        for disk in item.disks
     )
     if can_be_tried and found.state == "failover":
         return f"`standby replica verify {name} --repair` can be tried after an undo"
@@ -112,8 +112,15 @@ def show_repair(done: RepairReport) -> None:
     healed = f"repaired {size(done.healed_bytes)}" if done.healed_bytes else "not repaired"
     for disk_id, mended in done.digests.items():
         click.echo(f"digests of {disk_id} computed again from the disk: {', '.join(mended)}")
+    if done.is_record_restored:
+        click.echo(
+            f"{done.point_id}: its commit record was written again from its copy; every disk of it "
+            "was read and is what that says"
+        )
     if done.healed_bytes or not done.is_complete:
         click.echo(f"{done.point_id}: {healed}")
+    if done.record_problem:
+        click.echo(f"  its commit record: {done.record_problem}")
     for disk_id, extents in done.missing.items():
         total = sum(extent.length for extent in extents)
         click.echo(f"  {disk_id}: {size(total)} are nowhere to be had")

@@ -32,7 +32,7 @@ from standby.server.config import HostConfig
 from standby.server.config_check import Finding, Level, excludes_disk, is_allowed
 from standby.server.crew import RepositoryView, replica_name
 from standby.server.facts import points_lost, repository_key
-from standby.server.plan import first_full_refused, mapping_moves
+from standby.server.plan import first_full_short, mapping_moves
 from standby.server.remote_host import RemoteHost
 
 
@@ -169,8 +169,8 @@ def _first_point(
     free = target.free_bytes(path)
     if needed <= free:
         return []
-    problem = first_full_refused(needed, free)
-    return [Finding(Level.ERROR, where, problem, "make room", target.shown())]
+    problem = first_full_short(needed, free)
+    return [Finding(Level.WARNING, where, problem, "make room", target.shown())]
 
 
 def _mapped(job: ReplicationJob, machine: Machine, target: Target) -> list[Finding]:

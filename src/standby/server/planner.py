@@ -41,7 +41,7 @@ from standby.server.plan import (
     JobPlan,
     MachinePlan,
     Mode,
-    first_full_refused,
+    first_full_short,
     mapping_moves,
 )
 from standby.server.retention import held_text
@@ -152,7 +152,8 @@ class Planner:
             f"disk {disk.place}: full: {disk.reason}" for disk in disks if disk.is_unforeseen
         )
         first = sum(disk.space.value for disk in disks if disk.mode is Mode.FULL)
-        warnings = () if first <= self._free else (first_full_refused(first, self._free),)
+        short = first_full_short(first, self._free, is_counted=scan)
+        warnings = () if first <= self._free else (short,)
         if mapped := [disk.place for disk in disks if disk.mapped_from]:
             moves = mapping_moves(self._job.map[machine.name], mapped)
             warnings = (*warnings, moves)
