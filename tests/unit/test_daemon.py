@@ -353,7 +353,7 @@ def test_a_replica_that_is_owed_no_point_is_no_rpo_alarm(made: Callable[..., Sit
         ReplicaIdentity("test", "prod", "id-gone", "nightly"), "gone_replica", "x", "ready",
         "20260701T080000Z-aaaa", 1,
     )  # fmt: skip
-    site.runner.left_out.add("id-gone")
+    site.runner.excluded.add("id-gone")
     site.step()
     site.step(hours=3)
     assert site.runner.store.alarms() == []

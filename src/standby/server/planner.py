@@ -7,7 +7,7 @@ are taken and released again, which leaves the empty `.standby.lock` in a VM's f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -33,7 +33,7 @@ from standby.ports import Host
 from standby.road.points import TargetState, match_disks
 from standby.server import facts
 from standby.server.crew import Crew, DiskTask, RepositoryView, replica_name
-from standby.server.overdue import Age, names_of, overdue
+from standby.server.overdue import names_of, overdue
 from standby.server.plan import (
     Basis,
     DiskPlan,
@@ -307,10 +307,14 @@ class Planner:
 
 
 def with_overdue(
-    job: ReplicationJob, plans: Iterable[MachinePlan], store: Store, age: Age
+    job: ReplicationJob,
+    plans: Iterable[MachinePlan],
+    store: Store,
+    ages: Mapping[str, float | None],
 ) -> tuple[MachinePlan, ...]:
-    """The plans, each with the alarm that the VM's replica is older than the job's rpo allows. VMs
-    that say that they have one id have one replica, which is told once, by its own VM's name."""
+    """The plans, each with the alarm that the VM's replica is older than the job's rpo allows, by
+    the replicas' ages and the VMs' ids. VMs that say that they have one id have one replica, which
+    is told once, by its own VM's name."""
     made = list(plans)
     sharing: dict[str, list[int]] = {}
     for place, item in enumerate(made):
@@ -318,7 +322,7 @@ def with_overdue(
             sharing.setdefault(item.machine_id, []).append(place)
     known = names_of(job, store) if job.rpo_s else {}
     for machine_id, places in sharing.items() if job.rpo_s else ():
-        age_s = age(job, machine_id)
+        age_s = ages.get(machine_id)
         if age_s is None:  # before the first point only the session says so
             continue
         name, place = made[places[0]].machine, places[0]

@@ -8,7 +8,7 @@ print(report.outcome, [machine.point for machine in report.machines])
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,16 +138,21 @@ class BackupServer:
         """The VMs the job takes now."""
         return list(taken_by(job, inventory_of(self.host(job.source))).machines)
 
-    def is_left_out(self, job: ReplicationJob, machine_id: str) -> bool:
-        """Whether the job owes the replica of the VM of that id no new point: it takes the VM no
-        more, or VM and replica are gone. False where nobody can say."""
+    def left_out(self, job: ReplicationJob, machine_ids: Collection[str]) -> set[str]:
+        """Those of the ids of VMs to whose replicas the job owes no new point: it takes the VM no
+        more, or VM and replica are gone. None where nobody can say."""
         try:
             inventory = inventory_of(impatient(self.host(job.source), 0))
         except StandbyError:
-            return False
-        seen = self.replicas.all()
-        are_all_seen = not self.replicas.unreadable()
-        return is_left_out(job, machine_id, inventory, seen, are_all_seen=are_all_seen)
+            return set()
+        is_whole = {item.id for item in inventory.machines}.issuperset(machine_ids)
+        seen = [] if is_whole else self.replicas.all()
+        are_all_seen = is_whole or not self.replicas.unreadable()
+        return {
+            machine_id
+            for machine_id in machine_ids
+            if is_left_out(job, machine_id, inventory, seen, are_all_seen=are_all_seen)
+        }
 
     def check(self, *, asks_movers: bool = True) -> list[Finding]:
         """Everything wrong with the configuration, its paths, what is there in them, the movers
@@ -215,6 +220,15 @@ class BackupServer:
 
     # --- plans -------------------------------------------------------------------------------
 
+    def _ages(self, job: ReplicationJob) -> dict[str, float | None]:
+        """How old the newest point of each of the job's replicas is, by its VM's id; nothing is
+        asked for a job without an rpo."""
+        return {
+            item.identity.machine_id: item.newest_age_s
+            for item in (self.replicas.all() if job.rpo_s else ())
+            if (item.identity.source_host, item.identity.job) == (job.source, job.name)
+        }
+
     def _write_problem(self, job: ReplicationJob, path: str) -> str:
         """Why the replica's folder at the job's target cannot be written, '' where it can."""
         target = target_of(self.config, job, impatient(self.host(job.target), 0))
@@ -256,6 +270,6 @@ class BackupServer:
         plans = (*made.machines, *claimed, *unusable)
         return replace(
             made,
-            machines=with_overdue(wanted, plans, self.store, self.replicas.newest_age_s),
+            machines=with_overdue(wanted, plans, self.store, self._ages(wanted)),
             warnings=(*made.warnings, *hidden_from(wanted, inventory).values()),
         )
