@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 from concurrent.futures import wait
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ from simulation.sessions import (
     planned,
 )
 from standby.disk import open_disk, vhdx
+from standby.repository.database import FILE_NAME
 from standby.road import target_host
 from standby.server import preparing
 from standby.units import MiB
@@ -199,3 +202,34 @@ def test_a_vm_in_two_jobs_to_one_target_gets_no_second_replica(site):
             assert (report.outcome, report.machines[0].outcome) == ("failed", "failed")
             assert "is in jobs job and other" in report.machines[0].error
     assert sorted((site.folder / "target").iterdir()) == before
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("what", ["pages", "all of it"])
+def test_a_damaged_repository_is_told_and_the_plan_is_what_the_session_does(site, what, scan):
+    site.run()
+    site.change()
+    file = site.folder / "repository" / FILE_NAME
+    if what == "pages":
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.execute("UPDATE leaves SET data = zeroblob(length(data))")
+            database.commit()
+    else:
+        file.write_bytes(b"no database at all" * 1000)
+    site.plan()
+    before = tree(site)
+    plan = site.plan(scan=scan)
+    assert tree(site) == before
+    (machine,) = plan.machines
+    assert machine.action == "replicate"
+    if scan or what != "pages":  # who reads no page does not meet the damage
+        (alarm,) = machine.alarms
+        assert "damaged" in alarm
+        assert "a session drops what is damaged there" in alarm
+        assert "compared with the target's" in machine.disks[0].reason
+    report = site.run()
+    (text,) = report.machines[0].alarms
+    assert "damaged" in text
+    if scan:
+        for place, disk in disks_of(report).items():
+            assert planned(plan)[place].send.value == disk.changed - disk.zeroed
