@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -80,11 +80,15 @@ class Runner:
         self.host_error: HostError | None = None
         self.ages: dict[str, float] = {}
         self.replicas: Any = SimpleNamespace(newest_age_s=lambda job, item: self.ages.get(item))
+        self.excluded: set[str] = set()
         self.gate: threading.Event | None = None
         self.begun = threading.Semaphore(0)
         self.stopped_machines: set[str] = set()
         self.stopped_sessions: set[str] = set()
         self.leading: list[object] = []
+
+    def left_out(self, job: object, machine_ids: Collection[str]) -> set[str]:
+        return self.excluded.intersection(machine_ids)
 
     def machines(self, job: object) -> list[Machine]:
         if self.host_error is not None:

@@ -22,7 +22,7 @@ from standby.errors import StandbyError
 from standby.files import File, make_folder_durably
 from standby.model.machine import Machine, MachineDisk
 from standby.model.point import PointDisk, RestorePoint
-from standby.model.replica import ReplicaDisk, ReplicaIdentity
+from standby.model.replica import Action, ReplicaDisk, ReplicaIdentity
 from standby.road import failing_over, ready
 from standby.road.adopting import adopt_disk, make_found_point
 from standby.road.committing import commit, recover
@@ -31,6 +31,8 @@ from standby.road.naming import new_point_id
 from standby.road.partial import SealedDisk
 from standby.road.points import disk_of
 from standby.road.replica import ReplicaFolder
+from standby.road.restoring import restored
+from standby.road.verifying import PointVerdict
 from standby.units import MiB
 
 IDENTITY = ReplicaIdentity(
@@ -339,6 +341,10 @@ def main(verb: str, path: str, *arguments: str) -> str:
             with WriterLease.acquire(folder, "child") as lease:
                 point_id = "20260401T000000Z-00aa"
                 return str(adopt_disk(folder, lease, "disk0", Path(arguments[0]), point_id))
+        if verb == "restore":
+            with WriterLease.acquire(folder, "child", action=Action.REPAIR) as lease:
+                done = restored(folder, lease, PointVerdict(arguments[0]), [])
+                return str(done.is_record_restored)
         if verb == "failover":
             point = arguments[0] if arguments else None
             return failing_over.failover(folder, point=point).point.id

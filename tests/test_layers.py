@@ -73,7 +73,7 @@ STANDARD_DOORS: dict[str, frozenset[str]] = {
     "time": frozenset({"clock.py"}),
     "random": frozenset({"clock.py", "testing"}),
     "secrets": frozenset({"clock.py"}),
-    "sqlite3": frozenset({"repository", "cli/demo_disks.py"}),
+    "sqlite3": frozenset({"repository", "cli/demo_disks.py", "server/store/opening.py"}),
     "fcntl": frozenset({"files"}),
     "msvcrt": frozenset({"files"}),
     "pickle": frozenset(),

@@ -226,3 +226,24 @@ def test_merging_a_replicas_point_is_refused(disk, target: Path) -> None:
     ended = disk("merge", point, "--yes", expect=10)
     assert "belongs to the replica" in ended.err
     assert point.exists()
+
+
+@pytest.mark.parametrize(("first", "second"), [(1000, 1000), (5000, 5001), (MiB + 1, MiB + 513)])
+def test_raw_images_that_are_no_whole_sectors_are_compared(
+    disk, tmp_path: Path, first: int, second: int
+) -> None:
+    a, b = tmp_path / "a.img", tmp_path / "b.img"
+    a.write_bytes(b"a" * first)
+    b.write_bytes(b"a" * first + bytes(second - first))
+    if first == second:
+        assert disk("compare", a, b).out == "equal\n"
+    else:
+        found = disk("compare", a, b, expect=3).out
+        assert f"sizes differ: {first} and {second} bytes; {b} is longer by " in found
+        assert "no byte differs but the sizes do" in found
+    b.write_bytes(b"a" * (second - 1) + b"b")
+    told = disk("compare", a, b, "--json", expect=3).json
+    assert (told["equal"], told["sizes"]) == (False, [first, second])
+    last = told["extents"][-1]
+    assert last["offset"] + last["length"] == second
+    assert told["bytes"] == sum(item["length"] for item in told["extents"])

@@ -39,8 +39,6 @@ def test_a_full_disk_says_where_how_much_and_what_next() -> None:
         "Make room on that file system, then repeat: a job's session goes on from what was received"
     )
     assert "no space left: 0 B free. Make" in str(errors.DiskFull("/dr", 0, 0))
-    bound = str(errors.DiskFull("/dr", 4 << 20, 1 << 20, is_bound=True))
-    assert "no space left: up to 4.0 MiB needed, 1.0 MiB free" in bound
     quota = str(errors.DiskFull("/dr", 4096, 1 << 30))
     assert "1.0 GiB free but not for this user (a quota, or what is kept for root)" in quota
 

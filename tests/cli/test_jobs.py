@@ -183,3 +183,26 @@ def test_a_session_that_another_process_is_at_runs(run, site) -> None:
             assert run("job", "report", *given).out.splitlines()[0].endswith(": running")
         finally:
             lock.release()
+
+
+def test_a_vm_that_the_job_does_not_take_is_refused_before_there_is_a_session(job, site) -> None:
+    site.add_machine("web01", (MiB,))
+    for more in ((), ("--queue",)):
+        refused = job("start", "job", "--machine", "wbe01", *more, expect=10)
+        assert "no VM in job job named 'wbe01'; known: vm1, web01" in refused.err
+        assert "Did you mean web01?" in refused.err
+    assert job("sessions", "--json").json == {"sessions": []}
+
+
+def test_a_report_before_the_first_session_says_how_to_have_one(job) -> None:
+    for arguments in ((), ("job",)):
+        told = job("report", *arguments, expect=10)
+        assert "no session of" in told.err
+        assert "`standby job start job" in told.err
+    assert "no session named 'nope'" in job("report", "nope", expect=10).err
+
+
+def test_a_jobs_name_means_its_newest_session(job, site) -> None:
+    site.run()
+    newest = site.run().id
+    assert job("report", "job").out.startswith(f"Session {newest} of job job: done\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from standby.disk import open_disk
+from standby.disk import open_disk, vhdx
 from standby.host.folder import FolderHost, processes
 from standby.host.folder.power import PowerRecord, write_record
 from standby.model.machine import PowerState
@@ -106,6 +106,25 @@ def test_show_names_what_is_possible_as_commands_that_exist(run, replica, target
     refused = replica("failover", "vm1_replica", "--yes", expect=13)
     undo = f"`standby replica undo-failover vm1_replica --target {target}`"
     assert f"possible now: {undo}, " in refused.err
+
+
+def test_an_undo_is_not_said_to_be_possible_while_the_vm_runs(
+    replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica("failover", "vm1", "--yes")
+    monkeypatch.setattr("standby.road.surveying.power_of", lambda folder: PowerState.RUNNING)
+    actions = replica("show", "vm1", "--json").json["actions"]
+    assert not [text for text in actions if "undo-failover" in text]
+    assert "standby replica power off vm1_replica" in actions
+    refused = replica("failover", "vm1", "--yes", expect=13).err
+    assert "An undo wants its VM off: `standby replica power off vm1_replica" in refused
+
+
+def test_an_empty_point_is_refused(replica) -> None:
+    for verb in ("failover", "verify"):
+        refused = replica(verb, "vm1", "--point", "", expect=2)
+        assert "--point" in refused.err
+        assert "is empty" in refused.err
 
 
 def test_damage_during_a_failover_is_told_and_the_failover_can_be_undone(
@@ -435,8 +454,10 @@ def test_verify_names_a_point_whose_record_is_destroyed(run, replicated, which: 
     path = folder / "points" / f"{points[which]}.json"
     before = path.read_bytes()
     path.write_bytes(b"")
+    path.with_suffix(".copy").unlink()
     site = ("--config", replicated.config)
     found = run("replica", "verify", "vm1_replica", *site, expect=13)
+    assert "no copy of it is there" in found.out
     other = points[1 - which]
     lines = [line for line in found.out.splitlines() if not line.startswith("  ")]
     assert f"{points[which]}: DAMAGED" in lines
@@ -457,6 +478,24 @@ def test_verify_names_a_point_whose_record_is_destroyed(run, replicated, which: 
         assert f"{other}: ok" in lines
     path.write_bytes(before)
     assert run("replica", "verify", "vm1_replica", *site).err == ""
+    assert run("replica", "list", *site).err == ""
+
+
+def test_a_damaged_commit_record_is_written_again_from_its_copy(run, replicated) -> None:
+    folder = replicated.folder / "target" / "vm1_replica"
+    newest = points_of(replicated.folder / "target")[-1]
+    path = folder / "points" / f"{newest}.json"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"offline", b"offlime"))
+    site = ("--config", replicated.config)
+    refused = run("job", "start", "job", *site, expect=None)
+    assert refused.code not in (0, 3)
+    found = run("replica", "verify", "vm1_replica", *site, expect=13)
+    assert f"{newest}: DAMAGED\n  its commit record: checksum" in found.out
+    assert "try `standby replica verify vm1_replica --repair" in found.err
+    healed = run("replica", "verify", "vm1_replica", "--repair", *site)
+    assert f"{newest}: its commit record was written again from its copy; every disk" in healed.out
+    assert path.read_bytes() == before
     assert run("replica", "list", *site).err == ""
 
 
@@ -512,7 +551,9 @@ def test_a_lost_point_record_does_not_take_the_newer_points_with_it(run, replica
     run("job", "start", "job", *site)
     points = points_of(replicated.folder / "target")
     assert len(points) == 3
-    (replicated.folder / "target" / "vm1_replica" / "points" / f"{points[1]}.json").unlink()
+    record = replicated.folder / "target" / "vm1_replica" / "points" / f"{points[1]}.json"
+    record.unlink()
+    record.with_suffix(".copy").unlink()
     ended = run("replica", "verify", "vm1", *site)
     assert ended.out.count(": ok") == 2
     refused = run("job", "start", "job", *site, expect=None)
@@ -682,3 +723,19 @@ def test_what_a_first_session_left_that_failed_is_no_replica_to_fail_over_to(
     folder.create(ReplicaIdentity("test", "prod", "id", "job"), "vm1_replica")
     lines = run("replica", "list", "--target", tmp_path).out
     assert "no restore point yet: no session has ended well" in " ".join(lines.split())
+
+
+def test_what_a_killed_repair_left_is_ended_by_another_one(run, replicated) -> None:
+    """It made a file longer and did not get to record that."""
+    points = points_of(replicated.folder / "target")
+    layer = replicated.folder / "target" / "vm1_replica" / "disk0" / f"{points[-1]}.vhdx"
+    with vhdx.open_vhdx(layer, writable=True, keep_data_write_guid=True) as disk:
+        disk.zero(7 * MiB, 4096)
+        disk.write(7 * MiB, bytes(4096))
+    site = ("--config", replicated.config)
+    found = run("replica", "verify", "vm1", *site, expect=13)
+    assert "bytes where" in found.out
+    assert "try `standby replica verify vm1" in found.err
+    assert "--repair" in found.err
+    assert run("replica", "verify", "vm1", "--repair", *site).err == ""
+    assert run("replica", "verify", "vm1", *site).out.count(": ok") == 2

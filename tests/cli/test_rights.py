@@ -257,3 +257,39 @@ def test_a_vm_whose_folder_may_not_be_written_cannot_be_locked(run, site: Site) 
         assert "Permission denied" in run("job", "plan", "job", *site_, expect=3).out
     assert finding["where"] == "VM vm1 of host source"
     assert finding["problem"] == f"{lock} cannot be written by this user"
+
+
+def test_a_replica_that_may_not_be_written_is_no_plan_of_a_session(run, replicated: Site) -> None:
+    site = ("--config", replicated.config)
+    home = replicated.folder / "target" / "vm1_replica"
+    lock = home / ".lock"
+    for path, mode in ((home, 0o555), (home / "disk0", 0o555), (lock, 0o444)):
+        with without_rights(path, mode=mode):
+            (finding,) = run("check", *site, "--json", expect=10).json["findings"]
+            (machine,) = run("job", "plan", "job", *site, "--json", expect=3).json["machines"]
+        assert str(home) in finding["problem"]
+        assert "cannot be written by this user" in finding["problem"]
+        assert "write access to" in finding["hint"]
+        assert machine["action"] == "conflict"
+        for text in (finding["problem"], finding["hint"]):
+            assert text in machine["reason"]
+    with without_rights(lock, mode=0o444):
+        told = run("job", "start", "job", *site, expect=16).err
+    assert f"{lock}: open lock failed: Permission denied. This user may not write it" in told
+    assert "give it write access" in told
+    run("job", "start", "job", *site)
+
+
+def test_a_target_on_a_read_only_file_system_is_named_as_such(
+    run, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("standby.server.config_check._is_on_read_only", lambda path: True)
+    at = ("--config", site.config)
+    with without_rights(site.folder / "target", mode=0o555):
+        (finding,) = run("check", *at, "--json", expect=10).json["findings"]
+        (machine,) = run("job", "plan", "job", *at, "--json", expect=3).json["machines"]
+    assert finding["problem"] == (
+        f"{site.folder}/target cannot be written: its file system is mounted read-only"
+    )
+    assert "mount it writable" in finding["hint"]
+    assert "mounted read-only; mount its file system writable" in machine["reason"]

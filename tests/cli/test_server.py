@@ -23,6 +23,7 @@ from cli.processes import children, started, state_of, wait_until
 from simulation.site import Site
 from standby.model.session import Reason, SessionState, TaskState
 from standby.server.store import Store
+from standby.units import MiB
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc")
 
@@ -207,6 +208,7 @@ def test_requests_are_left_for_the_server(tmp_path: Path, run: Run) -> None:
 
 def test_a_session_is_queued_for_the_server(tmp_path: Path, run: Run) -> None:
     site = Site(tmp_path / "site")
+    site.add_machine("vm1", (MiB,))  # a name that the job does not take is refused
     arguments = ("job", "start", "job", "--queue", "--machine", "vm1", "--accept-loss")
     found = run(*arguments, "--config", site.config, "--json").json
     queued_run, _ = session(site)

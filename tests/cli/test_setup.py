@@ -266,13 +266,13 @@ def test_plan_names_the_seed_that_is_missing_at_a_movers_target(tmp_path: Path) 
     assert "neither disk0.vhdx nor disk0/seed.vhdx is here" in planned.reason
 
 
-def test_check_says_that_the_first_full_does_not_fit(run, site, monkeypatch) -> None:
+def test_check_says_that_the_first_full_may_not_fit(run, site, monkeypatch) -> None:
     monkeypatch.setattr("standby.server.check_targets.free_bytes", lambda folder: MiB)
     monkeypatch.setattr("standby.road.target_host.free_bytes", lambda folder: MiB)
-    (finding,) = findings(run, site, expect=10)
+    (finding,) = findings(run, site, expect=3)  # what is stored may be zeros: not sure to fail
     planned = run("job", "plan", "job", "--config", site.config, "--json", expect=None)
     assert finding["problem"] in planned.json["machines"][0]["warnings"]
-    assert "1.0 MiB are free" in finding["problem"]
+    assert "1.0 MiB are free: the session would read its disks first" in finding["problem"]
     site.config.write_text(site.config.read_text() + "[jobs.job.seed]\nvm1 = true\n")
     assert "free" not in findings(run, site, expect=10)[0]["problem"]
     monkeypatch.undo()

@@ -11,6 +11,7 @@ import pytest
 
 from standby.disk.serve import NbdServer, protocol
 from standby.errors import ConfigurationError, DiskBusy, DiskIO
+from standby.files import ByteLock
 from standby.testing.disks import MemoryDisk, content, random_bytes
 from standby.testing.nbd_client import NbdClient, NbdError
 from standby.units import KiB, MiB
@@ -160,3 +161,28 @@ def test_serves_a_listening_socket_it_is_given() -> None:
         client.go("disk")
         assert client.read(0, 512) == bytes(512)
         client.disconnect()
+
+
+def test_leaves_no_lock_file_and_takes_no_lock_on_one_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "vm"
+    path = folder / "nbd.sock"
+    with NbdServer({"": MemoryDisk(MiB)}, path):
+        assert len(list(folder.iterdir())) == 2
+    assert list(folder.iterdir()) == []
+    acquire = ByteLock.acquire
+    looks: list[bool] = []
+
+    def acquire_as_another_ends(lock: ByteLock) -> bool:
+        taken = acquire(lock)
+        if not looks:  # whoever had it removes the file between our opening and our locking it
+            lock.path.unlink()
+        looks.append(taken)
+        return taken
+
+    monkeypatch.setattr(ByteLock, "acquire", acquire_as_another_ends)
+    with NbdServer({"": MemoryDisk(MiB)}, path):
+        assert looks == [True, True]
+        with pytest.raises(DiskBusy, match="another NBD server"):
+            NbdServer({"": MemoryDisk(MiB)}, path)

@@ -199,26 +199,33 @@ class Nursery:
         }
         out, first = os.pipe()
         err, second = os.pipe()
-        try:
-            channel, pid = self._started(request, first, second)
-        finally:
-            os.close(first)
-            os.close(second)
-        said, told = os.fdopen(out), os.fdopen(err)
-        if not pid:
-            with said, told:
+        with contextlib.ExitStack() as on_failure:
+            said = on_failure.enter_context(os.fdopen(out))
+            told = on_failure.enter_context(os.fdopen(err))
+            try:
+                channel, pid = self._started(request, first, second)
+            finally:
+                os.close(first)
+                os.close(second)
+            if not pid:
                 raise OSError(f"the nursery started nothing: {told.read()}")
+            on_failure.pop_all()
         return Piped(channel, pid, said, told)
 
     def _started(self, request: dict[str, Any], out: int, err: int) -> tuple[socket.socket, int]:
-        """The keeper's end of a new process, and its id (0: there is none)."""
+        """The keeper's end of a new process, and its id (0: there is none, and the end is
+        closed)."""
         self._wait()
-        channel = socket.socket(socket.AF_UNIX)
-        channel.connect(self._address)
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [out, err]))
-        channel.sendmsg([json.dumps(request).encode()], [rights])
-        channel.shutdown(socket.SHUT_WR)
-        return channel, int.from_bytes(channel.recv(4), "little")
+        with contextlib.ExitStack() as on_failure:
+            channel = on_failure.enter_context(socket.socket(socket.AF_UNIX))
+            channel.connect(self._address)
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [out, err]))
+            channel.sendmsg([json.dumps(request).encode()], [rights])
+            channel.shutdown(socket.SHUT_WR)
+            pid = int.from_bytes(channel.recv(4), "little")
+            if pid:
+                on_failure.pop_all()
+            return channel, pid
 
     def close(self) -> None:
         """Kill it, and with it all of its processes."""

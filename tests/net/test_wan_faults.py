@@ -185,7 +185,7 @@ def test_two_sources_at_once_fill_one_cache(make: Make) -> None:
     assert [(wan["name"], wan["left"]) for wan in wans] == [("main", ""), ("other", "")]
     # One cache: what both brought is not there twice. Just how often each piece is new to it is
     # tests/unit/test_wan_cache's; a cache that is too slow on a busy machine leaves some out.
-    assert 0 < sum(wan["cached"] for wan in wans) < 2 * DATA // 4096
+    assert 0 < sum(wan["cached"] for wan in wans) <= DATA // 4096
     for name in ("vm1", "vm2"):
         assert sites.check_points(f"{name}_replica") == 1
     sites.check_nothing_leaked()

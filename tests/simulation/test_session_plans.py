@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
+from concurrent.futures import wait
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +17,9 @@ from simulation.sessions import (
     planned,
 )
 from standby.disk import open_disk, vhdx
+from standby.repository.database import FILE_NAME
 from standby.road import target_host
+from standby.server import preparing
 from standby.units import MiB
 
 
@@ -92,8 +98,12 @@ def test_a_plan_says_when_the_target_has_too_little_space(site, monkeypatch):
         assert plan.free_bytes == 12 * MiB
         (warning,) = plan.warnings
         assert warning.startswith("up to 13.0 MiB are needed at the target, 12.0 MiB are free")
-        assert "the session would refuse" in plan.machines[0].warnings[0]
-        assert "no space left" in site.run().machines[0].error
+        assert "the session would read its disks first" in plan.machines[0].warnings[0]
+        scanned = site.plan(scan=True).machines[0].warnings[0]
+        assert scanned.endswith("takes 13.0 MiB and 12.0 MiB are free: the session would refuse it")
+        machine = site.run().machines[0]
+        assert "no space left: at least 13.0 MiB needed, 12.0 MiB free" in machine.error
+        assert not list(site.replica().path.glob("*/*.vhdx"))
     site.run()
     for _ in range(3):
         site.write(0, 8192)
@@ -102,6 +112,50 @@ def test_a_plan_says_when_the_target_has_too_little_space(site, monkeypatch):
     (warning,) = site.plan().warnings
     assert warning.startswith("about 1.0 MiB are needed at the target, 512.0 KiB are free")
     assert site.plan().machines[0].warnings == ()
+
+
+def test_a_first_full_that_fits_without_its_zeros_is_not_refused(site, monkeypatch):
+    """It was refused for what the source stores, zeros and all: a fixed disk, filled once with
+    zeros, had to fit whole."""
+    with open_disk(site.disk(), writable=True) as disk:
+        disk.write(14 * MiB, bytes(4 * MiB))
+    monkeypatch.setattr(target_host, "free_bytes", lambda path: 14 * MiB)
+    (warning,) = site.plan().machines[0].warnings
+    assert "up to 17.0 MiB and 14.0 MiB are free" in warning
+    assert site.plan(scan=True).machines[0].warnings == ()
+    report = site.run()
+    machine = report.machines[0]
+    assert machine.outcome == "done", machine.error
+    (warning,) = machine.warnings
+    assert warning.endswith("so its disks were read before: it takes 13.0 MiB")
+    assert machine.steps_s["count"] > 0
+    assert site.check_points() == 1
+    site.check_nothing_leaked()
+
+
+def test_a_count_past_the_checkpoints_limit_ends_the_session(site, monkeypatch):
+    monkeypatch.setattr(target_host, "free_bytes", lambda path: 12 * MiB)
+    monkeypatch.setattr(preparing, "wait", waited_for_days(site))
+    machine = site.run().machines[0]
+    assert machine.outcome == "interrupted"
+    assert "the checkpoint reached its limit" in machine.error
+    monkeypatch.undo()
+    assert site.run().outcome == "done"
+    site.check_nothing_leaked()
+
+
+def waited_for_days(site):
+    """A wait in which days go by, and nothing ends the first time."""
+    calls = []
+
+    def waited(pending, timeout=None):
+        calls.append(timeout)
+        site.clock.wait(hours=7 * 24)
+        if len(calls) == 1:
+            return SimpleNamespace(done=set(), not_done=set(pending))
+        return wait(pending)
+
+    return waited
 
 
 def test_a_plan_says_why_a_vm_is_left_alone(site):
@@ -148,3 +202,34 @@ def test_a_vm_in_two_jobs_to_one_target_gets_no_second_replica(site):
             assert (report.outcome, report.machines[0].outcome) == ("failed", "failed")
             assert "is in jobs job and other" in report.machines[0].error
     assert sorted((site.folder / "target").iterdir()) == before
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("what", ["pages", "all of it"])
+def test_a_damaged_repository_is_told_and_the_plan_is_what_the_session_does(site, what, scan):
+    site.run()
+    site.change()
+    file = site.folder / "repository" / FILE_NAME
+    if what == "pages":
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.execute("UPDATE leaves SET data = zeroblob(length(data))")
+            database.commit()
+    else:
+        file.write_bytes(b"no database at all" * 1000)
+    site.plan()
+    before = tree(site)
+    plan = site.plan(scan=scan)
+    assert tree(site) == before
+    (machine,) = plan.machines
+    assert machine.action == "replicate"
+    if scan or what != "pages":  # who reads no page does not meet the damage
+        (alarm,) = machine.alarms
+        assert "damaged" in alarm
+        assert "a session drops what is damaged there" in alarm
+        assert "compared with the target's" in machine.disks[0].reason
+    report = site.run()
+    (text,) = report.machines[0].alarms
+    assert "damaged" in text
+    if scan:
+        for place, disk in disks_of(report).items():
+            assert planned(plan)[place].send.value == disk.changed - disk.zeroed

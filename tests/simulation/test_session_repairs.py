@@ -97,6 +97,62 @@ machines = ["*"]
         assert all(verdict.is_ok for verdict in server.replicas.verify(name))
 
 
+# --- commit records ---------------------------------------------------------------------------
+
+
+def test_a_flipped_byte_of_a_commit_record_costs_no_point(site):
+    site.run()
+    for path in site.replica().points_path.glob("*.copy"):
+        path.unlink()  # a replica of before
+    for _ in range(2):
+        site.change()
+        assert only(site.run()).outcome == "done"
+    points = site.replica().points()
+    assert all(site.replica().copy_path(point.id).exists() for point in points)
+    spoil(site.replica().point_path(points[0].id), 300)
+    site.change()
+    machine = only(site.run())
+    assert machine.outcome == "failed"
+    assert "See `standby replica verify vm1_replica`" in machine.error
+    with site.server() as server:
+        repaired(server.replicas, 0)
+    assert only(site.run()).outcome == "done"
+    assert site.check_points() == 4
+    site.check_nothing_leaked()
+
+
+def repaired(shelf, which):
+    """The point's lost record comes back."""
+    verdicts = shelf.verify("vm1_replica")
+    assert [item.has_copy for item in verdicts].index(True) == which
+    (report,) = shelf.repair("vm1_replica", verdicts)
+    assert report.is_record_restored
+    assert all(item.is_ok for item in shelf.verify("vm1_replica"))
+
+
+def test_a_lost_commit_record_comes_back_at_a_mover(tmp_path):
+    site = SeveralSite(tmp_path / "site")
+    try:
+        site.add_machine()
+        site.fill()
+        site.run()
+        site.change()
+        site.run()
+        newest = site.replica().points()[-1]
+        site.replica().point_path(newest.id).unlink()
+        site.change()
+        machine = only(site.run())
+        assert machine.outcome == "failed"
+        assert "it is gone, only its copy is there" in machine.error
+        with site.server() as server:
+            repaired(server.replicas, 1)
+        machine = only(site.run())
+        assert (machine.outcome, machine.warnings) == ("done", [])
+        assert site.check_points() == 3
+    finally:
+        site.close()
+
+
 # --- digests beside the points ----------------------------------------------------------------
 
 

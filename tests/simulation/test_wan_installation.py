@@ -272,8 +272,8 @@ def test_an_accelerator_that_vanishes_leaves_its_disk_to_the_direct_way(site, mo
         return found
 
     monkeypatch.setattr(TargetVerbs, "begin_disk", begun)
-    machine = site.machines[name]
-    machine.cut_after, machine.on_cut = 8 * MiB, machine.vanish
+    far = site.machines["wb"]  # when the target side was sent so much, whichever vanishes
+    far.cuts, far.cut_after, far.on_cut = False, 8 * MiB, site.machines[name].vanish
     report = site.run()
     disk = done(report)
     assert is_told_as_direct(report)

@@ -32,6 +32,7 @@ def test_the_first_point_becomes_the_base_and_the_replica_ready(tmp_path: Path) 
     assert files_of(folder) == [
         "disk0/base.vhdx",
         "disk1/base.vhdx",
+        f"points/{point.id}.copy",
         f"points/{point.id}.disk0.digests",
         f"points/{point.id}.disk1.digests",
         f"points/{point.id}.json",

@@ -347,6 +347,18 @@ def test_a_point_that_was_resumed_is_as_young_as_the_target_says(
     assert site.runner.store.alarms() == []
 
 
+def test_a_replica_that_is_owed_no_point_is_no_rpo_alarm(made: Callable[..., Site]) -> None:
+    site = made(nightly='daily = "22:00"', more='rpo = "2h"')
+    site.runner.store.remember_replica(
+        ReplicaIdentity("test", "prod", "id-gone", "nightly"), "gone_replica", "x", "ready",
+        "20260701T080000Z-aaaa", 1,
+    )  # fmt: skip
+    site.runner.excluded.add("id-gone")
+    site.step()
+    site.step(hours=3)
+    assert site.runner.store.alarms() == []
+
+
 def test_a_job_that_never_made_a_point_is_an_alarm_too(made: Callable[..., Site]) -> None:
     site = made(nightly='daily = "22:00"', more='rpo = "2h"')
     site.step()

@@ -81,7 +81,7 @@ def test_points_above_the_retired_one_read_the_same_down_to_the_last(three) -> N
         assert folder.unknown_files() == []
     assert files_of(folder) == {
         "replica.json",
-        f"points/{folder.points()[0].id}.json",
+        *(f"points/{folder.points()[0].id}.{name}" for name in ("json", "copy")),
         *(f"points/{folder.points()[0].id}.{disk}.digests" for disk in ("disk0", "disk1")),
         *(f"{disk}/{name}.vhdx" for disk in ("disk0", "disk1") for name in ("base", "ready")),
     }

@@ -89,14 +89,21 @@ def test_a_mover_that_is_silent_counts_with_its_floor() -> None:
 def test_what_a_lost_mover_wanted_goes_to_the_others_when_its_lease_has_run_out() -> None:
     """It had the links of four disks; the one that goes on has those of one."""
     ledger = TrafficLedger()
-    ledger.lend("a", greedy(weight=4), 10 * MB, 0.0)
+    ledger.lend("a", greedy(weight=4), 10 * MB, 0.0, is_told=True)
     number, rates = 0, {}
-    for now in range(1, 40):
-        lease = ledger.lend("b", greedy(lease=number), 10 * MB, float(now))
+    for now in range(1, 25):
+        lease = ledger.lend("b", greedy(lease=number), 10 * MB, float(now), is_told=True)
         number, rates[now] = lease.number, lease.rate_bps
-    assert rates[29] == 10 * MB * FLOOR_SHARE  # as long as it may be sending
-    assert rates[30] == 10 * MB * (1 - FLOOR_SHARE)
-    assert rates[39] == rates[30]
+    assert rates[LASTS_S - 1] == 10 * MB * FLOOR_SHARE  # as long as it may be sending
+    assert rates[LASTS_S] == 10 * MB * (1 - FLOOR_SHARE)
+    assert rates[24] == rates[LASTS_S]
+
+
+def test_a_lease_that_answers_nothing_counts_until_it_is_over_wherever_it_was_under_way() -> None:
+    ledger = TrafficLedger()
+    ledger.lend("a", greedy(), 10 * MB, 0.0)
+    assert ledger.lent_bps(2 * LASTS_S - 1)["a"] == 10 * MB
+    assert ledger.lent_bps(2 * LASTS_S)["a"] == 10 * MB * FLOOR_SHARE
 
 
 def test_outside_of_its_hours_a_rule_lends_without_limit() -> None:
@@ -116,23 +123,28 @@ def test_outside_of_its_hours_a_rule_lends_without_limit() -> None:
             st.integers(1, 4),
             st.booleans(),
             st.floats(0, 2 * LASTS_S),
+            st.floats(0, LASTS_S),
         ),
         max_size=60,
     )
 )
-def test_movers_never_send_more_than_the_limit_whatever_gets_lost(
-    events: list[tuple[str, float, bool, int, bool, float]],
+def test_movers_never_send_more_than_the_limit_whatever_gets_lost_or_is_late(
+    events: list[tuple[str, float, bool, int, bool, float, float]],
 ) -> None:
+    """A lease that `arrives` late is over no later for it, whether it answers a demand or not."""
     ledger = TrafficLedger()
     limit_bps = 1 * MB
     held: dict[str, tuple[Lease, float]] = {}
     now = 0.0
-    for mover, rate_bps, is_limited, weight, arrives, pause_s in events:
+    for mover, rate_bps, is_limited, weight, arrives, pause_s, way_s in events:
         now += pause_s
         number = held[mover][0].number if mover in held else 0
-        lease = ledger.lend(mover, Demand(rate_bps, is_limited, weight, number), limit_bps, now)
+        if mover in held:  # it has arrived before it is told of
+            held[mover] = (held[mover][0], min(held[mover][1], now + LASTS_S))
+        demand = Demand(rate_bps, is_limited, weight, number)
+        lease = ledger.lend(mover, demand, limit_bps, now, is_told=way_s < 1)
         if arrives:
-            held[mover] = (lease, now + lease.lasts_s)
+            held[mover] = (lease, now + lease.lasts_s + (0 if lease.is_answer else way_s))
         sending = [
             found.rate_bps if now < until else found.floor_bps for found, until in held.values()
         ]

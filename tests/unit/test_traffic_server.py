@@ -21,7 +21,7 @@ from standby.road.owners import Owner, working_for
 from standby.road.traffic import TrafficVerbs
 from standby.server.schedule import Window
 from standby.server.traffic import FLOOR_SHARE, LASTS_S, TrafficRule
-from standby.server.traffic_server import TrafficServer
+from standby.server.traffic_server import QUICK_S, TrafficServer
 from standby.wire.link import Link
 from standby.wire.messages import Call
 from standby.wire.pacing import pace
@@ -165,6 +165,54 @@ def test_two_servers_that_lend_the_same_limit_do_not_lend_it_twice(
     assert sum(rates) == pytest.approx(LIMIT_BPS, rel=0.05)
     for server in servers:
         server.close()
+
+
+def test_a_lease_lasts_from_when_the_mover_told_what_it_sends(
+    movers: list[NearMover], clock: HeldClock
+) -> None:
+    """However long its answer was under way, the server knows when it is over."""
+    (mover, _) = movers
+    server = made([mover], clock)
+    server.greet("px1", mover.ask)
+    load(mover, clock, 1)
+    ask = mover.ask
+
+    def slow(verb: str, **arguments: Any) -> Any:
+        if verb == "traffic_rules":
+            clock.advance(LASTS_S - 1)
+        return ask(verb, **arguments)
+
+    mover.ask = slow  # type: ignore[method-assign]
+    server.lend()
+    assert mover.rate_bps() == LIMIT_BPS
+    clock.advance(1)
+    assert server.lent_bps()["wan"]["px1"] == LIMIT_BPS * FLOOR_SHARE
+    assert mover.rate_bps() == LIMIT_BPS * FLOOR_SHARE
+    server.close()
+
+
+def test_what_a_lost_mover_was_lent_is_the_others_one_lease_after_it_was_heard(
+    server: TrafficServer, movers: list[NearMover], clock: HeldClock
+) -> None:
+    for mover in movers:
+        server.greet(mover.name, mover.ask)
+    for _ in range(5):
+        load(movers[0], clock, 4)
+        clock.advance(QUICK_S)
+        server.lend()
+    assert movers[0].rate_bps() == pytest.approx(LIMIT_BPS, rel=0.02)
+    movers[0].is_connected = False  # to the server: it goes on sending
+    rates = []
+    while len(rates) < 40:
+        load(movers[1], clock, 1)
+        clock.advance(QUICK_S)
+        server.lend()
+        sent = [mover.rate_bps() or 0.0 for mover in movers]
+        assert sum(sent) <= LIMIT_BPS * (1 + 2 * FLOOR_SHARE)
+        rates.append(sent[1])
+    is_full = [rate > 0.98 * LIMIT_BPS for rate in rates]
+    assert is_full.index(True) * QUICK_S == pytest.approx(LASTS_S, abs=2 * QUICK_S)
+    assert all(is_full[is_full.index(True) :])
 
 
 def test_a_mover_obeys_the_lowest_lease_that_is_not_over(

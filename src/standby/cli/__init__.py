@@ -39,7 +39,7 @@ from standby.cli import (
     tokens,
     wan,
 )
-from standby.cli.output import print_error, shortened_words, show_error
+from standby.cli.output import print_error, shortened_words, show_error, told_of_cancel
 from standby.errors import StandbyError
 
 UNEXPECTED_EXIT = 1
@@ -63,17 +63,18 @@ class Root(click.Group):
             result: Any = super().main(arguments, **extra)
             return result if isinstance(result, int) else 0
         except click.ClickException as exc:
-            told = io.StringIO()
-            exc.show(told)
-            click.echo(shortened_words(told.getvalue()), nl=False, err=True)
+            shown = io.StringIO()
+            exc.show(shown)
+            click.echo(shortened_words(shown.getvalue()), nl=False, err=True)
             if as_json:
                 name, message = type(exc).__name__, exc.format_message()
                 print_error(name, message, {}, "never", exc.exit_code)
             return exc.exit_code
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("cancelled", err=True)
+        except (click.Abort, KeyboardInterrupt) as exc:
+            told = told_of_cancel(exc)
+            click.echo(told, err=True)
             if as_json:
-                print_error("Cancelled", "cancelled", {}, "later", CANCELLED_EXIT)
+                print_error("Cancelled", told, {}, "later", CANCELLED_EXIT)
             return CANCELLED_EXIT
         except StandbyError as exc:
             show_error(exc, as_json)

@@ -12,6 +12,7 @@ from standby.cli.disk_serve import serve
 from standby.cli.output import (
     confirmed,
     dry_run_option,
+    if_cancelled,
     json_option,
     print_json,
     print_table,
@@ -22,6 +23,7 @@ from standby.cli.output import (
 from standby.units import parse_size
 
 if TYPE_CHECKING:
+    from standby.disk import RawDisk, VhdxDisk
     from standby.disk.vhdx.info import VhdxInfo
 
 folders_option = click.option(
@@ -33,6 +35,7 @@ folders_option = click.option(
 )
 existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
 
+UNCHANGED = "nothing was changed"
 DAMAGED_EXIT = 11
 DIFFERENT_EXIT = 3
 
@@ -141,7 +144,8 @@ def check(path: Path, folders: tuple[Path, ...], as_json: bool) -> int:
         raise DiskUnsupported(
             str(path), "checking a raw image", "It has no structure that could be damaged"
         )
-    report = check_disk(path, folders=folders)
+    with if_cancelled(UNCHANGED):
+        report = check_disk(path, folders=folders)
     if as_json:
         import msgspec
 
@@ -167,17 +171,21 @@ def compare(first: Path, second: Path, folders: tuple[Path, ...], as_json: bool)
     Example: standby disk compare web01.vhdx replica/disk0/ready.vhdx
     """
     from contextlib import closing
+    from dataclasses import replace
 
-    from standby.disk import open_disk
     from standby.disk.compare import compare_disks
 
     with (
+        if_cancelled(UNCHANGED),
         progress_bars(not as_json) as update,
-        closing(open_disk(first, folders=folders)) as a,
-        closing(open_disk(second, folders=folders)) as b,
+        closing(_opened(first, folders)) as a,
+        closing(_opened(second, folders)) as b,
     ):
-        found = list(compare_disks(a, b, progress=_labelled(update, "compare")))
-        sizes = (a.virtual_size, b.virtual_size)
+        sizes = (_true_size(a), _true_size(b))
+        found = [
+            replace(extent, length=min(extent.stop, max(sizes)) - extent.offset)
+            for extent in compare_disks(a, b, progress=_labelled(update, "compare"))
+        ]
     total = sum(extent.length for extent in found)
     is_equal = not found and sizes[0] == sizes[1]
     if as_json:
@@ -185,13 +193,39 @@ def compare(first: Path, second: Path, folders: tuple[Path, ...], as_json: bool)
         print_json({"equal": is_equal, "sizes": sizes, "bytes": total, "extents": extents})
     else:
         if sizes[0] != sizes[1]:
-            click.echo(f"sizes differ: {sizes[0]} and {sizes[1]} bytes")
+            by = size(abs(sizes[0] - sizes[1]))
+            longer, extra = (first, sizes[1]) if sizes[0] > sizes[1] else (second, sizes[0])
+            click.echo(
+                f"sizes differ: {sizes[0]} and {sizes[1]} bytes; {longer} is longer by {by}, from "
+                f"offset {extra:#x} on, which counts as zeros of the other"
+            )
         for extent in found[:50]:
             click.echo(f"{extent.offset:#014x} {size(extent.length)}")
         if len(found) > 50:
             click.echo(f"and {len(found) - 50} more ranges (--json has all)")
-        click.echo("equal" if is_equal else f"{size(total)} differ in {len(found)} ranges")
+        if is_equal:
+            click.echo("equal")
+        elif found:
+            click.echo(f"{size(total)} differ in {len(found)} ranges")
+        else:
+            click.echo("no byte differs but the sizes do")
     return 0 if is_equal else DIFFERENT_EXIT
+
+
+def _opened(path: Path, folders: tuple[Path, ...]) -> RawDisk | VhdxDisk:
+    """The disk to be read, a raw image of whatever length."""
+    from standby.disk import RawDisk, detected_format, open_disk
+
+    if detected_format(path) == "raw":
+        return RawDisk(path, pad=True)
+    return open_disk(path, folders=folders, format="vhdx")
+
+
+def _true_size(disk: RawDisk | VhdxDisk) -> int:
+    """Its bytes: a raw image need not be whole sectors."""
+    from standby.disk import RawDisk
+
+    return disk.file.size if isinstance(disk, RawDisk) else disk.virtual_size
 
 
 def _labelled(update: Callable[[str, int, int], None], label: str) -> Callable[[int, int], None]:
@@ -259,7 +293,7 @@ def convert(
     if dry_run:
         _show_conversion(source, target, format_, source_format, folders, as_json)
         return
-    with progress_bars(not as_json) as update:
+    with if_cancelled(f"{target} was not made"), progress_bars(not as_json) as update:
         done = convert_disk(
             source,
             target,
@@ -301,7 +335,7 @@ def _show_conversion(
 ) -> None:
     from contextlib import closing
 
-    from standby.disk import RawDisk, VhdxDisk, detected_format, open_disk
+    from standby.disk import RawDisk, detected_format, open_disk
     from standby.model.extent import Kind
 
     chosen = source_format or detected_format(source)
@@ -356,7 +390,11 @@ def merge(child: Path, yes: bool, dry_run: bool, folders: tuple[Path, ...], as_j
             click.echo("\n".join(plan))
         return
     confirmed(plan, f"Merge {child} into {base}?", yes=yes, as_json=as_json)
-    with progress_bars(not as_json) as update:
+    left = (
+        f"{child} is as it was, and so is what it reads as; {base} may hold a part of it already: "
+        f"use it through {child} only, and repeat the command to end the merge"
+    )
+    with if_cancelled(left), progress_bars(not as_json) as update:
         merged = merge_file(child, folders=folders, progress=_labelled(update, "merge"))
     if as_json:
         print_json({"child": child, "base": merged.base, "copied": merged.copied})

@@ -9,6 +9,7 @@ import click
 
 from standby.cli.output import (
     dry_run_option,
+    if_cancelled,
     json_option,
     print_json,
     print_table,
@@ -20,10 +21,13 @@ from standby.cli.serving import config_option, opened_backup, server_option
 from standby.model.report import DiskReport, MachineReport, SessionReport, WanReport
 
 if TYPE_CHECKING:
-    from standby.server.local import Queued
+    from standby.client import RemoteServer
+    from standby.server.local import LocalServer, Queued
     from standby.server.plan import Figure, JobPlan
 
 WARNINGS_EXIT = 3
+KEPT = "what was transferred is kept; the next `standby job start {}` goes on from it"
+UNCHANGED = "nothing was changed"
 OUTCOME_EXIT = {"done": 0, "warnings": WARNINGS_EXIT, "failed": 16, "interrupted": 130}
 
 
@@ -43,19 +47,22 @@ def job() -> None:
 @server_option
 @json_option
 def list_jobs(config: Path, as_json: bool) -> None:
-    """All jobs of the configuration.
+    """All jobs of the configuration, and which replicas are older than their job's rpo allows.
 
     \b
     Example: standby job list --json
     """
     from standby.cli.times import when
+    from standby.server.overdue import overdue_jobs
 
     with opened_backup(config, looks=True) as server:
         table = server.job_table()
+        seen = server.replicas.all() if any(item.rpo_s for item in table.jobs) else []
+    late = overdue_jobs(table.jobs, seen)
     times = {item.job: item for item in table.times}
     if as_json:
         runs = {name: item.next_run for name, item in times.items()}
-        print_json({"jobs": table.jobs, "next_runs": runs})
+        print_json({"jobs": table.jobs, "next_runs": runs, "overdue": late})
         return
     rows = [
         (
@@ -71,6 +78,9 @@ def list_jobs(config: Path, as_json: bool) -> None:
     ]
     columns = ("job", "source", "~machines", "target", ">restore points", "~schedule", "next run")
     print_table("", columns, rows)
+    for name, texts in late.items():
+        for text in texts:
+            warn(f"job {name}: {text}")
 
 
 @job.command()
@@ -81,12 +91,13 @@ def list_jobs(config: Path, as_json: bool) -> None:
 @json_option
 def plan(name: str, scan: bool, config: Path, as_json: bool) -> int:
     """What a session of the job NAME would do, per disk. Exit code 3: not every VM would be
-    replicated, or the target's space may not do; 12: the source's VMs cannot be listed.
+    replicated, the target's space may not do, or there is an alarm; 12: the source's VMs cannot be
+    listed.
 
     \b
     Example: standby job plan nightly --scan
     """
-    with opened_backup(config, looks=True) as server:
+    with if_cancelled(UNCHANGED), opened_backup(config, looks=True) as server:
         made = server.plan(name, scan=scan)
     return _planned(made, as_json)
 
@@ -96,7 +107,7 @@ def _planned(made: JobPlan, as_json: bool) -> int:
         print_json(made)
     else:
         show_plan(made)
-    is_whole = all(item.action == "replicate" for item in made.machines)
+    is_whole = all(item.action == "replicate" and not item.alarms for item in made.machines)
     return 0 if is_whole and not made.warnings else WARNINGS_EXIT
 
 
@@ -135,20 +146,16 @@ def start(
         if queue:
             queued = server.enqueue(name, machines, take_over=take_over, accept_loss=accept_loss)
             return _show_queued(queued, as_json)
-        try:
-            with progress_bars(not as_json) as update:
-                report = server.start(
-                    name,
-                    machines=machines or None,
-                    take_over=take_over,
-                    accept_loss=accept_loss,
-                    progress=lambda machine, place, done, total: update(
-                        f"{machine} {place}", done, total
-                    ),
-                )
-        except KeyboardInterrupt:
-            click.echo("stopped; what was transferred is kept for the next session", err=True)
-            raise
+        with if_cancelled(KEPT.format(name)), progress_bars(not as_json) as update:
+            report = server.start(
+                name,
+                machines=machines or None,
+                take_over=take_over,
+                accept_loss=accept_loss,
+                progress=lambda machine, place, done, total: update(
+                    f"{machine} {place}", done, total
+                ),
+            )
     if as_json:
         print_json(report)
     else:
@@ -196,7 +203,8 @@ def stop(name: str, timeout: int, config: Path, as_json: bool) -> None:
     \b
     Example: standby job stop nightly
     """
-    with opened_backup(config) as server:
+    asked = "the session was asked to end and will; `standby job sessions {}` shows when it has"
+    with if_cancelled(asked.format(name)), opened_backup(config) as server:
         stopped = server.stop(name, timeout_s=timeout)
     if as_json:
         print_json({"job": name, "stopped": stopped})
@@ -248,18 +256,39 @@ def sessions(name: str | None, limit: int, config: Path, as_json: bool) -> None:
 @server_option
 @json_option
 def report(session: str | None, config: Path, as_json: bool) -> None:
-    """What SESSION (an id of `job sessions`; default the newest) did.
+    """What SESSION (an id of `job sessions`, or a job's name for its newest; default the newest of
+    all) did.
 
     \b
     Example: standby job report 20261123T220000Z-1f2e
     """
     with opened_backup(config, looks=True) as server:
-        found = server.report(session)
+        found = _reported(server, session)
         runs = not as_json and bool(server.alive([found]))
     if as_json:
         print_json(found)
     else:
         show_report(found, runs=runs)
+
+
+def _reported(server: LocalServer | RemoteServer, wanted: str | None) -> SessionReport:
+    """The session of that id, or the newest of the job of that name. ConfigurationError where there
+    was none yet."""
+    from standby.errors import ConfigurationError, UnknownName
+
+    try:
+        return server.report(wanted)
+    except UnknownName:
+        jobs = [item.name for item in server.job_table().jobs]
+        if wanted is not None and wanted not in jobs:
+            raise
+    found = server.sessions(wanted, 1)
+    if found:
+        return found[0]
+    name = wanted or (jobs[0] if len(jobs) == 1 else "NAME")
+    whose = f"job {wanted}" if wanted else "any job"
+    hint = f"`standby job start {name}` runs one"
+    raise ConfigurationError("job report", f"no session of {whose} has run yet", hint)
 
 
 @job.command()

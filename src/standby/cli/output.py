@@ -176,6 +176,25 @@ def confirmed(plan: Sequence[str], question: str, *, yes: bool, as_json: bool = 
         click.confirm(question, abort=True, err=True)
 
 
+@contextlib.contextmanager
+def if_cancelled(text: str) -> Iterator[None]:
+    """What the command says, in one line, where Ctrl-C (or SIGTERM) ends it in this block: what is
+    left behind, and how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        if exc.args:
+            raise
+        raise KeyboardInterrupt(text) from exc
+
+
+def told_of_cancel(exc: BaseException) -> str:
+    """The line of a command that was cancelled, from what ended it."""
+    cause = exc if isinstance(exc, KeyboardInterrupt) else exc.__cause__
+    text = cause.args[0] if isinstance(cause, KeyboardInterrupt) and cause.args else ""
+    return f"cancelled: {with_options(text)}" if text else "cancelled"
+
+
 # --- progress --------------------------------------------------------------------------------
 
 

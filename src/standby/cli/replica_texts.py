@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from standby.road.repairing import RepairReport
     from standby.road.surveying import ReplicaStatus
     from standby.road.verb_plans import VerbPlan
-    from standby.road.verifying import PointVerdict
+    from standby.road.verifying import DiskVerdict, PointVerdict
 
 
 POWER = {
@@ -24,6 +25,10 @@ POWER = {
     "unknown": "does its VM run?",
 }
 """What people are told of the power states."""
+
+
+_OTHER_SIZE = re.compile(r"(\d+) bytes where (\d+) were left$")
+"""How a verdict ends for a file that has only another size than was recorded."""
 
 
 def age(seconds: float | None) -> str:
@@ -69,9 +74,12 @@ def way_out(
     that cannot be read, or are not the ones that were committed, are beyond it."""
     name = asked if asked.endswith(f":{found.name}") else found.name
     can_be_tried = not has_tried and any(
-        not disk.problem and (disk.damaged or not disk.digests_ok)
+        item.has_copy
+        or any(
+            _only_grew(disk) if disk.problem else bool(disk.damaged) or not disk.digests_ok
+            for disk in item.disks
+        )
         for item in verdicts
-        for disk in item.disks
     )
     if can_be_tried and found.state == "failover":
         return f"`standby replica verify {name} --repair` can be tried after an undo"
@@ -87,6 +95,13 @@ def way_out(
     )
     after = "after an undo or a permanent failover " if found.state == "failover" else ""
     return f"a repair cannot mend it: {after}{', or '.join(ways)}"
+
+
+def _only_grew(disk: DiskVerdict) -> bool:
+    """Whether nothing is wrong with the disk's files but that one is longer: what a repair leaves
+    that was killed, and the next one sees to."""
+    sizes = _OTHER_SIZE.search(disk.problem)
+    return sizes is not None and int(sizes[1]) > int(sizes[2])
 
 
 def show_verdict(verdict: PointVerdict) -> None:
@@ -112,8 +127,15 @@ def show_repair(done: RepairReport) -> None:
     healed = f"repaired {size(done.healed_bytes)}" if done.healed_bytes else "not repaired"
     for disk_id, mended in done.digests.items():
         click.echo(f"digests of {disk_id} computed again from the disk: {', '.join(mended)}")
+    if done.is_record_restored:
+        click.echo(
+            f"{done.point_id}: its commit record was written again from its copy; every disk of it "
+            "was read and is what that says"
+        )
     if done.healed_bytes or not done.is_complete:
         click.echo(f"{done.point_id}: {healed}")
+    if done.record_problem:
+        click.echo(f"  its commit record: {done.record_problem}")
     for disk_id, extents in done.missing.items():
         total = sum(extent.length for extent in extents)
         click.echo(f"  {disk_id}: {size(total)} are nowhere to be had")

@@ -11,6 +11,7 @@ from standby.cli.hints import completed
 from standby.cli.output import (
     confirmed,
     dry_run_option,
+    if_cancelled,
     json_option,
     print_json,
     print_table,
@@ -39,6 +40,14 @@ if TYPE_CHECKING:
 
 WARNINGS_EXIT = 3
 DAMAGED_EXIT = 13
+REPEAT = "`standby replica show {}` says what the replica is now; repeating the command ends it"
+
+
+def _point(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """What --point was given: an empty text would mean the beginning of any id."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("is empty; give a point's id or a time, or leave --point out.")
+    return value
 
 
 @click.group()
@@ -146,7 +155,7 @@ def show(name: str, config: Path, target: Path | None, as_json: bool) -> int:
 
 @replica.command()
 @click.argument("name")
-@click.option("--point", help="Only this point; default all.")
+@click.option("--point", callback=_point, help="Only this point; default all.")
 @click.option("--repair", is_flag=True, help="Write damaged pieces anew where they can be had.")
 @config_option
 @server_option
@@ -161,7 +170,16 @@ def verify(
     \b
     Example: standby replica verify web01_replica --repair
     """
-    with opened_replicas(config, target) as replicas, progress_bars(not as_json) as update:
+    left = (
+        "pieces that were written anew stay so; repeat the command for the others"
+        if repair
+        else "nothing was changed, and nothing said of the points; repeat the command"
+    )
+    with (
+        if_cancelled(left),
+        opened_replicas(config, target) as replicas,
+        progress_bars(not as_json) as update,
+    ):
         verdicts = replicas.verify(
             name, point=point, progress=lambda done, total: update("verify", done, total)
         )
@@ -207,7 +225,11 @@ def _agreed(plan: VerbPlan, question: str, *, yes: bool, dry_run: bool, as_json:
 
 @replica.command()
 @click.argument("name")
-@click.option("--point", help="A point's id, or a time (ISO 8601): the newest point before it.")
+@click.option(
+    "--point",
+    callback=_point,
+    help="A point's id, or a time (ISO 8601): the newest point before it.",
+)
 @click.option("--power-on", is_flag=True, help="Start the VM with QEMU.")
 @click.option("--source-may-run", is_flag=True, help="The source VM runs, and that is known.")
 @click.option("--adopt", is_flag=True, help="Keep what the VM wrote outside of a failover.")
@@ -246,12 +268,13 @@ def failover(
         question = f"Fail over {plan.replica} to {plan.point}?"
         if not _agreed(plan, question, yes=yes, dry_run=dry_run, as_json=as_json):
             return WARNINGS_EXIT if plan.warnings else 0
-        result = replicas.failover(
-            name,
-            point=point,
-            adopt=adopt,
-            source_may_run=source_may_run,
-        )
+        with if_cancelled(REPEAT.format(name)):
+            result = replicas.failover(
+                name,
+                point=point,
+                adopt=adopt,
+                source_may_run=source_may_run,
+            )
         if power_on:
             try:
                 replicas.power(name, on=True)
@@ -303,7 +326,8 @@ def undo_failover(
         question = f"Drop everything {plan.replica} wrote since its failover?"
         if not _agreed(plan, question, yes=yes, dry_run=dry_run, as_json=as_json):
             return
-        record = replicas.undo_failover(name, drop_writes=drop_writes)
+        with if_cancelled(REPEAT.format(name)):
+            record = replicas.undo_failover(name, drop_writes=drop_writes)
     if as_json:
         print_json(record)
     else:
@@ -367,7 +391,13 @@ def power(
         if state == "off" and not force and before != "off":
             text = "a guest that runs gets 60 s to shut down; --force ends it at once"
             click.echo(text, err=True)
-        now = replicas.power(name, on=state == "on", force=force).value
+        left = (
+            "a guest that was asked to shut down may still do so"
+            if state == "off"
+            else "the VM may be on already"
+        )
+        with if_cancelled(f"{left}; `standby replica show {name}` tells"):
+            now = replicas.power(name, on=state == "on", force=force).value
     if as_json:
         print_json({"replica": name, "power": now, "was": before})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,4 +33,6 @@ class UnknownName(StandbyError):
 
     def message(self) -> str:
         known = ", ".join(self.known) if self.known else "none"
-        return f"no {self.kind} named {self.name!r}; known: {known}"
+        close = difflib.get_close_matches(self.name, self.known, n=3, cutoff=0.6)
+        meant = f". Did you mean {' or '.join(close)}?" if close else ""
+        return f"no {self.kind} named {self.name!r}; known: {known}{meant}"

@@ -107,18 +107,16 @@ class DiskRange(DiskError):
 
 @dataclass(eq=False)
 class DiskFull(DiskError):
-    """The file system of `path` has no room for what has to be written: `needed` bytes, at least
-    or, with `is_bound`, at most, 0 where nobody knows; `available` are free."""
+    """The file system of `path` has no room for what has to be written: at least `needed` bytes, 0
+    where nobody knows; `available` are free."""
 
     retry: ClassVar[Retry] = Retry.LATER
     path: str
     needed: int
     available: int
-    is_bound: bool = False
 
     def message(self) -> str:
-        least = "up to" if self.is_bound else "at least"
-        needed = f"{least} {format_bytes(self.needed)} needed, " if self.needed else ""
+        needed = f"at least {format_bytes(self.needed)} needed, " if self.needed else ""
         kept = ""
         if self.needed and self.available >= self.needed:
             kept = " but not for this user (a quota, or what is kept for root)"

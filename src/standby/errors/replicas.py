@@ -89,6 +89,8 @@ class IllegalTransition(ReplicaError):
                 f"{BEGIN_ANEW}"
             )
         text += f"possible now: {', '.join(f'`{item}`' for item in self.legal) or 'nothing'}"
+        if self.state == "failover":
+            text += f". An undo wants its VM off: `standby replica power off {self.replica}`"
         if self.state == "damaged":
             text += (
                 ". What a repair cannot mend is left behind: fail over to an undamaged point "

@@ -8,7 +8,7 @@ import struct
 import sys
 from pathlib import Path
 
-from standby.errors import DiskBusy
+from standby.errors import DiskBusy, DiskIO
 from standby.files.confinement import open_confined
 from standby.files.listing import is_there
 from standby.files.positioned import File
@@ -18,6 +18,13 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+
+_HINTS = {
+    errno.EROFS: ": nothing can be written there. Mount it writable, then repeat",
+    errno.EACCES: ". This user may not write it: give it write access to it and its folder",
+    errno.EPERM: ". This user may not write it: give it write access to it and its folder",
+}
+"""What to do, where it is not plain from what the system says."""
 
 _FLOCK = "hhqqi4x"  # struct flock of Linux on 64 bits: type, whence, start, length, pid
 
@@ -42,7 +49,10 @@ class ByteLock:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
             fd = open_confined(self.path, flags)
         except OSError as exc:  # read-only storage, a missing folder
-            raise wrapped(self.path, "open lock", 0, 0, exc) from exc
+            error = wrapped(self.path, "open lock", 0, 0, exc)
+            if isinstance(error, DiskIO) and exc.errno in _HINTS:
+                error.reason += _HINTS[exc.errno]
+            raise error from exc
         try:
             if _lock_byte(fd, self.byte):
                 self._fd = fd
@@ -57,6 +67,13 @@ class ByteLock:
         """`acquire`, or DiskBusy saying `holder`."""
         if not self.acquire():
             raise DiskBusy(str(self.path), holder)
+
+    def is_in_place(self) -> bool:
+        """Whether the file that is locked is the one at `path` still."""
+        try:
+            return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Give the lock up; a second call does nothing."""

@@ -3,6 +3,7 @@
     points/<id>.<generation>.pending.json    durable: the whole record, and which file becomes which
     each partial file -> its final name      in any order, each durable, never over another file
     temporary -> points/<id>.json            this rename is the restore point, for all disks
+    points/<id>.copy                         the same once more (`record_copies`)
     the pending record is removed
 
 `recover` finishes what a dead writer of the current generation left when every file is there, and
@@ -27,6 +28,7 @@ from standby.model.replica import Action, LayerFile, ReplicaState, next_state
 from standby.road import naming
 from standby.road.lease import WriterLease, remove_own_temporaries
 from standby.road.points import disk_of, files_claimed_by
+from standby.road.record_copies import write_copy
 from standby.road.records import (
     RecordDamaged,
     encoded_record,
@@ -211,6 +213,7 @@ def _apply(folder: ReplicaFolder, lease: WriterLease, pending: PendingCommit, pa
     with folder.guarded(lease.generation):
         lease.write(folder.point_path(pending.point.id), encode_point(pending.point))
     killpoints.reach("point renamed")
+    write_copy(folder, lease, pending.point)
     lease.check()
     remove_durably(path)
 

@@ -47,11 +47,12 @@ from standby.road.merge_plan import (
     pending_merge,
     planned,
 )
+from standby.road.record_copies import with_sound_copies, write_record
 from standby.road.records import (
     encoded_record,
     inner_path,
 )
-from standby.road.replica import ReplicaFolder, encode_point
+from standby.road.replica import ReplicaFolder
 from standby.units import MiB
 
 __all__ = ["DiskMerge", "PendingMerge", "finish_merge", "merge_oldest", "pending_merge"]
@@ -180,6 +181,7 @@ def _run(
 ) -> None:
     """Every step from the removal of the record on, each as often as a kill makes necessary."""
     lease.check()
+    remove_durably(folder.copy_path(pending.point))
     remove_durably(folder.point_path(pending.point))
     known = folder.record().points
     lease.update(points=tuple(point for point in known if point != pending.point))
@@ -275,10 +277,11 @@ def _rewrite_records(folder: ReplicaFolder, lease: WriterLease, pending: Pending
             result.append(layer)
         return tuple(result)
 
-    for point in folder.points():
+    seen = with_sound_copies(folder)
+    for point in seen.points():
         disks = tuple(replace(disk, chain=rewritten(disk.chain)) for disk in point.disks)
         if disks != point.disks:
-            lease.write(folder.point_path(point.id), encode_point(replace(point, disks=disks)))
+            write_record(seen, lease, replace(point, disks=disks))
             killpoints.reach("merge: record rewritten")
     record = folder.record()
     ready, upcoming = (

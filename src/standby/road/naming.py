@@ -17,6 +17,8 @@ RECORD = "replica.json"
 LOCK = ".lock"
 HOLDER = ".holder.json"
 POINTS = "points"
+COPY_SUFFIX = ".copy"
+"""`points/<id>.copy`: the bytes of a commit record once more (record_copies)."""
 BASE = "base.vhdx"
 READY = "ready.vhdx"
 SEEDS = ("seed.vhdx", "seed.raw", "seed.img")

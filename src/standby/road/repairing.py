@@ -19,8 +19,9 @@ from standby.road.baseline import open_digests
 from standby.road.lease import WriterLease
 from standby.road.points import disk_of
 from standby.road.rebuilding import mend_digests
+from standby.road.record_copies import write_record
 from standby.road.records import inner_path, layer_facts
-from standby.road.replica import ReplicaFolder, encode_point
+from standby.road.replica import ReplicaFolder
 from standby.road.verifying import DiskVerdict, PointVerdict
 
 ReadPiece = Callable[[str, int, int], bytes | None]
@@ -31,18 +32,21 @@ may be wrong ones; None where there are none."""
 @dataclass(slots=True)
 class RepairReport:
     """What a repair did: bytes healed, per disk the runs that nobody had right, and per disk the
-    points whose digests were computed again from the disk and written anew."""
+    points whose digests were computed again from the disk and written anew. `is_record_restored`:
+    the commit record was written again from its copy; `record_problem` why a lost one was not."""
 
     point_id: str
     healed_bytes: int = 0
     missing: dict[str, tuple[Extent, ...]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     digests: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    is_record_restored: bool = False
+    record_problem: str = ""
 
     @property
     def is_complete(self) -> bool:
         """Whether everything that was damaged is healed."""
-        return not self.missing and not self.problems
+        return not self.missing and not self.problems and not self.record_problem
 
 
 def repair(
@@ -234,7 +238,7 @@ def _record_sizes(folder: ReplicaFolder, lease: WriterLease, disk: PointDisk) ->
     for point in folder.points():
         disks = tuple(replace(part, chain=updated(part.chain)) for part in point.disks)
         if disks != point.disks:
-            lease.write(folder.point_path(point.id), encode_point(replace(point, disks=disks)))
+            write_record(folder, lease, replace(point, disks=disks))
 
 
 def _add(extents: list[Extent], extent: Extent) -> None:

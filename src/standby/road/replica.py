@@ -60,7 +60,7 @@ _KNOWN_FILES = frozenset(
 @dataclass(frozen=True, slots=True)
 class PointScan:
     """What points/ holds: `valid` and `void` records (see `points.counts`), oldest first, and
-    (id, problem) of those that cannot be read."""
+    (id, problem) of those that cannot be read, or are gone while their copy is there."""
 
     valid: tuple[RestorePoint, ...]
     void: tuple[RestorePoint, ...]
@@ -97,6 +97,10 @@ class ReplicaFolder:
     def point_path(self, point_id: str) -> Path:
         """The commit record of a point."""
         return self.points_path / f"{point_id}.json"
+
+    def copy_path(self, point_id: str) -> Path:
+        """The copy of a point's commit record (`record_copies`). It makes no point."""
+        return self.points_path / f"{point_id}{naming.COPY_SUFFIX}"
 
     def digests_path(self, point_id: str, disk_id: str) -> Path:
         """The digests of one disk at a point."""
@@ -192,17 +196,33 @@ class ReplicaFolder:
         void: list[RestorePoint] = []
         damaged: list[tuple[str, str]] = []
         for path in listed(self.points_path):
-            if path.suffix != ".json" or not naming.is_point_id(path.stem):
+            if not naming.is_point_id(path.stem):
+                continue
+            if path.suffix == naming.COPY_SUFFIX and self._has_lost_record(judge, path):
+                damaged.append((path.stem, "it is gone, only its copy is there"))
+            if path.suffix != ".json":
                 continue
             try:
-                point = self._read_point(path)
+                point = self.read_point(path)
             except (RecordDamaged, StandbyError) as exc:
                 damaged.append((path.stem, str(exc)))
                 continue
             (valid if counts(judge, point) else void).append(point)
         return PointScan(tuple(valid), tuple(void), tuple(damaged))
 
-    def _read_point(self, path: Path) -> RestorePoint:
+    def _has_lost_record(self, judge: ReplicaRecord, copy: Path) -> bool:
+        """Whether a point that counts has this sound copy and has lost its record. A copy comes
+        after its record and goes before it: it is read after the look for the record, or a merge
+        may have come between."""
+        if is_there(copy.with_suffix(".json")):
+            return False
+        try:
+            return counts(judge, self.read_point(copy))
+        except (RecordDamaged, StandbyError):
+            return False
+
+    def read_point(self, path: Path) -> RestorePoint:
+        """The record of a point, or its copy, at `path`. Raises RecordDamaged, or DiskIO."""
         point = read_record(path, "restore point", POINT_FORMAT, RestorePoint)
         if point.id != path.stem:
             raise RecordDamaged(f"the record is of point {point.id}")
@@ -354,6 +374,8 @@ class ReplicaFolder:
         known = files_claimed_by(scan.valid) | _KNOWN_FILES | nvram
         known |= {f"{naming.POINTS}/{point.id}.json" for point in (*scan.valid, *scan.void)}
         known |= {f"{naming.POINTS}/{point_id}.json" for point_id, _ in scan.damaged}
+        ids = [point.id for point in scan.valid] + [point_id for point_id, _ in scan.damaged]
+        known |= {f"{naming.POINTS}/{point_id}{naming.COPY_SUFFIX}" for point_id in ids}
         known |= {layer.file for layer in (record.ready or {}).values()}
         known |= {layer.file for layer in (record.ready_next or {}).values()}
         found = []

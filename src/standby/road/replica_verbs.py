@@ -177,10 +177,12 @@ class ReplicaVerbs:
             self._forget(task)
 
     def repair(self, task: str, root: str, name: str, verdicts: Any) -> Any:
-        """[RepairReport], from the VM's other replicas below the root."""
-        self._followed(task, name)
+        """[RepairReport], from the VM's other replicas below the root; `progress` tells of what is
+        read for a lost commit record."""
+        progress = self._followed(task, name)
         try:
-            return self._writing(root, name).repair(name, msgspec.convert(verdicts, type=_VERDICTS))
+            found = msgspec.convert(verdicts, type=_VERDICTS)
+            return self._writing(root, name).repair(name, found, progress)
         finally:
             self._forget(task)
 

@@ -40,9 +40,11 @@ from standby.road.lease import WriterLease
 from standby.road.naming import READY, is_point_id
 from standby.road.points import chosen_point, replicated_disks
 from standby.road.ready import put_missing_state_files
+from standby.road.record_copies import LostRecord, lost_records, with_copies
 from standby.road.repair_sources import Disks, point_disks, repaired
 from standby.road.repairing import RepairReport
 from standby.road.replica import ReplicaFolder
+from standby.road.restoring import restored
 from standby.road.surveying import ReplicaStatus, asked_as, status
 from standby.road.target_rules import load_target_rules
 from standby.road.verifying import PointVerdict, verify_point, verify_replica
@@ -280,22 +282,24 @@ class ReplicaWork:
         damaged piece or commit record marks the replica damaged, damaged digests of an intact disk
         do not; a replica whose points are all intact is no longer damaged."""
         folder = self.folder(name)
-        lost = {
-            point_id: PointVerdict(point_id, record_problem=f"its commit record: {problem}")
-            for point_id, problem in folder.scan_points().damaged
-        }
+        lost = {item.point_id: item for item in lost_records(folder)}
+        seen = with_copies(folder, list(lost.values()))
         if point is None:
-            verdicts = verify_replica(folder, device=True, threads=threads, progress=progress)
-            verdicts = sorted([*verdicts, *lost.values()], key=lambda verdict: verdict.point_id)
-        elif point in lost:
-            verdicts = [lost[point]]
+            verdicts = verify_replica(seen, device=True, threads=threads, progress=progress)
+            read = {verdict.point_id for verdict in verdicts}
+            verdicts += [PointVerdict(point_id) for point_id in lost if point_id not in read]
+            verdicts.sort(key=lambda verdict: verdict.point_id)
+        elif point in lost and lost[point].copy is None:
+            verdicts = [PointVerdict(point)]
         else:
-            chosen = chosen_point(folder.name, folder.points(), point)
+            chosen = chosen_point(folder.name, seen.points(), point)
             verdicts = [
-                verify_point(folder, chosen.id, device=True, threads=threads, progress=progress)
+                verify_point(seen, chosen.id, device=True, threads=threads, progress=progress)
             ]
         for verdict in verdicts:
-            if not verdict.record_problem:
+            if verdict.point_id in lost:
+                _add_lost(verdict, lost[verdict.point_id])
+            else:
                 _add_touched(verdict, folder, folder.point(verdict.point_id))
         self._record_verdicts(folder, verdicts, is_whole=point is None)
         return verdicts
@@ -325,16 +329,24 @@ class ReplicaWork:
             with WriterLease.acquire(folder, "verify", action=Action.VERIFY) as lease:
                 lease.update(damaged_points=tuple(bad), intact_points=tuple(good))
 
-    def repair(self, name: str, verdicts: list[PointVerdict]) -> list[RepairReport]:
+    def repair(
+        self, name: str, verdicts: list[PointVerdict], progress: Progress | None = None
+    ) -> list[RepairReport]:
         """Write damaged pieces anew where the source, or another replica of the VM, still has
-        exactly the recorded content; what could not be had is in the reports."""
+        exactly the recorded content, and a lost commit record from its copy where every disk of the
+        point is read and is what that says; what could not be had is in the reports. `progress` is
+        of what is read."""
         folder = self.folder(name)
         sources = self._repair_sources(folder)
         with WriterLease.acquire(folder, "repair", action=Action.REPAIR) as lease:
+            lost = [verdict for verdict in verdicts if verdict.record_problem]
             return [
-                repaired(folder, lease, verdict, sources)
-                for verdict in verdicts
-                if not verdict.is_ok and not verdict.record_problem
+                *(restored(folder, lease, verdict, sources, progress) for verdict in lost),
+                *(
+                    repaired(folder, lease, verdict, sources)
+                    for verdict in verdicts
+                    if not verdict.is_ok and not verdict.record_problem
+                ),
             ]
 
     def _repair_sources(self, folder: ReplicaFolder) -> list[Source]:
@@ -394,6 +406,13 @@ def describe_machine(folder: ReplicaFolder, point: RestorePoint | None) -> None:
     ready = {disk.place: f"{disk.disk_id}/{READY}" for disk in replicated_disks(point)}
     if ready:
         update_replica_machine(folder.path, point.machine, ready)
+
+
+def _add_lost(verdict: PointVerdict, lost: LostRecord) -> None:
+    """What is wrong with the record of the point, and whether its copy stood in for it."""
+    verdict.has_copy = lost.copy is not None
+    stands_in = "its copy is sound" if verdict.has_copy else lost.without_copy
+    verdict.record_problem = f"its commit record: {lost.problem}; {stands_in}"
 
 
 def _add_touched(verdict: PointVerdict, folder: ReplicaFolder, point: RestorePoint) -> None:

@@ -85,8 +85,11 @@ def undo_point(folder: ReplicaFolder) -> tuple[RestorePoint, str]:
     raise PointDamaged(folder.name, newest.id, layer.file, evidence)
 
 
-def possible_commands(folder: ReplicaFolder, record: ReplicaRecord) -> tuple[str, ...]:
-    """The commands that would be accepted now, as far as the folder alone shows it."""
+def possible_commands(
+    folder: ReplicaFolder, record: ReplicaRecord, power: PowerState = PowerState.OFF
+) -> tuple[str, ...]:
+    """The commands that would be accepted now, as far as the folder alone shows it, with the
+    replica's VM in that state: an undo is refused while it is not off."""
     actions = legal_actions(record.state)
     special: dict[Action, str] = {}
     scan = folder.scan_points(record)
@@ -103,6 +106,8 @@ def possible_commands(folder: ReplicaFolder, record: ReplicaRecord) -> tuple[str
         refused.add(Action.SESSION)
     if record.state is ReplicaState.NEW:
         refused.clear()
+    if power is not PowerState.OFF and is_there(folder.path / "vm.toml"):
+        refused.add(Action.UNDO_FAILOVER)
     if record.state in (ReplicaState.READY, ReplicaState.DAMAGED) and any(
         folder.touched_ready(record)
     ):
@@ -223,7 +228,7 @@ def status(folder: ReplicaFolder) -> ReplicaStatus:
         failover_point=record.failover_point,
         failover_started_at=record.failover_started_at,
         actions=(
-            *possible_commands(folder, record),
+            *possible_commands(folder, record, power),
             *_power_commands(folder.name, record.state, power),
         ),
         free_bytes=shutil.disk_usage(folder.path).free,

@@ -43,6 +43,7 @@ from standby.road.open_replicas import OpenReplicas
 from standby.road.places import LOCAL_PLACES, Places
 from standby.road.point_facts import PointFacts, sealed_point
 from standby.road.points import TargetState, points_to_retire
+from standby.road.record_copies import renew_copies
 from standby.road.replica import ReplicaFolder
 from standby.road.seed_check import missing_seed
 from standby.road.seeding import (
@@ -51,7 +52,7 @@ from standby.road.seeding import (
     mapped_machine,
     seed_of,
 )
-from standby.road.surveying import target_state
+from standby.road.surveying import lasting_points, target_state
 from standby.road.target_proxy import TargetProxy
 from standby.road.target_rules import load_target_rules
 from standby.road.telling import HeldDisk, held_disk, tell
@@ -186,6 +187,7 @@ class TargetVerbs:
                 except DiskFull as exc:  # every point reads right all the same
                     warnings.append(f"a merge that was cut off is not ended yet: {exc}")
             folder.check_untouched(None)
+            warnings.extend(renew_copies(folder, lease, lasting_points(folder)))
             warnings.extend(mended_before_use(folder, lease.check))
             self._renew_if_behind(folder, lease)
             return target_state(folder), warnings

@@ -84,11 +84,13 @@ class DiskVerdict:
 @dataclass(slots=True)
 class PointVerdict:
     """What was found of one point. `record_problem` is what is wrong with its commit record, ''
-    if nothing; without the record nothing is known of its disks."""
+    if nothing. `has_copy`: a copy that goes with the point's files stood in for it; without one
+    nothing is known of its disks."""
 
     point_id: str
     disks: list[DiskVerdict] = field(default_factory=list)
     record_problem: str = ""
+    has_copy: bool = False
 
     @property
     def is_ok(self) -> bool:

@@ -32,6 +32,7 @@ from standby.road.verifying import PointVerdict
 from standby.server.config import Config
 from standby.server.fleet import Fleet, Station
 from standby.server.long_calls import long_call
+from standby.server.overdue import overdue_jobs
 from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
 from standby.server.service_mover import Reconnect, ServiceMover
@@ -87,6 +88,7 @@ class AllReplicas:
         fleet: Fleet,
         source_is_running: Callable[[ReplicaStatus], bool],
     ) -> None:
+        self._config = config
         self._local = local
         self._source_is_running = source_is_running
         targets = sorted({job.target for job in config.jobs.values()} & set(config.hosts))
@@ -106,7 +108,7 @@ class AllReplicas:
             with contextlib.suppress(StandbyError):
                 found += shelf.listed()[0]
         return sorted(
-            (item for item in found if item.state is not ReplicaState.PERMANENT),
+            (self._judged(item) for item in found if item.state is not ReplicaState.PERMANENT),
             key=lambda item: (item.name, item.target),
         )
 
@@ -124,8 +126,15 @@ class AllReplicas:
         """Everything about one replica."""
         shelf, there = self._shelf(name)
         if shelf is None:
-            return self._local.show(name)
-        return asked_as(name, shelf.shown(there))
+            return self._judged(self._local.show(name))
+        return self._judged(asked_as(name, shelf.shown(there)))
+
+    def _judged(self, item: ReplicaStatus) -> ReplicaStatus:
+        """The status, with what only the configuration knows: that it breaks its job's rpo."""
+        if item.identity.installation != self._config.installation:
+            return item
+        late = overdue_jobs(self._config.jobs.values(), [item]).get(item.identity.job, [])
+        return replace(item, findings=(*item.findings, *late)) if late else item
 
     def newest_age_s(self, job: ReplicationJob, machine_id: str) -> float | None:
         """Seconds since the checkpoint of the newest point of the VM's replica; None without."""

@@ -27,12 +27,12 @@ from standby.model.machine import Machine, PowerState
 from standby.model.replica import Action, ReplicaIdentity, legal_actions, legal_commands
 from standby.ports import Host
 from standby.road.points import TargetState, match_disks
-from standby.server.check_targets import Target
+from standby.server.check_targets import Target, write_hint
 from standby.server.config import HostConfig
 from standby.server.config_check import Finding, Level, excludes_disk, is_allowed
 from standby.server.crew import RepositoryView, replica_name
 from standby.server.facts import points_lost, repository_key
-from standby.server.plan import first_full_refused, mapping_moves
+from standby.server.plan import first_full_short, mapping_moves
 from standby.server.remote_host import RemoteHost
 
 
@@ -117,7 +117,7 @@ def _replica(
     path, exists = target.find(identity, machine.name + job.suffix)
     name, shown = replica_name(path), target.shown(path)
     if problem := target.write_problem(path):
-        hint = f"give it write access to {shown}"
+        hint = write_hint(target, problem, path)
         return [Finding(Level.ERROR, where, f"{shown} {problem}", hint, shown)]
     state = target.state(path) if exists else None
     if state is not None and Action.SESSION not in legal_actions(state.state):
@@ -169,8 +169,8 @@ def _first_point(
     free = target.free_bytes(path)
     if needed <= free:
         return []
-    problem = first_full_refused(needed, free)
-    return [Finding(Level.ERROR, where, problem, "make room", target.shown())]
+    problem = first_full_short(needed, free)
+    return [Finding(Level.WARNING, where, problem, "make room", target.shown())]
 
 
 def _mapped(job: ReplicationJob, machine: Machine, target: Target) -> list[Finding]:

@@ -11,13 +11,18 @@ from typing import Any, Protocol
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK
-from standby.files import free_bytes, is_folder, is_there
+from standby.files import free_bytes, is_folder, is_there, listed
+from standby.model.job import ReplicationJob
 from standby.model.replica import ReplicaIdentity
+from standby.ports import Host
+from standby.road.naming import LOCK
 from standby.road.points import TargetState
 from standby.road.replica import ReplicaFolder
 from standby.road.seed_check import missing_seed
 from standby.road.seeding import found_replica, mapped_machine
 from standby.road.surveying import ReplicaStatus, target_state
+from standby.server.config import Config
+from standby.server.config_check import is_allowed, unwritable
 from standby.server.crew import replica_name
 from standby.server.remote_host import RemoteHost
 from standby.server.replicas import Replicas
@@ -69,8 +74,21 @@ class FolderTarget:
     def write_problem(self, path: str = "") -> str:
         """See Target."""
         folder = Path(path) if path else self._root
-        if is_folder(folder) and not os.access(folder, os.W_OK | os.X_OK):
-            return "cannot be written by this user"
+        while not is_there(folder) and folder != folder.parent:
+            folder = folder.parent
+        if not is_folder(folder):
+            return ""
+        if not is_allowed(folder, os.W_OK | os.X_OK):
+            return unwritable(folder)[0]
+        # What somebody else made there, as root may have done once, stops a session as well.
+        for inner in listed(folder) if str(folder) == path else ():
+            if inner.name == LOCK:
+                is_open = is_allowed(inner)
+            else:  # one that cannot be read is told by who reads it
+                is_seen = is_folder(inner) and is_allowed(inner, os.R_OK | os.X_OK)
+                is_open = not is_seen or is_allowed(inner, os.W_OK)
+            if not is_open:
+                return f"holds {inner}, which {unwritable(inner)[0]}"
         return ""
 
     def missing_seed(self, path: str, seeds: Mapping[str, str]) -> str:
@@ -146,3 +164,18 @@ class MoverTarget:
         """See Target."""
         below = f"{replica_name(path)} in " if path else ""
         return f"{below}{self._folder} on the machine of mover {self._host.mover}"
+
+
+def target_of(config: Config, job: ReplicationJob, host: Host) -> Target:
+    """The job's target, which is that host. NoProxy where no target proxy is there for it."""
+    path = config.hosts[job.target].path
+    if isinstance(host, RemoteHost):
+        return MoverTarget(host.at_target(job), path)
+    return FolderTarget(path)
+
+
+def write_hint(target: Target, problem: str, path: str = "") -> str:
+    """What to do about a `write_problem`."""
+    if "read-only" in problem.lower():
+        return "mount its file system writable, or replicate to another one"
+    return f"give this user write access to {target.shown(path)} and all that it holds"

@@ -29,7 +29,7 @@ from standby.server.check_replicas import (
     running_machines,
     unlockable_machines,
 )
-from standby.server.check_targets import FolderTarget, MoverTarget, Target
+from standby.server.check_targets import target_of
 from standby.server.config import Config, HostConfig
 from standby.server.config_check import (
     Finding,
@@ -47,6 +47,7 @@ from standby.server.config_check import (
 )
 from standby.server.fleet import Fleet
 from standby.server.inventory import GONE_HINT, gone_from, name_of, taken_by
+from standby.server.overdue import overdue_replica
 from standby.server.remote_host import RemoteHost
 from standby.server.store.looking import problem_of
 
@@ -165,15 +166,12 @@ def _at_target(
     """What is found at the job's target, here or at a mover. Raises where nothing can be asked."""
     place = config.hosts[job.target]
     at_target = host(job.target)
-    if isinstance(at_target, RemoteHost):
-        target: Target = MoverTarget(at_target.at_target(job), place.path)
-        if problem := target.write_problem():
-            where = f"[hosts.{place.name}] path"
-            text = f"{target.shown()}: {problem}"
-            hint = "mount it, or correct the path and its permissions"
-            return [Finding(Level.ERROR, where, text, hint, target.shown())]
-    else:
-        target = FolderTarget(place.path)
+    target = target_of(config, job, at_target)
+    if isinstance(at_target, RemoteHost) and (problem := target.write_problem()):
+        where = f"[hosts.{place.name}] path"
+        text = f"{target.shown()}: {problem}"
+        hint = "mount it, or correct the path and its permissions"
+        return [Finding(Level.ERROR, where, text, hint, target.shown())]
     taken = taken_by(job, inventory).machines
     path = local_repositories(config).get(job.repository)
     with contextlib.ExitStack() as stack:
@@ -181,11 +179,14 @@ def _at_target(
         with contextlib.suppress(StandbyError):  # a finding of its own, or none yet
             if path is not None:
                 repository = stack.enter_context(Repository(path, create=False))
+        replicas = target.replicas()
+        own = [item for item in replicas if item.identity.installation == config.installation]
         return [
             *replica_findings(
                 job, taken, host(job.source), target, config.installation, repository
             ),
-            *_gone(job, inventory, target.replicas()),
+            *_gone(job, inventory, replicas),
+            *_overdue(job, own),
         ]
 
 
@@ -230,6 +231,21 @@ def _gone(
             GONE_HINT,
         )
         for item in gone_from(job, inventory, replicas)
+    ]
+
+
+def _overdue(job: ReplicationJob, replicas: Sequence[ReplicaStatus]) -> list[Finding]:
+    """Replicas that are older than the job's rpo allows."""
+    return [
+        Finding(
+            Level.WARNING,
+            f"[jobs.{job.name}] rpo",
+            text,
+            f"`standby job sessions {job.name}` and `standby job report` say why no session "
+            f"brought one; `standby job start {job.name}` runs one",
+        )
+        for item in replicas
+        if (text := overdue_replica(job, item))
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -185,6 +186,25 @@ def is_allowed(path: Path, mode: int = os.R_OK | os.W_OK) -> bool:
 
 
 def check_paths(config: Config) -> list[Finding]:
+def unwritable(path: Path) -> tuple[str, str]:
+    """Why this user cannot write what is at `path`, and what to do about it."""
+    if _is_on_read_only(path):
+        return (
+            "cannot be written: its file system is mounted read-only",
+            "mount it writable, or name a folder elsewhere",
+        )
+    return "cannot be written by this user", f"give it write access to {path}"
+
+
+def _is_on_read_only(path: Path) -> bool:
+    if sys.platform == "win32":
+        return False
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
     """What is wrong with the folders that the file names. Changes nothing."""
     findings = [*_shared_folders(config), *_nested_folders(config)]
     sources = {job.source for job in config.jobs.values()}
@@ -279,10 +299,10 @@ def _writable(where: str, folder: Path) -> list[Finding]:
         return [_hidden(where, folder, exc)]
     if existing == folder and (problem := _unread(where, folder)):
         return problem
-    if not os.access(existing, os.W_OK | os.X_OK):
-        what = f"{folder} cannot be written by this user"
-        hint = f"give it write access to {existing}, or correct the path"
-        return [Finding(Level.ERROR, where, what, hint, str(existing))]
+    if not is_allowed(existing, os.W_OK | os.X_OK):
+        why, mend = unwritable(existing)
+        hint = f"{mend}, or correct the path"
+        return [Finding(Level.ERROR, where, f"{folder} {why}", hint, str(existing))]
     return []
 
 

@@ -35,6 +35,10 @@ DETAIL_S = 10.0
 TOGETHER_S = 0.05
 """What changes within that is looked at together: a session that ends says so several times, and
 with a thousand that wait each look costs milliseconds."""
+LOOK_PAUSE = 4
+PAUSE_MAX_S = 1.0
+"""For LOOK_PAUSE times as long as a look took, but no longer than that, what changes is looked at
+together: looks take a fifth of the time at most, however much there is to be looked at."""
 GRACE_S = 60.0
 """How long sessions may take to end when the server does."""
 MAX_SESSIONS = 16
@@ -78,6 +82,7 @@ class Daemon:
         self._on_look = on_look
         self._doing = doing
         self._told: dict[str, str] = {}
+        self._pause_s = TOGETHER_S
         self._max_sessions = max_sessions
         self._lease = runner.store.lease(
             self.id, address=address, duration_s=lease_s, least_generation=least_generation
@@ -122,7 +127,8 @@ class Daemon:
                     self._on_ready(True)
                     while not self._stopping.is_set():
                         if self._wakeups.wait(self._round()):
-                            self._stopping.wait(TOGETHER_S)
+                            self._stopping.wait(self._pause_s)
+                            self._wakeups.wait(0)  # what came meanwhile is looked at now
                 finally:
                     self.end()
             if self._lost is not None:
@@ -188,6 +194,7 @@ class Daemon:
 
     def _round(self) -> float:
         """Do what is due; seconds until something may be due again."""
+        began = self.clock.monotonic()
         try:
             next_at = self.step()
         except StandbyError as exc:
@@ -196,6 +203,8 @@ class Daemon:
                 return 0.0
             self.log.error(f"cannot go on now: {exc}")
             return self._lease.duration_s / 3
+        took_s = self.clock.monotonic() - began
+        self._pause_s = min(max(TOGETHER_S, LOOK_PAUSE * took_s), PAUSE_MAX_S)
         longest_s = DETAIL_S if self._told else LOOK_S
         if next_at is None:
             return longest_s
@@ -321,6 +330,8 @@ class Daemon:
 
     def _start_retries(self, now: datetime) -> None:
         """Go on with sessions of which a VM's next attempt is due, or that a VM came back to."""
+        if not self._has_room():
+            return
         due = {task.session for task in self._queue.due_retries(now)}
         for run in self._queue.sessions({SessionState.RUNNING}):
             if self._running_session(run.id) is not None or not self._has_room():
@@ -376,8 +387,7 @@ class Daemon:
 
     def _publish_alarms(self) -> None:
         """Tell of alarms that were raised since the last look."""
-        fresh = [alarm for alarm in self.runner.store.alarms() if alarm.id > self._last_alarm]
-        for alarm in sorted(fresh, key=lambda item: item.id):
+        for alarm in self.runner.store.alarms_after(self._last_alarm):
             self._last_alarm = alarm.id
             self.log.warning(f"alarm: {alarm.text}", job=alarm.job, machine=alarm.machine)
             self._publish("alarm", alarm_payload(alarm))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import Any, Protocol
@@ -67,6 +67,7 @@ class Runner(Protocol):
         take_over: bool = False,
         accept_loss: bool = False,
     ) -> SessionReport: ...
+    def left_out(self, job: ReplicationJob, machine_ids: Collection[str]) -> set[str]: ...
     def stop_session(self, session: str) -> bool: ...
     def stop_machine(self, session: str, machine: str) -> bool: ...
     def lead(self, lease: ServerLease | None) -> None: ...
@@ -189,17 +190,24 @@ class RunningSession:
             self._report_failure(exc)
             return dispatch.move_session(run.id, SessionState.FAILED, detail=str(exc))
         while self.intent is Intent.NONE:
-            paused = self.work.paused(run.id)
-            ready = [
-                task.id
-                for task in self.work.store.queue.tasks(run.id)
-                if task.machine not in paused
-            ]
+            tasks = self.work.store.queue.tasks(run.id)
+            ready = self._ready(tasks)
+            if not ready:
+                break
             claimed = dispatch.claim_tasks(ALL_TASKS, sessions=[run.id], tasks=ready)
             if not claimed:
                 break
-            self._attempt(claimed)
+            self._attempt(claimed, is_all=len(claimed) == len(tasks))
         return settled(self.work, run.id, self.intent)
+
+    def _ready(self, tasks: Sequence[TaskRun]) -> list[str]:
+        """The ids of those that may be attempted, as soon as they are due."""
+        if all(task.state in TASK_ENDS for task in tasks):
+            return []
+        paused = self.work.paused(self.run.id)
+        return [
+            task.id for task in tasks if task.state not in TASK_ENDS and task.machine not in paused
+        ]
 
     def _add_tasks(self) -> None:
         """A task for each VM the session takes; those whose VM is gone are passed over."""
@@ -243,8 +251,8 @@ class RunningSession:
         )
         return self.work.dispatch.move_session(self.run.id, SessionState.FAILED, detail=text)
 
-    def _attempt(self, tasks: list[TaskRun]) -> None:
-        """One session of `BackupServer` over these VMs."""
+    def _attempt(self, tasks: list[TaskRun], *, is_all: bool) -> None:
+        """One session of `BackupServer` over these VMs, which may be all that the session has."""
         run, work = self.run, self.work
         with self._lock:
             self.report_id = self._free_report_id()
@@ -256,9 +264,15 @@ class RunningSession:
         if is_wanted:
             work.log.info(f"begins: {len(tasks)} VMs, {run.reason}", **fields)
             try:
+                # Of all of the job: VMs that their host cannot describe are in the report too.
+                is_whole = is_all and not run.machines
+                machines = None if is_whole else [task.machine for task in tasks]
                 options: dict[str, Any] = {key: bool(run.options.get(key)) for key in OPTIONS}
                 report = work.runner.start(
-                    run.job, machines=self._names(tasks), session=self.report_id, **options
+                    run.job,
+                    machines=machines,
+                    session=self.report_id,
+                    **options,
                 )
             except ServerFenced:
                 raise  # how it ends is the other server's to tell
@@ -282,14 +296,6 @@ class RunningSession:
             text = f"{move.to}: {move.detail}" if move.detail else str(move.to)
             work.log.write(level, text, {"machine": task.machine, "task": task.id, **fields})
 
-    def _names(self, tasks: list[TaskRun]) -> list[str] | None:
-        """The VMs of an attempt, None for all of the job: VMs that their host cannot describe are
-        then in the report too."""
-        is_all = not self.run.machines and len(tasks) == len(
-            self.work.store.queue.tasks(self.run.id)
-        )
-        return None if is_all else [task.machine for task in tasks]
-
     def _add_unusable(self, tasks: list[TaskRun], report: SessionReport) -> None:
         """Tasks, failed, for VMs of the report that have none: their host cannot describe them."""
         known = {task.machine for task in tasks}
@@ -312,13 +318,10 @@ class RunningSession:
     def _free_report_id(self) -> str:
         """The session's id, with a number behind it from its second attempt on."""
         number, name = 1, self.run.id
-        while True:
-            try:
-                self.work.store.session(name)
-            except UnknownName:
-                return name
+        while self.work.store.has_session(name):
             number += 1
             name = f"{self.run.id}.{number}"
+        return name
 
     def _report_failure(self, exc: StandbyError) -> None:
         """Tell of a session that could not do its work at all."""

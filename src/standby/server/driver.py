@@ -178,7 +178,7 @@ class MachineDriver(Preparing, Committing):
             checkpoint = self._take_checkpoint()
         with self._step("plan"):
             plans = self._plans(repository, state, checkpoint, matches)
-            self._check_space(plans, free)
+        self._check_space(checkpoint, plans, free)
         journey = Journey(
             self.crew.name,
             self.crew.target_proxy,

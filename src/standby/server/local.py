@@ -95,6 +95,8 @@ class LocalServer:
     ) -> Queued:
         """Leave a session to the active server."""
         run = self._server.store.queue.enqueue(
+        if machines:
+            self._server.check_names(self._server.config.job(job), machines)
             job,
             Reason.MANUAL,
             priority=self._server.config.job(job).priority,

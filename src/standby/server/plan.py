@@ -220,11 +220,18 @@ def plan_disk(facts: DiskFacts) -> DiskPlan:
     )
 
 
-def first_full_refused(needed: int, free: int) -> str:
-    """What there is to say of a first full of a VM that does not fit."""
+def first_full_short(needed: int, free: int, *, is_counted: bool = False) -> str:
+    """What there is to say of a first full of a VM that may not fit, or, `is_counted` by reading
+    its disks, does not."""
+    if is_counted:
+        return (
+            f"its first full takes {format_bytes(needed)} and {format_bytes(free)} are free: the "
+            "session would refuse it"
+        )
     return (
-        f"its first full takes up to {format_bytes(needed)} and {format_bytes(free)} are free: "
-        "the session would refuse it"
+        f"its first full takes up to {format_bytes(needed)} and {format_bytes(free)} are free: the "
+        "session would read its disks first, and refuse it where it does not fit without their "
+        "zeros"
     )
 
 

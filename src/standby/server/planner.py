@@ -7,7 +7,7 @@ are taken and released again, which leaves the empty `.standby.lock` in a VM's f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -22,6 +22,7 @@ from standby.errors import (
     IllegalTransition,
     LinkError,
     MoverDied,
+    RepositoryBusy,
     RepositoryError,
     StandbyError,
 )
@@ -32,6 +33,7 @@ from standby.ports import Host
 from standby.road.points import TargetState, match_disks
 from standby.server import facts
 from standby.server.crew import Crew, DiskTask, RepositoryView, replica_name
+from standby.server.overdue import names_of, overdue
 from standby.server.plan import (
     Basis,
     DiskPlan,
@@ -39,7 +41,7 @@ from standby.server.plan import (
     JobPlan,
     MachinePlan,
     Mode,
-    first_full_refused,
+    first_full_short,
     mapping_moves,
 )
 from standby.server.retention import held_text
@@ -58,7 +60,11 @@ class Planner:
         source: Host,
         store: Store,
         lend: Callable[[Machine], AbstractContextManager[Crew]],
+        write_problem: Callable[[str], str] = lambda path: "",
     ) -> None:
+        """`write_problem` says why a replica's folder, as the target calls it, cannot be written,
+        '' where it can."""
+        self._write_problem = write_problem
         self._job = job
         self._installation = installation
         self._source = source
@@ -72,23 +78,45 @@ class Planner:
         return JobPlan(self._job.name, plans, self._free, scan, _shortage(plans, self._free))
 
     def _machine(self, machine: Machine, scan: bool) -> MachinePlan:
+        made, damage = self._tried(machine, scan)
+        if damage is not None and made is None:
+            made, _ = self._tried(machine, scan, has_repository=False)
+        assert made is not None
+        if damage is None or made.action != "replicate":
+            return made
+        text = (
+            f"{damage}; a session drops what is damaged there, compares with the target's digests "
+            "instead and raises an alarm"
+        )
+        return replace(made, alarms=(*made.alarms, text))
+
+    def _tried(
+        self, machine: Machine, scan: bool, *, has_repository: bool = True
+    ) -> tuple[MachinePlan | None, RepositoryError | None]:
+        """The plan, and the damage of the repository; no plan where that is met in mid-work: a
+        session goes on without what it has of the replica, and so does a plan."""
         with self._lend(machine) as crew, contextlib.ExitStack() as stack:
             repository: RepositoryView | None = None
             away: tuple[str, ...] = ()
+            damage: RepositoryError | None = None
             try:
-                repository = crew.open_repository(create=False)
-                stack.callback(repository.close)
+                if has_repository:
+                    repository = crew.open_repository(create=False)
+                    stack.callback(repository.close)
             except (LinkError, MoverDied) as exc:
                 away = (f"repository: {exc}",)
             except StandbyError as exc:
-                if not _is_made_anew(exc):
-                    return MachinePlan(machine.name, machine.id, "", "conflict", str(exc))
+                damage = _damage(exc)
+                if damage is None and not _is_missing(exc):
+                    return MachinePlan(machine.name, machine.id, "", "conflict", str(exc)), None
             try:
                 made = self._planned(machine, crew, repository, scan)
-                return replace(made, warnings=(*made.warnings, *away))
+                return replace(made, warnings=(*made.warnings, *away)), damage
             except StandbyError as exc:
                 crew.is_broken = True
-                return MachinePlan(machine.name, machine.id, "", "conflict", str(exc))
+                if has_repository and _damage(exc) is not None:
+                    return None, _damage(exc)
+                return MachinePlan(machine.name, machine.id, "", "conflict", str(exc)), damage
 
     def _planned(
         self, machine: Machine, crew: Crew, repository: RepositoryView | None, scan: bool
@@ -110,6 +138,11 @@ class Planner:
         reason = self._refusal(replica, identity, state, repository)
         if reason:
             return MachinePlan(machine.name, machine.id, replica, "skip", reason)
+        if reason := self._write_problem(path):
+            return MachinePlan(machine.name, machine.id, replica, "conflict", reason)
+        if repository is not None:
+            with contextlib.suppress(RepositoryBusy):
+                repository.states(facts.repository_key(identity))  # damage is told, not passed over
         disks = self._disks(machine, identity, state, path, crew, repository, scan)
         files = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
         seeds = {disk.disk_id: files.get(disk.place, "") for disk in disks if disk.uses_seed}
@@ -119,7 +152,8 @@ class Planner:
             f"disk {disk.place}: full: {disk.reason}" for disk in disks if disk.is_unforeseen
         )
         first = sum(disk.space.value for disk in disks if disk.mode is Mode.FULL)
-        warnings = () if first <= self._free else (first_full_refused(first, self._free),)
+        short = first_full_short(first, self._free, is_counted=scan)
+        warnings = () if first <= self._free else (short,)
         if mapped := [disk.place for disk in disks if disk.mapped_from]:
             moves = mapping_moves(self._job.map[machine.name], mapped)
             warnings = (*warnings, moves)
@@ -272,12 +306,44 @@ class Planner:
         )
 
 
-def _is_made_anew(error: StandbyError) -> bool:
-    """Whether a session goes on with a repository that says this when it is opened: there is none
-    yet, or what is damaged is dropped."""
-    return isinstance(error, RepositoryError) and (
-        "does not exist" in error.problem or "damaged" in error.problem
-    )
+def with_overdue(
+    job: ReplicationJob,
+    plans: Iterable[MachinePlan],
+    store: Store,
+    ages: Mapping[str, float | None],
+) -> tuple[MachinePlan, ...]:
+    """The plans, each with the alarm that the VM's replica is older than the job's rpo allows, by
+    the replicas' ages and the VMs' ids. VMs that say that they have one id have one replica, which
+    is told once, by its own VM's name."""
+    made = list(plans)
+    sharing: dict[str, list[int]] = {}
+    for place, item in enumerate(made):
+        if item.machine_id:
+            sharing.setdefault(item.machine_id, []).append(place)
+    known = names_of(job, store) if job.rpo_s else {}
+    for machine_id, places in sharing.items() if job.rpo_s else ():
+        age_s = ages.get(machine_id)
+        if age_s is None:  # before the first point only the session says so
+            continue
+        name, place = made[places[0]].machine, places[0]
+        if len(places) > 1:
+            name = known.get(machine_id, name)
+            place = next((at for at in places if made[at].machine == name), place)
+        if text := overdue(job, name, age_s):
+            made[place] = replace(made[place], alarms=(*made[place].alarms, text))
+    return tuple(made)
+
+
+def _is_missing(error: StandbyError) -> bool:
+    """Whether there is no repository yet: a session makes it."""
+    return isinstance(error, RepositoryError) and "does not exist" in error.problem
+
+
+def _damage(error: StandbyError) -> RepositoryError | None:
+    """The error, where it is of damage in the repository: a session drops what is damaged."""
+    if isinstance(error, RepositoryError) and "damaged" in error.problem:
+        return error
+    return None
 
 
 def _space_of(plan: DiskPlan, zeroed: int, blocks: int) -> Figure:

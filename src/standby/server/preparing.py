@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import wait
 
 import msgspec
 
 from standby import killpoints
+from standby.clock import new_token
+from standby.disk.vhdx import default_block_size
 from standby.errors import (
+    CheckpointLimit,
     DiskFull,
     IllegalTransition,
     ReplicaMissing,
     RepositoryError,
 )
-from standby.model.machine import Checkpoint
+from standby.model.machine import Checkpoint, CheckpointDisk
 from standby.model.replica import (
     Action,
     legal_actions,
@@ -23,9 +27,11 @@ from standby.model.report import DiskReport
 from standby.road.naming import new_point_id
 from standby.road.points import DiskMatches, TargetState, match_disks
 from standby.server import facts
-from standby.server.crew import RepositoryView, replica_name
+from standby.server.crew import DiskTask, RepositoryView, replica_name
 from standby.server.machine_work import MachineWork
-from standby.server.plan import Basis, DiskPlan, Mode
+from standby.server.plan import DiskPlan, Mode
+from standby.server.waits import LOOK_S
+from standby.units import format_bytes
 
 
 class Preparing(MachineWork):
@@ -189,14 +195,60 @@ class Preparing(MachineWork):
         matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
         return self._disk_plans(repository, state, checkpoint, matches)[place]
 
-    def _check_space(self, plans: dict[str, DiskPlan], free: int) -> None:
+    def _check_space(self, checkpoint: Checkpoint, plans: dict[str, DiskPlan], free: int) -> None:
         """A first full must fit before anything is sent; later ones are stopped by the file
-        system and go on when there is room."""
-        wanted = [plan.space for plan in plans.values() if plan.mode is Mode.FULL]
-        needed = sum(figure.value for figure in wanted)
-        if needed > free:
-            is_bound = any(figure.basis is not Basis.EXACT for figure in wanted)
-            raise DiskFull(self._path, needed, free, is_bound)
+        system and go on when there is room. What the source stores may be zeros, which take no room
+        at the target: where all of it might not fit, the disks are read first, and only what is
+        sure not to fit is refused."""
+        wanted = [plan for plan in plans.values() if plan.mode is Mode.FULL]
+        most = sum(plan.space.value for plan in wanted)
+        if most <= free:
+            return
+        disks = {disk.place: disk for disk in checkpoint.disks}
+        needed = 0
+        with self._step("count"):
+            for plan in wanted:
+                needed += self._counted(plan, disks[plan.place])
+                if needed > free:
+                    raise DiskFull(self._path, needed, free)
+        self.report.warnings.append(
+            f"the first full could have taken up to {format_bytes(most)} and "
+            f"{format_bytes(free)} are free, so its disks were read before: it takes "
+            f"{format_bytes(needed)}"
+        )
+
+    def _counted(self, plan: DiskPlan, disk: CheckpointDisk) -> int:
+        """Bytes of the blocks that a first full of the disk makes, by reading it (RULES 13)."""
+        context = self.context
+        limit = context.job.checkpoint_max_age_s
+        task = f"count {plan.place} {new_token(4)}"
+        with self.crew.disk_link(DiskTask(task, "", plan.place, plan.disk_id, self.key)) as link:
+            reading = link.source.start(
+                "scan_disk",
+                task=task,
+                connection=link.at_source,
+                disk={"root": link.root, "files": list(disk.files)},
+                repository="",
+                replica=self.key,
+                disk_id=plan.disk_id,
+                session="",
+                point_id="",
+                checkpoint_id=disk.identity,
+                baseline="none",
+                builds_on_repository=False,
+                candidates=None,
+                resume_mark=0,
+                compression="none",
+                virtual_size=plan.virtual_size,
+            )
+            while not wait([reading], timeout=LOOK_S).done:
+                age_s = context.clock.monotonic() - self._checkpoint_started
+                if limit and age_s > limit:
+                    self.crew.cut()
+                    wait([reading])
+                    raise CheckpointLimit(self.machine.name, f"age {limit} s")
+            blocks = int(reading.result()["blocks"])
+        return blocks * default_block_size(plan.virtual_size)
 
     def _point_id(self, state: TargetState) -> str:
         """The interrupted point's id, so that it is continued, else a new one."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from standby.errors import SessionStopped, StandbyError
+from standby.errors import NoProxy, SessionStopped, StandbyError
 from standby.model.machine import Machine
 from standby.model.report import DiskReport, MachineReport
 from standby.ports import IntentReleasing
@@ -16,8 +16,8 @@ from standby.server.crew import Crew, Handle
 from standby.server.crew_handle import CrewHandle
 from standby.server.driver import MachineDriver
 from standby.server.journey import Journey, JourneyBook
+from standby.server.patience import Patience
 from standby.server.remote_host import impatient
-from standby.server.transfer import Patience
 from standby.server.waits import waits_end_when
 
 Lend = Callable[[Machine, tuple[str, ...], tuple[str, str] | None], AbstractContextManager[Crew]]
@@ -145,6 +145,8 @@ def _driven(
             finally:
                 context.crews.remove(crew)
                 context.at_work.pop(machine.name, None)
+    except NoProxy as exc:
+        return None, str(replace(exc, machine=exc.machine or machine.name))
     except StandbyError as exc:
         return None, str(exc)
 

@@ -93,14 +93,21 @@ class RpoWatch:
             due.append(self._since + rpo)
             if due[0] <= now:
                 self._raise(job, "", f"no VM has a restore point; rpo is {job.rpo_s} s")
+        late: list[tuple[KnownReplica, datetime]] = []
         for item in known:
             if item.points:
                 due.append(self._taken_at(job, item, now) + rpo)
                 if due[-1] <= now:
-                    name = item.name.removesuffix(job.suffix) if job.suffix else item.name
-                    age_s = (now - due[-1] + rpo).total_seconds()
-                    text = f"the newest restore point of {name} is {age_s:.0f} s old"
-                    self._raise(job, name, f"{text}; rpo is {job.rpo_s} s")
+                    late.append((item, due[-1] - rpo))
+        ids = {item.identity.machine_id for item, _ in late}
+        left_out = self._runner.left_out(job, ids) if ids else set()
+        for item, taken_at in late:
+            if item.identity.machine_id in left_out:
+                continue
+            name = item.name.removesuffix(job.suffix) if job.suffix else item.name
+            age_s = (now - taken_at).total_seconds()
+            text = f"the newest restore point of {name} is {age_s:.0f} s old"
+            self._raise(job, name, f"{text}; rpo is {job.rpo_s} s")
         # One that is overdue stays so until a session ends: it is not raised with every look.
         return min((time for time in due if time > now), default=now + rpo)
 

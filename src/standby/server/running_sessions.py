@@ -34,6 +34,7 @@ from standby.server.inventory import (
 from standby.server.journey import is_too_old
 from standby.server.overdue import alarm_of_known, alarm_of_session
 from standby.server.progress import ProgressBoard
+from standby.server.remote_host import impatient
 from standby.server.replicating import replicate
 from standby.server.stopping import StopWatcher, stop_sessions
 from standby.server.store import ServerLease, Store
@@ -82,6 +83,8 @@ class RunningSessions:
         progress: ProgressCallback | None,
     ) -> SessionReport:
         """See BackupServer."""
+        if machines is not None and not session:  # what the daemon begins is on record already
+            self.check_names(wanted, machines)
         store, alive = self._store, self._alive
         with alive.one_session(wanted.name, take_over) as (is_alone, is_hung):
             report = SessionReport(
@@ -128,6 +131,16 @@ class RunningSessions:
             report.ended_at = self._clock.now().isoformat()
             store.save_session(report)
             return report
+
+    def check_names(self, job: ReplicationJob, machines: Sequence[str]) -> None:
+        """UnknownName for a VM that the job does not take, before there is a session to record.
+        What else keeps the source from answering, the session itself tells."""
+        try:
+            wanted_of(job, inventory_of(impatient(self._host(job.source), 0)), machines)
+        except UnknownName:
+            raise
+        except StandbyError:
+            return
 
     def _begun(self, job: ReplicationJob, found: Inventory) -> list[MachineReport]:
         """The report's VMs when the session begins: without an outcome yet, and failed already

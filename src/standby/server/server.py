@@ -8,11 +8,12 @@ print(report.outcome, [machine.point for machine in report.machines])
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
+from standby.errors import StandbyError
 from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
@@ -20,6 +21,7 @@ from standby.model.report import SessionReport
 from standby.ports import Host, inventory_of
 from standby.road.surveying import ReplicaStatus
 from standby.server.all_replicas import AllReplicas
+from standby.server.check_targets import target_of, write_hint
 from standby.server.checking import check_configuration
 from standby.server.config import Config, MoverConfig, load_config
 from standby.server.config_check import Finding, refused_machines
@@ -31,8 +33,9 @@ from standby.server.inventory import (
     taken_by,
 )
 from standby.server.movers import MoverPair, child_movers
+from standby.server.overdue import is_left_out
 from standby.server.plan import JobPlan, MachinePlan
-from standby.server.planner import Planner
+from standby.server.planner import Planner, with_overdue
 from standby.server.remote_host import RemoteHost, impatient
 from standby.server.replicas import Replicas
 from standby.server.running_sessions import RunningSessions
@@ -126,9 +129,30 @@ class BackupServer:
         """All jobs of the configuration."""
         return list(self.config.jobs.values())
 
+    def check_names(self, job: ReplicationJob, machines: Sequence[str]) -> None:
+        """UnknownName for a VM that the job does not take; nothing where its source does not
+        answer."""
+        self._running.check_names(job, machines)
+
     def machines(self, job: ReplicationJob) -> list[Machine]:
         """The VMs the job takes now."""
         return list(taken_by(job, inventory_of(self.host(job.source))).machines)
+
+    def left_out(self, job: ReplicationJob, machine_ids: Collection[str]) -> set[str]:
+        """Those of the ids of VMs to whose replicas the job owes no new point: it takes the VM no
+        more, or VM and replica are gone. None where nobody can say."""
+        try:
+            inventory = inventory_of(impatient(self.host(job.source), 0))
+        except StandbyError:
+            return set()
+        is_whole = {item.id for item in inventory.machines}.issuperset(machine_ids)
+        seen = [] if is_whole else self.replicas.all()
+        are_all_seen = is_whole or not self.replicas.unreadable()
+        return {
+            machine_id
+            for machine_id in machine_ids
+            if is_left_out(job, machine_id, inventory, seen, are_all_seen=are_all_seen)
+        }
 
     def check(self, *, asks_movers: bool = True) -> list[Finding]:
         """Everything wrong with the configuration, its paths, what is there in them, the movers
@@ -196,6 +220,23 @@ class BackupServer:
 
     # --- plans -------------------------------------------------------------------------------
 
+    def _ages(self, job: ReplicationJob) -> dict[str, float | None]:
+        """How old the newest point of each of the job's replicas is, by its VM's id; nothing is
+        asked for a job without an rpo."""
+        return {
+            item.identity.machine_id: item.newest_age_s
+            for item in (self.replicas.all() if job.rpo_s else ())
+            if (item.identity.source_host, item.identity.job) == (job.source, job.name)
+        }
+
+    def _write_problem(self, job: ReplicationJob, path: str) -> str:
+        """Why the replica's folder at the job's target cannot be written, '' where it can."""
+        target = target_of(self.config, job, impatient(self.host(job.target), 0))
+        problem = target.write_problem(path)
+        if not problem:
+            return ""
+        return f"{target.shown(path)} {problem}; {write_hint(target, problem, path)}"
+
     def plan(self, job: str, *, scan: bool = False) -> JobPlan:
         """What a session would do, per VM and disk. `scan` reads the disks and makes bytes to send
         exact; nothing is changed either way."""
@@ -209,6 +250,7 @@ class BackupServer:
             lambda machine: self.crews.lent(
                 wanted, f"plan-{new_token(4)}", machine.name, patience_s=0
             ),
+            lambda path: self._write_problem(wanted, path),
         )
         inventory = inventory_of(source)
         self.crews.check_roles(wanted)
@@ -225,8 +267,9 @@ class BackupServer:
             for item in found.machines
             if item.id in refused
         )
+        plans = (*made.machines, *claimed, *unusable)
         return replace(
             made,
-            machines=(*made.machines, *claimed, *unusable),
+            machines=with_overdue(wanted, plans, self.store, self._ages(wanted)),
             warnings=(*made.warnings, *hidden_from(wanted, inventory).values()),
         )

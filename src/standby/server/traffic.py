@@ -1,10 +1,16 @@
 """A traffic rule's limit, lent to movers in parts: who may send how fast. Pure but for its memory.
 
 Each mover tells every few seconds how much it sends under a rule and whether it was held back
-(`Demand`), and gets a `Lease`: a rate until a deadline. The parts never add up to more than the
-limit, also while answers are lost: what was lent counts until the mover says that it holds a later
-lease, or until the lease ran out; then it counts as the floor that the mover falls to by itself.
-A mover that has not been heard since then wants nothing more: the others share the limit.
+(`Demand`), and gets a `Lease`: a rate until a deadline, which both count from what the mover told
+(the idea of Gray and Cheriton's leases, SOSP 1989). The parts never add up to more than the limit,
+also while answers are lost: what was lent counts until the mover says that it holds a later lease,
+or until the lease ran out; then it counts as the floor that the mover falls to by itself. A mover
+that has not been heard since then wants nothing more: the others share the limit.
+
+So what a lost mover was lent is the others' LASTS_S after it was heard last. Not sooner: a link
+that ended, also one that is refused from then on, does not say that its mover has ended; one that
+is cut off from the server goes on sending to the target by its lease. Nor is a lease any shorter: a
+server that starts again, or takes over, finds its movers at their rates, not at their floors.
 
 Shares are max-min fair by weight: who wants less than its share gets what it wants, the others
 divide the rest by the weights of their links. What nobody wants is divided too, so that a link
@@ -21,7 +27,8 @@ from standby.server.schedule import Schedule, Window, permitted_from
 from standby.wire.throttle import Demand, Lease, RuleSpec
 
 LASTS_S = 15.0
-"""How long a lease lasts; movers ask every LASTS_S / 5, so that some lost answers do no harm."""
+"""How long a lease lasts; movers are asked every LASTS_S / 5, so that some lost answers do no harm,
+and as long as another server takes to become the active one (`store.lease.LEASE_S`)."""
 
 HEADROOM = 1.25
 """A mover that was not held back is lent this much more than it sent, to grow into."""
@@ -95,8 +102,10 @@ class _Borrower:
         return max([self.floor_bps, *live])
 
     def is_heard(self, now: float, lasts_s: float) -> bool:
-        """Whether its demand counts: it told of it since leases of then ran out."""
-        return now < self.heard_at + 2 * lasts_s
+        """Whether its demand counts: it told of it since a lease of then ran out."""
+        return now < self.heard_at + lasts_s or any(
+            now < until for _, until in self.leases.values()
+        )
 
 
 class TrafficLedger:
@@ -116,10 +125,12 @@ class TrafficLedger:
         *,
         floor_bps: float = 0.0,
         lasts_s: float = 0.0,
+        is_told: bool = False,
     ) -> Lease:
         """The mover's next lease. `demand.lease` is the one it holds: those before it are over.
-        `now` is monotonic; `limit_bps` None: no limit at this time, which lasts `lasts_s` more, and
-        `floor_bps` after that: a mover that lost its server does not stay without a limit."""
+        `is_told`: the mover has just told of that demand. `now` is monotonic; `limit_bps` None: no
+        limit at this time, which lasts `lasts_s` more, and `floor_bps` after that: a mover that
+        lost its server does not stay without a limit."""
         borrower = self._borrowers.setdefault(mover, _Borrower(demand))
         borrower.demand, borrower.heard_at = demand, now
         borrower.leases = {
@@ -127,6 +138,9 @@ class TrafficLedger:
             for number, lease in borrower.leases.items()
             if number >= demand.lease and now < lease[1]
         }
+        if is_told and demand.lease in borrower.leases:  # it has arrived, at the latest now
+            rate_bps, until = borrower.leases[demand.lease]
+            borrower.leases[demand.lease] = (rate_bps, min(until, now + self._lasts_s))
         self._number += 1
         if limit_bps is None:
             borrower.leases.clear()
@@ -142,9 +156,10 @@ class TrafficLedger:
         share = fair_shares(limit_bps, demands)[mover]
         rate_bps = max(floor_bps, min(share, limit_bps - others))
         borrower.floor_bps = floor_bps
-        # It counts from its arrival at the mover, which is later: a second lease time for that.
-        borrower.leases[self._number] = (rate_bps, now + 2 * self._lasts_s)
-        return Lease(self._number, rate_bps, floor_bps, self._lasts_s)
+        # One that answers nothing lasts from its arrival: a second lease time for its way.
+        until = now + (self._lasts_s if is_told else 2 * self._lasts_s)
+        borrower.leases[self._number] = (rate_bps, until)
+        return Lease(self._number, rate_bps, floor_bps, self._lasts_s, is_told)
 
     def lent_bps(self, now: float) -> dict[str, float]:
         """What each mover may be sending at most, for metrics."""

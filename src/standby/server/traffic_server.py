@@ -179,6 +179,7 @@ class TrafficServer:
                     now,
                     floor_bps=rule.limit_bps * FLOOR_SHARE,
                     lasts_s=rule.opens_in_s(at, self._zone),
+                    is_told=name in demands,
                 )
                 before = self._rates.get((name, mover))
                 self._rates[(name, mover)] = lease.rate_bps

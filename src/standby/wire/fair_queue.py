@@ -37,12 +37,15 @@ LENDERS_MAX = 32
 @dataclass(frozen=True, slots=True)
 class Lease:
     """What a mover may send under a rule: `rate_bps` bytes per second (None: no limit, until the
-    rule's hours begin) for `lasts_s` seconds, then `floor_bps` until it hears again."""
+    rule's hours begin) for `lasts_s` seconds, then `floor_bps` until it hears again. One that
+    `is_answer` to a Demand lasts from when that was told: so the lender knows when it is over,
+    however long it travels."""
 
     number: int
     rate_bps: float | None
     floor_bps: float
     lasts_s: float
+    is_answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,8 @@ class Throttle:
                 for name, held in self._leases.items()
                 if name != lender and now < held[1]
             ][-LENDERS_MAX:]
-            self._leases = {**dict(others), lender: (lease, now + lease.lasts_s)}
+            asked_at = self._told[lender][0] if lease.is_answer and lender in self._told else now
+            self._leases = {**dict(others), lender: (lease, asked_at + lease.lasts_s)}
             told = {name: self._told[name] for name in self._leases if name in self._told}
             self._told = {lender: (now, self._sent, self._busy_s), **told}
             if self._waiting:

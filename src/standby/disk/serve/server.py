@@ -81,8 +81,7 @@ class NbdServer:
         if sys.platform == "win32":
             return socket.create_server(("127.0.0.1", 0))
         _check_folder(path)
-        self._lock = ByteLock(path.with_name(path.name + ".lock"))
-        self._lock.acquire_or_raise("another NBD server listens there")
+        self._lock = _own_lock(path.with_name(path.name + ".lock"))
         try:
             path.unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -165,6 +164,7 @@ class NbdServer:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
         if self._lock is not None:
+            self._lock.path.unlink(missing_ok=True)  # while it is ours: see _own_lock
             self._lock.release()
         errors: list[StandbyError] = []
         for export in self.exports.values():
@@ -181,6 +181,17 @@ class NbdServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _own_lock(path: Path) -> ByteLock:
+    """The lock in the file at `path`, held. The file is removed by whoever held it last: a lock on
+    one that was removed meanwhile excludes nobody, and is taken again."""
+    while True:
+        lock = ByteLock(path)
+        lock.acquire_or_raise("another NBD server listens there")
+        if lock.is_in_place():
+            return lock
+        lock.release()
 
 
 def _check_folder(path: Path) -> None:

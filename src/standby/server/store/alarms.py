@@ -15,6 +15,12 @@ from standby.server.store.tables import Alarm
 CHANGED_SHARE = "changed share"
 """The kind of alarm that holds retention until it is acknowledged (RULES 17)."""
 
+_LATER = (
+    tables.alarms.select()
+    .where(tables.alarms.c.id > sa.bindparam("known"), tables.alarms.c.acknowledged_at == "")
+    .order_by(tables.alarms.c.id)
+)
+
 
 class Alarms(StorePart):
     """The alarms. Its methods are the store's."""
@@ -43,6 +49,11 @@ class Alarms(StorePart):
             query = query.where(tables.alarms.c.job == job)
         with self._database.reading() as connection:
             return [Alarm(*row) for row in connection.execute(query)]
+
+    def alarms_after(self, alarm: int) -> list[Alarm]:
+        """Open alarms with a higher id than that, the oldest first."""
+        with self._database.asking() as connection:
+            return [Alarm(*row) for row in connection.execute(_LATER, {"known": alarm})]
 
     def acknowledge(
         self, alarm: int | None = None, *, job: str | None = None, machine: str | None = None

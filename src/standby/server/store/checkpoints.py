@@ -13,6 +13,13 @@ from standby.server.store.database import upsert
 from standby.server.store.part import StorePart
 from standby.server.store.tables import CheckpointIntent
 
+_OF_A_VM = (
+    tables.journeys.c.job == sa.bindparam("my_job"),
+    tables.journeys.c.machine_id == sa.bindparam("my_machine"),
+)
+_JOURNEY = sa.select(tables.journeys.c.journey).where(*_OF_A_VM)
+_DROP_JOURNEY = tables.journeys.delete().where(*_OF_A_VM)
+
 
 class Checkpoints(StorePart):
     """Checkpoint intents and journeys. Its methods are the store's."""
@@ -22,18 +29,20 @@ class Checkpoints(StorePart):
     def record_intent(self, host: str, machine_id: str, session: str, recorded_at: str) -> str:
         """Record, before a checkpoint is made, that it will be; the intent's id."""
         intent = str(new_uuid())
-        with self._writing() as connection:
-            connection.execute(
-                tables.intents.insert().values(
-                    id=intent,
-                    host=host,
-                    machine_id=machine_id,
-                    session=session,
-                    recorded_at=recorded_at,
-                    state="intent",
-                    checkpoint="",
-                )
-            )
+        values = {
+            "id": intent,
+            "host": host,
+            "machine_id": machine_id,
+            "session": session,
+            "recorded_at": recorded_at,
+            "state": "intent",
+            "checkpoint": "",
+        }
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(tables.intents.insert(), values)
+
+        self._write_together(write)
         return intent
 
     def checkpoint_made(self, intent: str, checkpoint: Checkpoint) -> None:
@@ -46,12 +55,14 @@ class Checkpoints(StorePart):
         self._set_intent(intent, state="released", checkpoint="")
 
     def _set_intent(self, intent: str, **values: str) -> None:
-        with self._writing() as connection:
+        def write(connection: sa.Connection) -> None:
             done = connection.execute(
                 tables.intents.update().where(tables.intents.c.id == intent).values(**values)
             )
             if done.rowcount == 0:
                 raise UnknownName("checkpoint intent", intent)
+
+        self._write_together(write)
 
     def open_intents(self, host: str | None = None) -> list[CheckpointIntent]:
         """Intents whose checkpoint may still be there, oldest first."""
@@ -78,17 +89,15 @@ class Checkpoints(StorePart):
     def save_journey(self, job: str, machine_id: str, intent: str, journey: str) -> None:
         """Record how far the VM's transfer by movers of other machines is, as text, so that another
         process can go on with it. One per job and VM."""
+        key = {"job": job, "machine_id": machine_id}
         values = {"intent": intent, "journey": journey, "changed_at": self._now()}
-        with self._writing() as connection:
-            upsert(connection, tables.journeys, {"job": job, "machine_id": machine_id}, values)
+        self._write_together(lambda connection: upsert(connection, tables.journeys, key, values))
 
     def journey(self, job: str, machine_id: str) -> str:
         """What `save_journey` recorded last, '' for nothing."""
-        query = sa.select(tables.journeys.c.journey).where(
-            tables.journeys.c.job == job, tables.journeys.c.machine_id == machine_id
-        )
-        with self._database.reading() as connection:
-            return str(connection.execute(query).scalar() or "")
+        key = {"my_job": job, "my_machine": machine_id}
+        with self._database.asking() as connection:
+            return str(connection.execute(_JOURNEY, key).scalar() or "")
 
     def journey_intents(self) -> dict[str, tuple[str, str]]:
         """(job, time of recording) of each checkpoint intent that a journey needs."""
@@ -100,9 +109,9 @@ class Checkpoints(StorePart):
 
     def drop_journey(self, job: str, machine_id: str) -> None:
         """The transfer has ended, or is not gone on with."""
-        with self._writing() as connection:
-            connection.execute(
-                tables.journeys.delete().where(
-                    tables.journeys.c.job == job, tables.journeys.c.machine_id == machine_id
-                )
-            )
+        key = {"my_job": job, "my_machine": machine_id}
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(_DROP_JOURNEY, key)
+
+        self._write_together(write)

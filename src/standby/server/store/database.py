@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ class Database:
         self._turn = threading.Lock()
         self._engine = make_engine(url, is_durable=True)
         self._quick_engine = make_engine(url, is_durable=False)
+        self._asking_engine = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         try:
             with self.errors():
                 schema.prepare(self._engine, self.name, self.file)
@@ -63,6 +65,17 @@ class Database:
                 connection.execution_options(
                     isolation_level="REPEATABLE READ", postgresql_readonly=True
                 )
+            yield connection
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[sa.Connection]:
+        """A connection for one statement that reads: as `reading`, where PostgreSQL is asked once
+        instead of being told of a transaction's begin and end too."""
+        if self.is_sqlite:
+            with self.reading() as connection:
+                yield connection
+            return
+        with self.errors(), self._asking_engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -158,7 +171,11 @@ class Database:
 
 def insert(connection: sa.Connection, table: sa.Table) -> Any:
     """An INSERT that knows ON CONFLICT, which both databases spell alike."""
-    if connection.dialect.name == "sqlite":
+    return _insert(connection.dialect.name, table)
+
+
+def _insert(dialect: str, table: sa.Table) -> Any:
+    if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite  # the one that is needed, for each takes 50 ms
 
         return sqlite.insert(table)
@@ -172,7 +189,15 @@ def upsert(
 ) -> None:
     """Insert the row of `key` (the table's primary key), or update it: one statement, so that two
     processes cannot come between each other."""
-    statement = insert(connection, table).values(**key, **values)
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=[table.c[name] for name in key], set_=values)
+    statement = _upsert(connection.dialect.name, table, tuple(key), tuple(values))
+    connection.execute(statement, {**key, **values})
+
+
+@functools.cache
+def _upsert(dialect: str, table: sa.Table, key: tuple[str, ...], values: tuple[str, ...]) -> Any:
+    """Built once: that costs more than running it."""
+    statement = _insert(dialect, table)
+    return statement.on_conflict_do_update(
+        index_elements=[table.c[name] for name in key],
+        set_={name: statement.excluded[name] for name in values},
     )

@@ -34,7 +34,7 @@ from standby.model.session import (
     next_session_states,
     session_states_before,
 )
-from standby.server.store import tables
+from standby.server.store import statements, tables
 from standby.server.store.database import Database
 from standby.server.store.dispatch_tasks import BATCH, TaskDispatch, TaskMove
 from standby.server.store.lease import ServerLease
@@ -67,44 +67,20 @@ class Dispatch(TaskDispatch):
         """Take up to `limit` queued sessions (of `jobs`, among `sessions`, of no job in `without`):
         by priority, then as queued; each job's earliest only, and none of a job of which one runs.
         They are RUNNING and this server's."""
-        queued = tables.session_runs.alias("queued")
-        other = tables.session_runs.alias("other")
-        query = (
-            sa.select(queued.c.id)
-            .where(
-                queued.c.state == SessionState.QUEUED,
-                ~sa.exists().where(
-                    other.c.job == queued.c.job, other.c.state.in_(sorted(RUN_BY_A_SERVER))
-                ),
-                ~sa.exists().where(
-                    other.c.job == queued.c.job,
-                    other.c.state == SessionState.QUEUED,
-                    sa.tuple_(other.c.queued_at, other.c.id)
-                    < sa.tuple_(queued.c.queued_at, queued.c.id),
-                ),
-            )
-            .order_by(queued.c.priority.desc(), queued.c.queued_at, queued.c.id)
-            .limit(limit)
-            .with_for_update(of=queued, skip_locked=True)
-        )
+        query = statements.sessions_to_take(jobs is not None, sessions is not None)
+        values: dict[str, Any] = {"count": limit, "without": sorted(without)}
         if jobs is not None:
-            query = query.where(queued.c.job.in_(sorted(jobs)))
+            values["jobs"] = sorted(jobs)
         if sessions is not None:
-            query = query.where(queued.c.id.in_(sorted(sessions)))
-        if without:
-            query = query.where(queued.c.job.not_in(sorted(without)))
-        now = self._now()
+            values["sessions"] = sorted(sessions)
+        taking = {"now": self._now(), **self._me()}
         with self._claiming, self._database.writing(is_durable=False) as connection:
             self._lease.guard(connection)
-            wanted = list(connection.execute(query).scalars())
-            started = sa.case((_RUNS.started_at == "", now), else_=_RUNS.started_at)
+            wanted = list(connection.execute(query, values).scalars())
+            if not wanted:
+                return []
             rows = connection.execute(
-                tables.session_runs.update()
-                .where(_RUNS.id.in_(wanted))
-                .values(
-                    state=SessionState.RUNNING, started_at=started, changed_at=now, **self._owner()
-                )
-                .returning(tables.session_runs)
+                statements.TAKE_SESSIONS, {**taking, "sessions": wanted}
             ).all()
         found = {row.id: session_of(row) for row in rows}
         return [found[name] for name in wanted]
@@ -122,24 +98,12 @@ class Dispatch(TaskDispatch):
         It becomes RUNNING by `claim_sessions` only."""
         assert to is not SessionState.RUNNING
         legal = session_states_before(to) if expect is None else (expect,)
-        now = self._now()
-        values: dict[str, Any] = {"state": to, "changed_at": now, "detail": detail}
-        if to in SESSION_ENDS:
-            values["ended_at"] = now
-        elif to is SessionState.QUEUED:
-            values |= {"ended_at": "", "server": "", "generation": 0}
+        values = {"my_session": session, "now": self._now(), "new_detail": detail, **self._me()}
         is_durable = to in SESSION_ENDS
         with self._database.writing(is_durable=is_durable, wakes=True) as connection:
             self._lease.guard(connection)
             row = connection.execute(
-                tables.session_runs.update()
-                .where(
-                    _RUNS.id == session,
-                    _RUNS.state.in_([state for state in legal if to in next_session_states(state)]),
-                    sa.or_(_RUNS.state.not_in(sorted(RUN_BY_A_SERVER)), self._is_ours(_RUNS)),
-                )
-                .values(values)
-                .returning(tables.session_runs)
+                statements.session_moved(to, tuple(sorted(legal))), values
             ).first()
             if row is None:
                 raise self._refused_session(connection, session, to)

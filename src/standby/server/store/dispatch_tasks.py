@@ -67,7 +67,7 @@ class TaskDispatch:
         """Queue a task for each (VM's name, VM's id) that the session has none for yet; all its
         tasks. Repeating it, after a restart, adds nothing."""
         now = self._now()
-        with self._database.writing(is_durable=False, wakes=True) as connection:
+        with self._database.writing(is_durable=False) as connection:
             self._lease.guard(connection)
             tasks = self._tasks_of(connection, session)
             known = {task.machine_id for task in tasks}
@@ -87,8 +87,8 @@ class TaskDispatch:
         return [*tasks, *(replace(task, changed_at=now) for task in new)]
 
     def _tasks_of(self, connection: sa.Connection, session: str) -> list[TaskRun]:
-        query = tables.task_runs.select().where(_TASKS.session == session)
-        return [task_of(row) for row in connection.execute(query.order_by(_TASKS.position))]
+        rows = connection.execute(statements.TASKS_OF, {"my_session": session})
+        return [task_of(row) for row in rows]
 
     def claim_tasks(
         self,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC
 
 import sqlalchemy as sa
 
 from standby.clock import Clock
 from standby.server.store.database import Database
+from standby.server.store.joint import JointWrites, Write
 from standby.server.store.lease import ServerLease
 
 
@@ -20,6 +21,7 @@ class StorePart:
         self._database = database
         self._clock = clock
         self._lease: ServerLease | None = None
+        self._joint = JointWrites(self._write_all)
 
     def check(self) -> None:
         """Raise ServerFenced where this is a `guarded` store and another server is active now."""
@@ -33,6 +35,15 @@ class StorePart:
             if self._lease is not None:
                 self._lease.guard(connection)
             yield connection
+
+    def _write_together(self, write: Write) -> None:
+        """As `_writing` does, durably, in one transaction with what other threads write."""
+        self._joint.put(write)
+
+    def _write_all(self, writes: Sequence[Write]) -> None:
+        with self._writing() as connection:
+            for write in writes:
+                write(connection)
 
     def _now(self) -> str:
         return self._clock.now().astimezone(UTC).isoformat()

@@ -25,7 +25,7 @@ from standby.model.session import (
     TaskRun,
     TaskState,
 )
-from standby.server.store import tables
+from standby.server.store import statements, tables
 from standby.server.store.database import Database, insert
 from standby.server.store.lease import ServerLease
 from standby.server.store.runs import encoded, request_of, session_of, task_of
@@ -33,8 +33,6 @@ from standby.server.store.runs import encoded, request_of, session_of, task_of
 _RUNS = tables.session_runs.c
 _TASKS = tables.task_runs.c
 _REQUESTS = tables.requests.c
-_IS_OPEN = sa.text("task_runs.state IN ('queued', 'waiting', 'running')")
-"""The words of the partial index over tasks."""
 
 
 def new_session_id(clock: Clock) -> str:
@@ -144,22 +142,17 @@ class SessionQueue:
         self, session: str | None = None, *, open_only: bool = False
     ) -> list[SessionRequest]:
         """What was asked (of one session), oldest first; the trail of who asked what."""
-        query = tables.requests.select().order_by(_REQUESTS.id)
-        if session is not None:
-            query = query.where(_REQUESTS.session == session)
-        if open_only:
-            query = query.where(_REQUESTS.handled_at == "")
-        with self._database.reading() as connection:
-            return [request_of(row) for row in connection.execute(query)]
+        query = statements.requests(session is not None, open_only)
+        with self._database.asking() as connection:
+            rows = connection.execute(query, {"my_session": session} if session is not None else {})
+            return [request_of(row) for row in rows]
 
     # --- looking -----------------------------------------------------------------------------
 
     def session(self, session: str) -> SessionRun:
         """The session of that id, or UnknownName."""
         with self._database.reading() as connection:
-            row = connection.execute(
-                tables.session_runs.select().where(_RUNS.id == session)
-            ).first()
+            row = connection.execute(statements.SESSION, {"my_session": session}).first()
             if row is None:
                 self._check(connection, session, "")
                 raise UnknownName("session", session)
@@ -174,15 +167,14 @@ class SessionQueue:
     ) -> list[SessionRun]:
         """Sessions (in one of `states`, of one job) in the order in which they are to run: by
         priority, then as queued."""
-        query = tables.session_runs.select().order_by(
-            _RUNS.priority.desc(), _RUNS.queued_at, _RUNS.id
-        )
+        query = statements.sessions(states is not None, job is not None)
+        values: dict[str, Any] = {"count": limit}
         if states is not None:
-            query = query.where(_RUNS.state.in_(sorted(states)))
+            values["states"] = sorted(states)
         if job is not None:
-            query = query.where(_RUNS.job == job)
-        with self._database.reading() as connection:
-            return [session_of(row) for row in connection.execute(query.limit(limit))]
+            values["my_job"] = job
+        with self._database.asking() as connection:
+            return [session_of(row) for row in connection.execute(query, values)]
 
     def open_sessions(self, job: str | None = None) -> list[SessionRun]:
         """Sessions without an end (of one job): queued, running, stopping, paused."""
@@ -191,9 +183,9 @@ class SessionQueue:
     def jobs_with(self, states: Collection[SessionState]) -> set[str]:
         """The jobs that have a session in one of `states`: where thousands wait, that costs little
         beside reading them."""
-        query = sa.select(_RUNS.job).where(_RUNS.state.in_(sorted(states))).distinct()
-        with self._database.reading() as connection:
-            return set(connection.execute(query).scalars())
+        with self._database.asking() as connection:
+            found = connection.execute(statements.JOBS_WITH, {"states": sorted(states)})
+            return set(found.scalars())
 
     def last_sessions(self, job: str, limit: int = 1) -> list[SessionRun]:
         """The job's sessions, newest first."""
@@ -218,13 +210,14 @@ class SessionQueue:
         limit: int = 100_000,
     ) -> list[TaskRun]:
         """Tasks (of one session, in one of `states`), by session and position."""
-        query = tables.task_runs.select().order_by(_TASKS.session, _TASKS.position)
+        query = statements.tasks(session is not None, states is not None)
+        values: dict[str, Any] = {"count": limit}
         if session is not None:
-            query = query.where(_TASKS.session == session)
+            values["my_session"] = session
         if states is not None:
-            query = query.where(_TASKS.state.in_(sorted(states)))
-        with self._database.reading() as connection:
-            return [task_of(row) for row in connection.execute(query.limit(limit))]
+            values["states"] = sorted(states)
+        with self._database.asking() as connection:
+            return [task_of(row) for row in connection.execute(query, values)]
 
     def task(self, task: str) -> TaskRun:
         """The task of that id, or UnknownName."""
@@ -243,26 +236,11 @@ class SessionQueue:
 
     def due_retries(self, now: datetime) -> list[TaskRun]:
         """Waiting tasks of running sessions whose next attempt is due, the longest due first."""
-        query = (
-            tables.task_runs.select()
-            .join(tables.session_runs, _RUNS.id == _TASKS.session)
-            .where(
-                _RUNS.state == SessionState.RUNNING,
-                _IS_OPEN,
-                _TASKS.state == TaskState.WAITING,
-                _TASKS.next_attempt_at <= now.isoformat(),
-            )
-            .order_by(_TASKS.next_attempt_at, _TASKS.id)
-        )
-        with self._database.reading() as connection:
-            return [task_of(row) for row in connection.execute(query)]
+        with self._database.asking() as connection:
+            rows = connection.execute(statements.DUE_RETRIES, {"now": now.isoformat()})
+            return [task_of(row) for row in rows]
 
     def next_retry_at(self) -> str:
         """When the next waiting task of a running session is due, '' when none waits."""
-        query = (
-            sa.select(sa.func.min(_TASKS.next_attempt_at))
-            .join(tables.session_runs, _RUNS.id == _TASKS.session)
-            .where(_RUNS.state == SessionState.RUNNING, _IS_OPEN, _TASKS.state == TaskState.WAITING)
-        )
-        with self._database.reading() as connection:
-            return str(connection.execute(query).scalar() or "")
+        with self._database.asking() as connection:
+            return str(connection.execute(statements.NEXT_RETRY).scalar() or "")

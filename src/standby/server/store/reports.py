@@ -15,6 +15,15 @@ from standby.server.store import tables
 from standby.server.store.database import upsert
 from standby.server.store.part import StorePart
 
+_MY_SESSION: sa.BindParameter[str] = sa.bindparam("my_session")
+_SESSION = sa.select(tables.sessions.c.id).where(tables.sessions.c.id == _MY_SESSION)
+_STOP = tables.stop_requests.select().where(tables.stop_requests.c.session == _MY_SESSION)
+_FIGURES = sa.select(tables.tasks.c.machine_id, tables.tasks.c.report).where(
+    tables.tasks.c.session == _MY_SESSION, tables.tasks.c.outcome == ""
+)
+"""What `save_figures` recorded of VMs that are at work."""
+_DROP_TASKS = tables.tasks.delete().where(tables.tasks.c.session == _MY_SESSION)
+
 
 class Reports(StorePart):
     """The reports of sessions. Its methods are the store's."""
@@ -32,20 +41,27 @@ class Reports(StorePart):
             "ended_at": report.ended_at,
             "outcome": report.outcome,
         }
-        with self._writing() as connection:
+        machines = list(report.machines)
+        rows = [
+            {"session": report.id, "position": position, **_task_values(machine)}
+            for position, machine in enumerate(machines)
+        ]
+        is_bare = [not machine.outcome and not machine.disks for machine in machines]
+        key = {"my_session": report.id}
+
+        def write(connection: sa.Connection) -> None:
             upsert(connection, tables.sessions, {"id": report.id}, values)
-            of_session = tables.tasks.c.session == report.id
-            query = sa.select(tables.tasks.c.machine_id, tables.tasks.c.report)
-            told = connection.execute(query.where(of_session, tables.tasks.c.outcome == ""))
+            told = connection.execute(_FIGURES, key)
             figures: dict[str, str] = {row.machine_id: row.report for row in told}
-            connection.execute(tables.tasks.delete().where(of_session))
-            for position, machine in enumerate(report.machines):
-                values = _task_values(machine)
-                if not machine.outcome and not machine.disks and machine.machine_id in figures:
-                    values["report"] = figures[machine.machine_id]
-                connection.execute(
-                    tables.tasks.insert().values(session=report.id, position=position, **values)
-                )
+            connection.execute(_DROP_TASKS, key)
+            kept = [
+                {**row, "report": figures.get(row["machine_id"], row["report"])} if bare else row
+                for row, bare in zip(rows, is_bare, strict=True)
+            ]
+            if kept:
+                connection.execute(tables.tasks.insert(), kept)
+
+        self._write_together(write)
 
     def save_figures(self, session: str, machine: MachineReport) -> None:
         """Record how far a VM is that is at work: of a session that is killed, the report says
@@ -85,6 +101,11 @@ class Reports(StorePart):
             raise UnknownName("session", session, tuple(r.id for r in self.sessions(limit=5)))
         return found[0]
 
+    def has_session(self, session: str) -> bool:
+        """Whether there is one of that id."""
+        with self._database.asking() as connection:
+            return connection.execute(_SESSION, {"my_session": session}).first() is not None
+
     def unfinished_sessions(self) -> list[SessionReport]:
         """Sessions without an end: running, or killed. Oldest first."""
         query = tables.sessions.select().where(tables.sessions.c.ended_at == "")
@@ -99,9 +120,8 @@ class Reports(StorePart):
 
     def is_asked_to_stop(self, session: str) -> bool:
         """Whether somebody asked the session to end."""
-        query = tables.stop_requests.select().where(tables.stop_requests.c.session == session)
-        with self._database.reading() as connection:
-            return connection.execute(query).first() is not None
+        with self._database.asking() as connection:
+            return connection.execute(_STOP, {"my_session": session}).first() is not None
 
     def _reports(self, query: sa.Select[Any]) -> list[SessionReport]:
         with self._database.reading() as connection:

@@ -1,4 +1,4 @@
-"""The statements of every dispatch, built once: building one costs more than running it.
+"""The statements of every dispatch and look, built once: building one costs more than running it.
 
 Parameters that stand beside columns of the same name begin with `my_` (who asks) or `new_`.
 """
@@ -12,13 +12,26 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from standby.model.session import SessionState, TaskState, task_states_before
+from standby.model.session import (
+    RUN_BY_A_SERVER,
+    SESSION_ENDS,
+    SessionState,
+    TaskState,
+    next_session_states,
+    task_states_before,
+)
 from standby.server.store import tables
 from standby.server.store.runs import encoded
 
 _RUNS = tables.session_runs.c
 _TASK_RUNS = tables.task_runs
 _TASKS = tables.task_runs.c
+_REQUESTS = tables.requests.c
+_MY_SESSION: sa.BindParameter[str] = sa.bindparam("my_session")
+_COUNT = sa.bindparam("count", type_=sa.Integer)
+_STATES: sa.BindParameter[Any] = sa.bindparam("states", expanding=True)
+_IS_OPEN = sa.text("task_runs.state IN ('queued', 'waiting', 'running')")
+"""The very words of the partial index: then it is used, whatever the parameters."""
 
 
 class _Texts(sa.types.TypeDecorator[list[str]]):
@@ -75,14 +88,150 @@ GUARD = (
 COUNT_CHANGE = tables.changes.update().values(counter=tables.changes.c.counter + 1)
 
 
+# --- looking ---------------------------------------------------------------------------------
+
+SESSION = tables.session_runs.select().where(_RUNS.id == _MY_SESSION)
+JOBS_WITH = sa.select(_RUNS.job).where(_RUNS.state.in_(_STATES)).distinct()
+TASKS_OF = tables.task_runs.select().where(_TASKS.session == _MY_SESSION).order_by(_TASKS.position)
+
+
+@functools.cache
+def sessions(is_by_state: bool, is_by_job: bool) -> sa.Select[Any]:
+    """At most `count` sessions (in `states`, of `my_job`), as they are to run."""
+    query = tables.session_runs.select().limit(_COUNT)
+    if is_by_state:
+        query = query.where(_RUNS.state.in_(_STATES))
+    if is_by_job:
+        query = query.where(_RUNS.job == sa.bindparam("my_job"))
+    return query.order_by(_RUNS.priority.desc(), _RUNS.queued_at, _RUNS.id)
+
+
+@functools.cache
+def tasks(is_by_session: bool, is_by_state: bool) -> sa.Select[Any]:
+    """At most `count` tasks (of `my_session`, in `states`), by session and position."""
+    query = tables.task_runs.select().limit(_COUNT)
+    if is_by_session:
+        query = query.where(_TASKS.session == _MY_SESSION)
+    if is_by_state:
+        query = query.where(_TASKS.state.in_(_STATES))
+    return query.order_by(_TASKS.session, _TASKS.position)
+
+
+@functools.cache
+def requests(is_by_session: bool, is_open: bool) -> sa.Select[Any]:
+    """What was asked (of `my_session`, and not handled yet), oldest first."""
+    query = tables.requests.select().order_by(_REQUESTS.id)
+    if is_by_session:
+        query = query.where(_REQUESTS.session == _MY_SESSION)
+    if is_open:
+        query = query.where(_REQUESTS.handled_at == "")
+    return query
+
+
+def _waiting(*columns: Any) -> sa.Select[Any]:
+    """Of the waiting tasks of running sessions."""
+    return (
+        sa.select(*columns)
+        .join(tables.session_runs, _RUNS.id == _TASKS.session)
+        .where(_RUNS.state == SessionState.RUNNING, _IS_OPEN, _TASKS.state == TaskState.WAITING)
+    )
+
+
+DUE_RETRIES = (
+    _waiting(tables.task_runs)
+    .where(_TASKS.next_attempt_at <= sa.bindparam("now"))
+    .order_by(_TASKS.next_attempt_at, _TASKS.id)
+)
+NEXT_RETRY = _waiting(sa.func.min(_TASKS.next_attempt_at))
+
+
+# --- sessions --------------------------------------------------------------------------------
+
+
+@functools.cache
+def sessions_to_take(is_by_job: bool, is_by_session: bool) -> sa.Select[Any]:
+    """Ids of at most `count` queued sessions (of `jobs`, among `sessions`) of no job in `without`,
+    as they are to run: each job's earliest only, and none of a job of which one runs. Locked."""
+    queued = tables.session_runs.alias("queued")
+    other = tables.session_runs.alias("other")
+    query = (
+        sa.select(queued.c.id)
+        .where(
+            queued.c.state == SessionState.QUEUED,
+            queued.c.job.not_in(sa.bindparam("without", expanding=True)),
+            # The very words of the partial index, as above.
+            ~sa.exists().where(
+                other.c.job == queued.c.job, sa.text("other.state IN ('running', 'stopping')")
+            ),
+            ~sa.exists().where(
+                other.c.job == queued.c.job,
+                other.c.state == SessionState.QUEUED,
+                sa.tuple_(other.c.queued_at, other.c.id)
+                < sa.tuple_(queued.c.queued_at, queued.c.id),
+            ),
+        )
+        .order_by(queued.c.priority.desc(), queued.c.queued_at, queued.c.id)
+        .limit(_COUNT)
+        .with_for_update(of=queued, skip_locked=True)
+    )
+    if is_by_job:
+        query = query.where(queued.c.job.in_(sa.bindparam("jobs", expanding=True)))
+    if is_by_session:
+        query = query.where(queued.c.id.in_(sa.bindparam("sessions", expanding=True)))
+    return query
+
+
+_NOW = sa.bindparam("now", type_=sa.Text)
+_BEGAN = sa.case((_RUNS.started_at == "", _NOW), else_=_RUNS.started_at)
+TAKE_SESSIONS = (
+    tables.session_runs.update()
+    .where(_RUNS.id.in_(sa.bindparam("sessions", expanding=True)))
+    .values(
+        state=SessionState.RUNNING,
+        started_at=_BEGAN,
+        changed_at=sa.bindparam("now"),
+        server=sa.bindparam("my_server"),
+        generation=sa.bindparam("my_generation"),
+    )
+    .returning(tables.session_runs)
+)
+"""`sessions`, which are locked, begin."""
+
+
+@functools.cache
+def session_moved(to: SessionState, before: tuple[SessionState, ...]) -> Any:
+    """`my_session`, where it is in a state of `before` and nobody else's, to state `to`."""
+    values: dict[str, Any] = {
+        "state": to,
+        "changed_at": sa.bindparam("now"),
+        "detail": sa.bindparam("new_detail"),
+    }
+    if to in SESSION_ENDS:
+        values["ended_at"] = sa.bindparam("now")
+    elif to is SessionState.QUEUED:
+        values |= {"ended_at": "", "server": "", "generation": 0}
+    return (
+        tables.session_runs.update()
+        .where(
+            _RUNS.id == _MY_SESSION,
+            _RUNS.state.in_([state for state in before if to in next_session_states(state)]),
+            sa.or_(_RUNS.state.not_in(sorted(RUN_BY_A_SERVER)), is_mine(_RUNS)),
+        )
+        .values(values)
+        .returning(tables.session_runs)
+    )
+
+
+# --- tasks -----------------------------------------------------------------------------------
+
+
 def _may_begin() -> tuple[Any, ...]:
     """A task may begin at `now`."""
     is_due = sa.and_(
         _TASKS.state == TaskState.WAITING, _TASKS.next_attempt_at <= sa.bindparam("now")
     )
     return (
-        # The very words of the partial index: then it is used, whatever the parameters.
-        sa.text("task_runs.state IN ('queued', 'waiting', 'running')"),
+        _IS_OPEN,
         sa.or_(_TASKS.state == TaskState.QUEUED, is_due),
     )
 
@@ -112,7 +261,7 @@ TASKS_OF_SESSION = (
     sa.select(_TASKS.id)
     .where(_TASKS.session == sa.bindparam("session"), *_may_begin())
     .order_by(_TASKS.position)
-    .limit(sa.bindparam("count", type_=sa.Integer))
+    .limit(_COUNT)
     .with_for_update(skip_locked=True)
 )
 """Ids of at most `count` tasks of `session` that may begin, locked; those that another one holds
@@ -158,7 +307,7 @@ def named_tasks(is_by_session: bool) -> sa.Select[Any]:
             _TASKS.session,
             _TASKS.position,
         )
-        .limit(sa.bindparam("count", type_=sa.Integer))
+        .limit(_COUNT)
     )
     if is_by_session:
         query = query.where(_TASKS.session.in_(sa.bindparam("sessions", expanding=True)))

@@ -22,6 +22,10 @@ from standby.server.store.database import CHANNEL, Database
 LOOK_S = 0.25
 """How often SQLite's `data_version` is looked at; it costs some 5 µs."""
 
+HEARD_TOGETHER_S = 0.02
+"""What PostgreSQL tells within that is one change: each answer costs a round trip, and a server
+that is busy tells itself a hundred times per second."""
+
 RETRY_S = 2.0
 """How long after a lost connection the next one is tried."""
 
@@ -96,6 +100,7 @@ class Wakeups:
                 selector.register(self._hears_bell, selectors.EVENT_READ)
                 while not self._end.is_set():
                     selector.select()
+                    self._end.wait(HEARD_TOGETHER_S)
                     if not self._end.is_set():
                         # The driver reads what arrived along with an answer, and says when the
                         # connection is gone.
