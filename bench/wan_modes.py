@@ -51,7 +51,7 @@ from standby.wan.references import PIECE
 from standby.wan.remembering import SourceMemory
 from standby.wan.table import LookupTable
 from standby.wire.link import Link
-from standby.wire.messages import Batch, Finish, Finished
+from standby.wire.messages import Attach, Batch, Finish, Finished
 from timing import Claim, Report, arguments, run_bench, say
 from wan_bytes import Disk
 
@@ -170,6 +170,7 @@ def _take(link: Link, transfer: Transfer) -> None:
     from standby.road.packing import Unpacker
 
     unpacker = Unpacker("accelerator")
+    assert isinstance(link.receive()[0], Attach)
     came = 0
     while True:
         message, payload = link.receive()

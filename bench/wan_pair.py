@@ -47,7 +47,7 @@ from standby.wan.limits import Limits
 from standby.wire import authority, tls
 from standby.wire.identity import IdentityFolder
 from standby.wire.link import BETWEEN_MACHINES, Link
-from standby.wire.messages import Batch, Finish, Finished
+from standby.wire.messages import Attach, Batch, Finish, Finished
 from timing import Claim, Report, arguments, run_bench, say
 
 KEY = bytes(range(32))
@@ -168,6 +168,9 @@ def send_disk(address: tuple[str, int], content: Content, first: int, stop: int)
 def receive_disk(link: Link, content: Content) -> int:
     """The target proxy of one disk; the bytes that came, all of them right."""
     known = set(content.leaves.tolist())
+    message, _ = link.receive()
+    if not isinstance(message, Attach):
+        raise SystemExit(f"the pair began with {message}")
     done = 0
     while True:
         message, payload = link.receive()

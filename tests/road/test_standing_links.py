@@ -12,10 +12,13 @@ import msgspec
 import pytest
 
 from road.plain import ManualClock, PlainListener, PlainPeer, connected
+from standby.clock import SYSTEM_CLOCK
 from standby.errors import (
+    CertificateRefused,
     LinkError,
     PeerBusy,
     ProtocolError,
+    RefusedByPeer,
     StandbyError,
     TicketRefused,
     error_from_wire,
@@ -31,9 +34,12 @@ from standby.road.connections import (
     new_ticket,
     ticket_text,
 )
+from standby.wire import tls
+from standby.wire.identity import IdentityFolder
 from standby.wire.link import Link
 from standby.wire.messages import Attached, Begin, Failed, Finish, Finished, Mark, Stand, Stands
 from standby.wire.standing import Standing, Turn, stood
+from wires import Installation
 
 ERRAND = Errand("task", BETWEEN_WANS, "disk", "replica")
 WAIT_S = 20
@@ -457,3 +463,87 @@ def test_answers_that_are_none_are_refused(clock):
     assert not ends._links
     ends.close()
     listener.close()
+
+
+# --- with certificates -----------------------------------------------------------------------
+
+
+class TlsFar(Far):
+    """An accelerator at the target whose links are those of certificates."""
+
+    def __init__(self, identity: IdentityFolder) -> None:
+        self.connections = ServiceConnections("far", self._connect, park_s=0.2)
+        self.links: list[Link] = []
+        self.refused: list[StandbyError] = []
+        self.listener = tls.Listener("127.0.0.1:0", identity, self._on_link)  # type: ignore[assignment]
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Installation(tmp_path)
+
+
+@pytest.fixture
+def identities(site):
+    return site.identity("near", "wan"), site.identity("far", "wan")
+
+
+@pytest.fixture
+def tls_far(identities):
+    made = TlsFar(identities[1])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tls_near(identities):
+    def connect(address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
+        return tls.connect(address, identities[0], name, role, timeout_s, role=own_role)
+
+    made = ServiceConnections("near", connect)
+    yield made
+    made.close()
+
+
+def test_links_stand_over_tls(tls_far, tls_near):
+    turns = [cycle(tls_far, tls_near, SYSTEM_CLOCK, f"task {number}") for number in range(3)]
+    assert len(tls_far.links) == 1
+    assert {(turn.sent_bytes, turn.received_bytes) for turn in turns} == {(28, 12)}
+    remote = tls_far.links[0].remote
+    assert remote is not None
+    assert remote.not_after > SYSTEM_CLOCK.now()
+
+
+@pytest.mark.parametrize("who", ["near", "far"])
+def test_a_mover_that_is_revoked_loses_its_standing_link(site, identities, tls_far, tls_near, who):
+    cycle(tls_far, tls_near, SYSTEM_CLOCK)
+    (idle,) = tls_near._idle._idle.values()
+    base = idle[0].base
+    site.authority.revoke(who)
+    is_near = who == "near"
+    identities[is_near].install_revocations(site.authority.revocations())
+    here, there = (tls_far.links[0], base) if is_near else (base, tls_far.links[0])
+    assert isinstance(here.failure, CertificateRefused)
+    with pytest.raises(LinkError):
+        there.receive()
+    ticket = ticket_for(SYSTEM_CLOCK)
+    tls_far.accept(ticket)
+    with pytest.raises((CertificateRefused, RefusedByPeer)):
+        used(tls_far, tls_near, ticket)
+    tls_far.connections.cancel("task")
+
+
+@pytest.mark.parametrize("who", ["near", "far"])
+def test_a_mover_that_is_revoked_loses_the_turn_under_way(site, identities, tls_far, tls_near, who):
+    ticket = ticket_for(SYSTEM_CLOCK)
+    served = tls_far.accept(ticket)
+    where = {"name": "far", "address": tls_far.listener.address}
+    spec = {"connect": where, "ticket": msgspec.to_builtins(ticket)}
+    site.authority.revoke(who)
+    with tls_near.take(spec, ERRAND) as (link, _):
+        identities[who == "near"].install_revocations(site.authority.revocations())
+        with pytest.raises(LinkError):
+            link.receive()
+    with pytest.raises(LinkError):
+        served.result(WAIT_S)
+    assert tls_near._idle.take("far", tls_far.listener.address) is None
