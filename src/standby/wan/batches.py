@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from standby.wan.knowledge import parts_of, run_borders
 from standby.wan.locations import Names
+from standby.wan.names import DIGEST, piece_digests
 from standby.wan.references import PIECE, UNIT, Array, Kind, Plan
 
 Buffer = Any
@@ -56,6 +58,8 @@ class Batch:
     """Pieces that the question is about."""
     key: bytes
     """The tenant's."""
+    digests: Names = field(default_factory=lambda: np.empty((0, 32), np.uint8))
+    """(n, 32), of which the names are the first halves."""
     refers: bool = True
     """To what is known and shared."""
     learns: bool = True
@@ -77,6 +81,16 @@ class Batch:
         """(starts, lengths, digests) of all content-defined parts; made once."""
         if self.digested is None:
             self.digested = parts_of(self.data, run_borders(self.offsets), self.key)
+    def flat_of(self, kind: Kind) -> Any:
+        """All bytes of the pieces of a kind; without a copy where they are neighbours."""
+        pieces = np.flatnonzero(self.kinds == kind)
+        if not len(pieces):
+            return b""
+        first, last = int(pieces[0]), int(pieces[-1])
+        if last - first == len(pieces) - 1:
+            return self.data[first : last + 1].reshape(-1)
+        return self.data[pieces].reshape(-1)
+
         return self.digested
 
     def undecided(self) -> Array:
@@ -106,6 +120,23 @@ def unit_digests(offsets: Array, data: Pieces, key: bytes) -> bytes:
 
 
 def extents_of(offsets: Array) -> Array:
+def digests_of(pieces: Pieces, is_zero: NDArray[np.bool_], key: bytes) -> Names:
+    """(n, 32): the keyed digest of each piece; those of zeros are not hashed."""
+    if not is_zero.any():
+        return piece_digests(pieces, key)
+    made = np.empty((len(pieces), DIGEST), np.uint8)
+    made[:] = _zero_digest(key)
+    stored = np.flatnonzero(~is_zero)
+    made[stored] = piece_digests(pieces, key, stored * PIECE)
+    return made
+
+
+@lru_cache(maxsize=64)
+def _zero_digest(key: bytes) -> NDArray[np.uint8]:
+    digest: NDArray[np.uint8] = piece_digests(bytes(PIECE), key)[0]
+    return digest
+
+
     """(k, 2) int64: first piece on the disk and pieces, per run of adjacent offsets."""
     pieces = offsets // PIECE
     first = np.flatnonzero(np.diff(pieces, prepend=-2) != 1)

@@ -10,6 +10,7 @@ keeps a hostile frame from growing in memory.
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 if sys.version_info >= (3, 14):

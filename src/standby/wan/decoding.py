@@ -7,6 +7,7 @@ receipt and comes once more, literally.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from standby.errors import ProtocolError
 from standby.wan import compressing
-from standby.wan.batches import digest_key, literal_ranges, part_starts, unit_digest
+from standby.wan.batches import digest_key, digests_of, literal_ranges, part_starts, unit_digests
 from standby.wan.compressing import Damaged
 from standby.wan.locations import Locations
 from standby.wan.references import (
@@ -46,8 +47,12 @@ class Held(Protocol):
         """For truncated names (n, 6) uint8, the bytes ASKED of each: which are there, and where;
         what was found stays readable until `release`."""
 
-    def read_found(self, locations: Locations) -> tuple[Pieces, Mask]:
-        """(n, PIECE) content at locations that `find` gave, and which of it is good."""
+    def read_found(self, locations: Locations, rows: Array, out: Pieces) -> Mask:
+        """Fill these rows of `out` (m, PIECE) with the content at locations that `find` gave, and
+        say which could be read. It is not proven: the units' digests do that."""
+
+    def disprove(self, locations: Locations, names: Names) -> None:
+        """The content at these locations had these names (n, 16), in units that came out wrong."""
 
     def release(self, locations: Locations) -> None:
         """These need not stay."""
@@ -66,6 +71,9 @@ class Rebuilt:
     data: memoryview | None
     """None for zeros."""
 
+    names: Names | None = None
+    """(n, 16), where the pieces may be new to whoever keeps content by name: none of them was
+    found that way."""
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
@@ -78,6 +86,8 @@ class Decoded:
     is_complete: bool
     """Nothing of the frame is missing."""
 
+    fresh: list[Rebuilt]
+    """The parts of `runs` that are neither zeros nor were found by name, with names."""
 
 class Decoder:
     """Batches of one disk in one session. Not thread-safe."""
@@ -92,6 +102,7 @@ class Decoder:
     ) -> None:
         """`questions_max` may be open at a time; more mean ProtocolError."""
         self._digest_key = digest_key(key)
+        self._key = key
         self._held = held
         self._window_log_max = window_log_max
         self._questions_max = questions_max
@@ -142,7 +153,10 @@ class Decoder:
             self._missing[frame.serial] = wanted
         broke = self._stream is None
         receipt = Receipt(frame.serial, missing, broke).to_bytes()
-        return Decoded(frame.serial, building.runs(good), receipt, not len(missing))
+        runs, fresh = building.runs(good), building.fresh(good)
+        return Decoded(frame.serial, runs, receipt, not len(missing), fresh)
+            good = self._checked(building, frame)
+            building.tell_wrong(good)
 
     def _decode_again(self, frame: Frame) -> Decoded:
         wanted = self._missing.pop(frame.serial, set())
@@ -154,11 +168,10 @@ class Decoder:
             building.take_stream(compressing.decompressed(frame.stream, frame.plan.literal_bytes))
         except Damaged as exc:
             raise ProtocolError(PEER, f"units of frame {frame.serial} sent again: {exc}") from exc
-        good = self._checked(building, frame)
         if came != wanted or not only_stream or not good.all():
             raise ProtocolError(PEER, f"units of frame {frame.serial} sent again are not those")
         receipt = Receipt(frame.serial, np.empty(0, np.int64), self._stream is None).to_bytes()
-        return Decoded(frame.serial, building.runs(good), receipt, True)
+        return Decoded(frame.serial, building.runs(good), receipt, True, building.fresh(good))
 
     def _streamed(self, frame: Frame) -> bytes | None:
         """The stream's literals of this frame; None when it is broken, here or before."""
@@ -175,11 +188,12 @@ class Decoder:
 
     def _checked(self, building: _Building, frame: Frame) -> Mask:
         """Which units are whole and have their digests."""
-        good = building.good.copy()
-        for unit in np.flatnonzero(good).tolist():
-            part = slice(unit * UNIT, (unit + 1) * UNIT)
-            digest = unit_digest(building.offsets[part], building.data[part], self._digest_key)
-            good[unit] = digest == frame.digests[unit * DIGEST_BYTES :][:DIGEST_BYTES]
+        building.digest(self._key)
+        made = unit_digests(building.offsets, building.digests, self._digest_key)
+        equal = np.frombuffer(made, f"V{DIGEST_BYTES}") == np.frombuffer(
+            frame.digests, f"V{DIGEST_BYTES}"
+        )
+        good: Mask = building.good & equal
         return good
 
 
@@ -190,10 +204,16 @@ class _Building:
         self._plan = plan
         self._held = held
         self.offsets = plan.offsets()
-        self.data: Pieces = np.zeros((plan.pieces, PIECE), np.uint8)
+        self._kinds = np.repeat(plan.kinds, plan.counts)
+        # Every piece is filled, or lost and then given to nobody.
+        self.data: Pieces = np.empty((plan.pieces, PIECE), np.uint8)
+        self._is_zero: Mask = self._kinds == Kind.ZERO
+        if self._is_zero.any():
+            self.data[self._is_zero] = 0
+        self.digests: Names = np.empty((0, DIGEST), np.uint8)
         self.good: Mask = np.ones(-(-plan.pieces // UNIT), bool)
         self._flat: Any = self.data.reshape(-1)
-        self._kinds = np.repeat(plan.kinds, plan.counts)
+        self._found: tuple[Array, Locations] = np.empty(0, np.int64), np.empty(0, np.uint64)
         self._row_starts = np.cumsum(plan.counts) - plan.counts
 
     def take_found(self, locations: Locations) -> None:
@@ -201,12 +221,9 @@ class _Building:
         pieces = np.flatnonzero(self._kinds == Kind.ASKED)
         there = min(len(pieces), len(locations))
         if there:
-            content, ok = self._held.read_found(locations[:there])
-            if ok.all():  # without a copy of what is good
-                self.data[pieces[:there]] = content
-            else:
-                self.data[pieces[:there][ok]] = content[ok]
-                self._lose(pieces[:there][~ok] * PIECE, np.int64(PIECE))
+            ok = self._held.read_found(locations[:there], pieces[:there], self.data)
+            self._found = pieces[:there][ok], locations[:there][ok]
+            self._lose(pieces[:there][~ok] * PIECE, np.int64(PIECE))
         self._lose(pieces[there:] * PIECE, np.int64(PIECE))
 
     def copy(self) -> None:
@@ -233,7 +250,19 @@ class _Building:
 
     def take_raw(self, raw: Buffer) -> None:
         """Rows RAW."""
-        self.data[self._kinds == Kind.RAW] = np.frombuffer(raw, np.uint8).reshape(-1, PIECE)
+        self._put(Kind.RAW, raw)
+
+    def _put(self, kind: Kind, content: Buffer) -> None:
+        """The pieces of a kind, one behind the other."""
+        pieces = np.flatnonzero(self._kinds == kind)
+        if not len(pieces):
+            return
+        there = np.frombuffer(content, np.uint8).reshape(-1, PIECE)
+        first, last = int(pieces[0]), int(pieces[-1])
+        if last - first == len(pieces) - 1:
+            self.data[first : last + 1] = there
+        else:
+            self.data[pieces] = there
 
     def take_stream(self, literals: bytes | None) -> None:
         """Rows STREAM and the literals within rows PARTS; None when there are none to be had."""
@@ -248,6 +277,9 @@ class _Building:
             at += stop - start
 
     def take_deltas(self, deltas: Buffer) -> None:
+        if literals is not None and not len(self._plan.part_literals):
+            self._put(Kind.STREAM, literals)
+            return
         """Rows DELTA: regions read here are the prefix of each frame."""
         plan = self._plan
         rows = np.flatnonzero(plan.kinds == Kind.DELTA)
@@ -290,21 +322,47 @@ class _Building:
 
     def runs(self, good: Mask) -> list[Rebuilt]:
         """What may be written: adjacent pieces of good units, zeros apart."""
-        zero = self._kinds == Kind.ZERO
-        kept = np.flatnonzero(np.repeat(good, UNIT)[: len(zero)])
-        if not len(kept):
-            return []
-        offsets, is_zero = self.offsets[kept], zero[kept]
+        kept = np.flatnonzero(np.repeat(good, UNIT)[: len(self._kinds)])
+        return [
+            Rebuilt(offset, length, None if self._is_zero[piece] else data)
+            for piece, offset, length, data in self._adjacent(kept)
+        ]
+
+    def fresh(self, good: Mask) -> list[Rebuilt]:
+        """Of these, what was not found by name."""
+        is_fresh = ~self._is_zero & (self._kinds != Kind.ASKED)
+        kept = np.flatnonzero(np.repeat(good, UNIT)[: len(self._kinds)] & is_fresh)
+        names = self._names(slice(None))
+        return [
+            Rebuilt(offset, length, data, names[piece : piece + length // PIECE])
+            for piece, offset, length, data in self._adjacent(kept)
+        ]
+
+    def _names(self, pieces: Array | slice) -> Names:
+        return np.ascontiguousarray(self.digests[pieces, :NAME])
+
+    def _adjacent(self, kept: Array) -> Iterator[tuple[int, int, int, memoryview]]:
+        """(first piece, offset, length, bytes) of runs of these pieces, zeros apart."""
+        offsets, is_zero = self.offsets[kept], self._is_zero[kept]
         breaks = (np.diff(offsets) != PIECE) | (is_zero[1:] != is_zero[:-1])
         breaks |= np.diff(kept) != 1
-        firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1, [len(kept)]))
+        firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1))[: len(kept)]
+        lengths = np.diff(firsts, append=len(kept)) * PIECE
         view = memoryview(self._flat).toreadonly()
-        runs = []
-        for first, stop in zip(firsts[:-1].tolist(), firsts[1:].tolist(), strict=True):
-            at, length = int(kept[first]) * PIECE, (stop - first) * PIECE
-            data = None if is_zero[first] else view[at : at + length]
-            runs.append(Rebuilt(int(offsets[first]), length, data))
-        return runs
+    def digest(self, key: bytes) -> None:
+        """Make the digests of all pieces; those of lost ones are of no meaning."""
+        self.digests = digests_of(self.data, self._is_zero, key)
+
+    def tell_wrong(self, good: Mask) -> None:
+        """Have what was found, and read, of units that are not good looked at again."""
+        pieces, locations = self._found
+        wrong = ~good[pieces // UNIT]
+        if wrong.any():
+            self._held.disprove(locations[wrong], self._names(pieces[wrong]))
+
+        rows = zip(kept[firsts].tolist(), offsets[firsts].tolist(), lengths.tolist(), strict=True)
+        for piece, offset, length in rows:
+            yield piece, offset, length, view[piece * PIECE : piece * PIECE + length]
 
     def _lose(self, starts: Array, lengths: Array | np.int64) -> None:
         """The units that these bytes belong to cannot be rebuilt."""

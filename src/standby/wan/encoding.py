@@ -20,6 +20,7 @@ from standby.wan.batches import (
     UNDECIDED,
     Batch,
     digest_key,
+    digests_of,
     extents_of,
     literal_ranges,
     plan_of,
@@ -135,18 +136,21 @@ class Encoder:
         if (offsets % PIECE).any() or (np.diff(offsets, prepend=-1) <= 0).any():
             raise ValueError("offsets must be of whole pieces and ascend")
         self._serial += 1
-        named = names(data, self._key)
+        is_zero = np.zeros(len(pieces), bool)
+        runs = runs_of_zero(pieces.reshape(-1))
+        for first, stop, _ in runs[runs[:, 2] == 0].tolist():
+            is_zero[first:stop] = True
+        digests = digests_of(pieces, is_zero, self._key)
+        named = np.ascontiguousarray(digests[:, :NAME])
         addresses = np.full(len(named), -1, np.int64)
         if self._index is not None and refers:
             addresses = self._index.find_pieces(named)
         kinds = np.where(addresses >= 0, Kind.COPY, UNDECIDED).astype(np.int8)
-        for first, stop, kind in runs_of_zero(pieces.reshape(-1)).tolist():
-            if kind == 0:
-                kinds[first:stop] = Kind.ZERO
+        kinds[is_zero] = Kind.ZERO
         none = np.empty(0, np.int64)
         groups = np.zeros(len(pieces), np.int64)
         batch = Batch(
-            self._serial, offsets, pieces, named, kinds, addresses, groups, none, self._key
+            self._serial, offsets, pieces, named, kinds, addresses, groups, none, self._key, digests
         )
         batch.refers, batch.learns = refers, learns
         if self._asks and len(asked := batch.undecided()):
@@ -169,15 +173,15 @@ class Encoder:
         keep_incompressible(batch)
         batch.kinds[batch.kinds == UNDECIDED] = Kind.STREAM
         plan = plan_of(batch)
-        view = memoryview(batch.flat)
-        literals = b"".join([view[start:stop] for start, stop in literal_ranges(plan).tolist()])
-        starts = self._choose_stream(len(literals))
+        literals = _literals(batch, plan)
+        length = memoryview(literals).nbytes
+        starts = self._choose_stream(length)
         frame = Frame(
             batch.serial,
             plan,
-            unit_digests(batch.offsets, batch.data, self._digest_key),
-            stream=self._stream.add(literals) if self._stream and literals else b"",
-            raw=batch.data[batch.kinds == Kind.RAW].tobytes(),
+            unit_digests(batch.offsets, batch.digests, self._digest_key),
+            stream=self._stream.add(literals) if self._stream and length else b"",
+            raw=batch.flat_of(Kind.RAW),
             deltas=b"".join(batch.deltas[group].frame for group in sorted(batch.deltas)),
             starts_stream=starts,
         )
@@ -239,12 +243,14 @@ class Encoder:
     def _again(self, batch: Batch, missing: Array) -> bytes:
         rows = (missing[:, None] * UNIT + np.arange(UNIT)).reshape(-1)
         rows = rows[rows < len(batch.offsets)]
-        offsets, data = batch.offsets[rows], batch.data[rows]
+        offsets, data, digests = batch.offsets[rows], batch.data[rows], batch.digests[rows]
         plan = Plan(extents_of(offsets), np.array([Kind.STREAM]), np.array([len(rows)]))
         frame = Frame(
             batch.serial,
+        if self._marking is not None:
+            self._marking.take(batch, told, self._base)
             plan,
-            unit_digests(offsets, data, self._digest_key),
+            unit_digests(offsets, digests, self._digest_key),
             stream=compressing.compressed(data.reshape(-1)),
             is_literal=True,
         )
@@ -254,9 +260,9 @@ class Encoder:
         return made
 
     def _count(self, batch: Batch, frame: Frame, length: int) -> None:
-        found, counts = np.unique(batch.kinds, return_counts=True)
-        for kind, count in zip(found.tolist(), counts.tolist(), strict=True):
-            self.sent.pieces[Kind(kind)] += count
+        counts = np.bincount(batch.kinds, minlength=len(Kind)).tolist()
+        for kind in Kind:
+            self.sent.pieces[kind] += counts[kind]
         self.sent.frames += length
         self.sent.stream += len(frame.stream)
         self.sent.raw += len(frame.raw)
@@ -268,3 +274,11 @@ class Encoder:
 def _referring(batch: Batch) -> Array:
     """The units of a batch in which something refers to addresses."""
     return np.unique(np.flatnonzero(np.isin(batch.kinds, REFERRING)) // UNIT)
+def _literals(batch: Batch, plan: Plan) -> Buffer:
+    """What the stream gives of a batch, in order; without a copy where it is one range."""
+    if not len(plan.part_literals):
+        return batch.flat_of(Kind.STREAM)
+    view = memoryview(batch.flat)
+    return b"".join([view[start:stop] for start, stop in literal_ranges(plan).tolist()])
+
+

@@ -49,7 +49,8 @@ PLAN_MAX = 4 << 20
 SERIAL_MAX = (1 << 62) - 1
 OFFSET_PIECES_MAX = 1 << 40
 
-VERSION = 1
+VERSION = 2
+"""1 hashed the content of units a second time."""
 
 
 class Message(enum.IntEnum):
@@ -121,6 +122,8 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+        steps = read.column(PIECES_MAX, OFFSET_PIECES_MAX).astype(np.int64)
+        counts = read.column(PIECES_MAX, PIECES_MAX).astype(np.int64)
     """Which of a question's pieces the target has: (n,) bool."""
 
     serial: int

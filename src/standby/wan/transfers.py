@@ -6,10 +6,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from standby.wan.locations import NONE, Locations, Mask
+from standby.wan.locations import NONE, Locations, Mask, Names
 from standby.wan.namespace import Namespace
 from standby.wan.payloads import Pieces
 from standby.wan.references import ASKED
+
+Numbers = npt.NDArray[np.int64]
 
 
 class CacheTransfer:
