@@ -72,6 +72,8 @@ class _Flight:
     wire: int = 0
     made_s: float = 0.0
     sent_at: float = 0.0
+    pace: tuple[int, int] = (0, 0)
+    """Level and literals of its frame."""
 
 
 class _Waiting(NamedTuple):
@@ -130,6 +132,8 @@ class SourceWan(Relay):
         self._asked_at: deque[float] = deque()
         self._round_trip_s = 0.0
         self._last_back = 0.0
+        self._sending_s = 0.0
+        self._looked = (SYSTEM_CLOCK.monotonic(), 0.0, 0.0)
 
     @property
     def direct(self) -> int:
@@ -306,6 +310,8 @@ class SourceWan(Relay):
                 self._direct.sample(waiting.pieces.data)
                 frame = self._encoder.encode(waiting.pieces, answer)
             message, payload = WanFrame(len(waiting.zeros)), (waiting.zeros, frame)
+                if flight is not None:
+                    flight.pace = self._encoder.pace.last
         if flight is not None:
             flight.wire += sum(memoryview(part).nbytes for part in payload)
             flight.made_s = max(flight.made_s, SYSTEM_CLOCK.monotonic() - began)
@@ -344,6 +350,16 @@ class SourceWan(Relay):
             )
             self._changed.notify_all()
 
+        is_line = self._line_is_brake()
+        self._encoder.pace.came_back(flight.pace, flight.made_s, max(0.0, took_s), is_line=is_line)
+
+    def _line_is_brake(self) -> bool:
+        """Whether, since this was asked last, most of the time went into writing that the line, not
+        the target, kept waiting."""
+        now = SYSTEM_CLOCK.monotonic(), self._sending_s, self._far.peer_waits_s()
+        passed, sending, waiting = (new - old for new, old in zip(now, self._looked, strict=True))
+        self._looked = now
+        return sending - waiting > passed / 2
     # --- sending -----------------------------------------------------------------------------
 
     def _hand_over(self, message: Message, *payload: Any, flight: _Flight | None = None) -> None:
@@ -365,7 +381,9 @@ class SourceWan(Relay):
                 flight.sent_at = began
             self._far.send(message, *payload)
             if isinstance(message, Batch):
-                self._direct.sent(payload, SYSTEM_CLOCK.monotonic() - began)
+            took_s = SYSTEM_CLOCK.monotonic() - began
+            self._sending_s += took_s
+                self._direct.sent(payload, took_s)
 
     # --- from the target's accelerator -------------------------------------------------------
 

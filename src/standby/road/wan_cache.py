@@ -220,6 +220,6 @@ class Caching:
     def _take(self, data: bytes | memoryview, names: Names | None) -> None:
         assert self._namespace is not None
         try:
-            self.cached += self._namespace.take_in(data)[1]
+            self.cached += self._namespace.take_in(data, names)[1]
         except Exception as exc:  # whatever it is: no replication fails of it
             self.problem = f"the global cache takes nothing in: {exc}"

@@ -27,7 +27,8 @@ from standby.wan.batches import (
     unit_digests,
 )
 from standby.wan.matching import Known, Shared, find_deltas, find_parts, keep_incompressible
-from standby.wan.names import names
+from standby.wan.names import NAME
+from standby.wan.pacing import Pace
 from standby.wan.references import (
     ASKED,
     PIECE,
@@ -44,9 +45,6 @@ from standby.wan.references import (
 from standby.wan.varints import Malformed
 
 Buffer = Any
-
-FIRST_LITERALS = 16 << 20
-"""Bytes of a session's literals that are compressed better than those behind them."""
 
 PEER = "target WAN accelerator"
 
@@ -118,7 +116,8 @@ class Encoder:
         self._asks = asks
         self._window_log = window_log
         self._stream: compressing.Stream | None = None
-        self._streamed = 0
+        self.pace = Pace()
+        """Chooses the stream's level; to be told how long frames took."""
         self._serial = 0
         self._unsettled: dict[int, Batch] = {}
         self._resent: set[int] = set()
@@ -222,9 +221,7 @@ class Encoder:
 
     def _choose_stream(self, length: int) -> bool:
         """Have a stream for the next literals; whether it is a new one."""
-        self._streamed += length
-        is_first = self._streamed <= FIRST_LITERALS
-        level = compressing.FIRST_LEVEL if is_first else compressing.LEVEL
+        level = self.pace.level_for(length)
         if self._stream is not None and (self._stream.level == level or not length):
             return False
         self._stream = compressing.Stream(self._window_log, level)
