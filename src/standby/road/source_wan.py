@@ -176,6 +176,7 @@ class SourceWan(Relay):
             0,
             shared=self._memory,
             asks=ready.asks,
+            marks=bool(ready.point),
             window_log=min(ready.window_log, self._window_log),
         )
         self.sent = self._encoder.sent
@@ -309,9 +310,9 @@ class SourceWan(Relay):
             if waiting.pieces is not None:
                 self._direct.sample(waiting.pieces.data)
                 frame = self._encoder.encode(waiting.pieces, answer)
-            message, payload = WanFrame(len(waiting.zeros)), (waiting.zeros, frame)
                 if flight is not None:
                     flight.pace = self._encoder.pace.last
+            message, payload = WanFrame(len(waiting.zeros)), (waiting.zeros, frame)
         if flight is not None:
             flight.wire += sum(memoryview(part).nbytes for part in payload)
             flight.made_s = max(flight.made_s, SYSTEM_CLOCK.monotonic() - began)
@@ -349,7 +350,6 @@ class SourceWan(Relay):
                 flight.way, flight.length, flight.wire, flight.made_s, max(0.0, took_s)
             )
             self._changed.notify_all()
-
         is_line = self._line_is_brake()
         self._encoder.pace.came_back(flight.pace, flight.made_s, max(0.0, took_s), is_line=is_line)
 
@@ -360,6 +360,7 @@ class SourceWan(Relay):
         passed, sending, waiting = (new - old for new, old in zip(now, self._looked, strict=True))
         self._looked = now
         return sending - waiting > passed / 2
+
     # --- sending -----------------------------------------------------------------------------
 
     def _hand_over(self, message: Message, *payload: Any, flight: _Flight | None = None) -> None:
@@ -380,9 +381,9 @@ class SourceWan(Relay):
             if flight is not None:
                 flight.sent_at = began
             self._far.send(message, *payload)
-            if isinstance(message, Batch):
             took_s = SYSTEM_CLOCK.monotonic() - began
             self._sending_s += took_s
+            if isinstance(message, Batch):
                 self._direct.sent(payload, took_s)
 
     # --- from the target's accelerator -------------------------------------------------------

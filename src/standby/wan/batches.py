@@ -64,6 +64,10 @@ class Batch:
     """To what is known and shared."""
     learns: bool = True
     """When it is settled, it is known."""
+    marked: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    """Pieces that the question wants marks of what stood in their place for."""
+    by_marks: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
+    """Per piece: it refers to what its marks say, which is right but for one in some thousands."""
     question: bytes = b""
     """For the target; empty when there is nothing to ask."""
     parts: dict[int, Parts] = field(default_factory=dict)
@@ -77,10 +81,6 @@ class Batch:
         """All bytes, one behind the other."""
         return self.data.reshape(-1)
 
-    def parts_of_runs(self) -> tuple[Array, Array, Names]:
-        """(starts, lengths, digests) of all content-defined parts; made once."""
-        if self.digested is None:
-            self.digested = parts_of(self.data, run_borders(self.offsets), self.key)
     def flat_of(self, kind: Kind) -> Any:
         """All bytes of the pieces of a kind; without a copy where they are neighbours."""
         pieces = np.flatnonzero(self.kinds == kind)
@@ -91,6 +91,10 @@ class Batch:
             return self.data[first : last + 1].reshape(-1)
         return self.data[pieces].reshape(-1)
 
+    def parts_of_runs(self) -> tuple[Array, Array, Names]:
+        """(starts, lengths, digests) of all content-defined parts; made once."""
+        if self.digested is None:
+            self.digested = parts_of(self.data, run_borders(self.offsets), self.key)
         return self.digested
 
     def undecided(self) -> Array:
@@ -103,23 +107,19 @@ def digest_key(key: bytes) -> bytes:
     return blake3(b"standby wan unit", key=key).digest()
 
 
-def unit_digest(offsets: Array, data: Pieces, key: bytes) -> bytes:
-    """Keyed BLAKE3 of one unit: where its pieces belong, then what is in them."""
-    made = blake3(offsets.astype("<i8").tobytes(), key=key)
-    content: Buffer = data.reshape(-1)
-    made.update(content)
-    return made.digest()
-
-
-def unit_digests(offsets: Array, data: Pieces, key: bytes) -> bytes:
-    """`unit_digest` of each unit of a batch."""
+def unit_digests(offsets: Array, digests: Names, key: bytes) -> bytes:
+    """32 bytes per unit, keyed BLAKE3: where its pieces belong, then the digests (n, 32) of what is
+    in them. So the content is hashed once, for the names and for this."""
+    places, proofs = offsets.astype("<i8").tobytes(), digests.tobytes()
     return b"".join(
-        unit_digest(offsets[first : first + UNIT], data[first : first + UNIT], key)
+        blake3(
+            places[first * 8 : (first + UNIT) * 8] + proofs[first * 32 : (first + UNIT) * 32],
+            key=key,
+        ).digest()
         for first in range(0, len(offsets), UNIT)
     )
 
 
-def extents_of(offsets: Array) -> Array:
 def digests_of(pieces: Pieces, is_zero: NDArray[np.bool_], key: bytes) -> Names:
     """(n, 32): the keyed digest of each piece; those of zeros are not hashed."""
     if not is_zero.any():
@@ -137,6 +137,7 @@ def _zero_digest(key: bytes) -> NDArray[np.uint8]:
     return digest
 
 
+def extents_of(offsets: Array) -> Array:
     """(k, 2) int64: first piece on the disk and pieces, per run of adjacent offsets."""
     pieces = offsets // PIECE
     first = np.flatnonzero(np.diff(pieces, prepend=-2) != 1)

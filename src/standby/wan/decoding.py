@@ -18,7 +18,8 @@ from standby.errors import ProtocolError
 from standby.wan import compressing
 from standby.wan.batches import digest_key, digests_of, literal_ranges, part_starts, unit_digests
 from standby.wan.compressing import Damaged
-from standby.wan.locations import Locations
+from standby.wan.locations import Locations, Names
+from standby.wan.names import DIGEST, NAME, marks
 from standby.wan.references import (
     DIGEST_BYTES,
     PIECE,
@@ -70,10 +71,10 @@ class Rebuilt:
     length: int
     data: memoryview | None
     """None for zeros."""
-
     names: Names | None = None
     """(n, 16), where the pieces may be new to whoever keeps content by name: none of them was
     found that way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
@@ -85,9 +86,9 @@ class Decoded:
     """For the source; to be sent when the runs are written."""
     is_complete: bool
     """Nothing of the frame is missing."""
-
     fresh: list[Rebuilt]
     """The parts of `runs` that are neither zeros nor were found by name, with names."""
+
 
 class Decoder:
     """Batches of one disk in one session. Not thread-safe."""
@@ -101,8 +102,8 @@ class Decoder:
         questions_max: int = 16,
     ) -> None:
         """`questions_max` may be open at a time; more mean ProtocolError."""
-        self._digest_key = digest_key(key)
         self._key = key
+        self._digest_key = digest_key(key)
         self._held = held
         self._window_log_max = window_log_max
         self._questions_max = questions_max
@@ -121,7 +122,17 @@ class Decoder:
             raise ProtocolError(PEER, f"question {asked.serial} while others are open")
         hits, locations = self._held.find(asked.names)
         self._found[asked.serial] = locations[hits]
-        return Answer(asked.serial, hits).to_bytes()
+        is_marked, marked = self._marked(asked.places)
+        return Answer(asked.serial, hits, is_marked, marked).to_bytes()
+
+    def _marked(self, places: Array) -> tuple[Mask, NDArray[np.uint16]]:
+        """Which pieces there are not zeros, and the marks of these."""
+        counts = places[:, 1]
+        content = np.zeros((int(counts.sum()), PIECE), np.uint8)
+        flat: Any = content.reshape(-1)
+        ok = self._held.read(places[:, 0] * PIECE, counts * PIECE, flat)
+        is_marked: Mask = np.repeat(ok, counts) & content.view(np.uint64).any(axis=1)
+        return is_marked, marks(content[is_marked], self._key)
 
     def decode(self, data: Buffer) -> Decoded:
         """What is in a frame. ProtocolError for one that contradicts itself, and for units that
@@ -143,10 +154,11 @@ class Decoder:
             building.take_raw(frame.raw)
             building.take_stream(self._streamed(frame))
             building.take_deltas(frame.deltas)
+            good = self._checked(building, frame)
+            building.tell_wrong(good)
         finally:
             if len(found):
                 self._held.release(found)
-        good = self._checked(building, frame)
         missing = np.flatnonzero(~good)
         if len(missing):
             wanted = {frame.digests[n * DIGEST_BYTES :][:DIGEST_BYTES] for n in missing.tolist()}
@@ -155,8 +167,6 @@ class Decoder:
         receipt = Receipt(frame.serial, missing, broke).to_bytes()
         runs, fresh = building.runs(good), building.fresh(good)
         return Decoded(frame.serial, runs, receipt, not len(missing), fresh)
-            good = self._checked(building, frame)
-            building.tell_wrong(good)
 
     def _decode_again(self, frame: Frame) -> Decoded:
         wanted = self._missing.pop(frame.serial, set())
@@ -168,6 +178,7 @@ class Decoder:
             building.take_stream(compressing.decompressed(frame.stream, frame.plan.literal_bytes))
         except Damaged as exc:
             raise ProtocolError(PEER, f"units of frame {frame.serial} sent again: {exc}") from exc
+        good = self._checked(building, frame)
         if came != wanted or not only_stream or not good.all():
             raise ProtocolError(PEER, f"units of frame {frame.serial} sent again are not those")
         receipt = Receipt(frame.serial, np.empty(0, np.int64), self._stream is None).to_bytes()
@@ -266,6 +277,9 @@ class _Building:
 
     def take_stream(self, literals: bytes | None) -> None:
         """Rows STREAM and the literals within rows PARTS; None when there are none to be had."""
+        if literals is not None and not len(self._plan.part_literals):
+            self._put(Kind.STREAM, literals)
+            return
         ranges = literal_ranges(self._plan)
         if literals is None:
             self._lose(ranges[:, 0], ranges[:, 1] - ranges[:, 0])
@@ -277,9 +291,6 @@ class _Building:
             at += stop - start
 
     def take_deltas(self, deltas: Buffer) -> None:
-        if literals is not None and not len(self._plan.part_literals):
-            self._put(Kind.STREAM, literals)
-            return
         """Rows DELTA: regions read here are the prefix of each frame."""
         plan = self._plan
         rows = np.flatnonzero(plan.kinds == Kind.DELTA)
@@ -320,6 +331,17 @@ class _Building:
             return None
         return np.frombuffer(content, np.uint8)
 
+    def digest(self, key: bytes) -> None:
+        """Make the digests of all pieces; those of lost ones are of no meaning."""
+        self.digests = digests_of(self.data, self._is_zero, key)
+
+    def tell_wrong(self, good: Mask) -> None:
+        """Have what was found, and read, of units that are not good looked at again."""
+        pieces, locations = self._found
+        wrong = ~good[pieces // UNIT]
+        if wrong.any():
+            self._held.disprove(locations[wrong], self._names(pieces[wrong]))
+
     def runs(self, good: Mask) -> list[Rebuilt]:
         """What may be written: adjacent pieces of good units, zeros apart."""
         kept = np.flatnonzero(np.repeat(good, UNIT)[: len(self._kinds)])
@@ -349,17 +371,6 @@ class _Building:
         firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1))[: len(kept)]
         lengths = np.diff(firsts, append=len(kept)) * PIECE
         view = memoryview(self._flat).toreadonly()
-    def digest(self, key: bytes) -> None:
-        """Make the digests of all pieces; those of lost ones are of no meaning."""
-        self.digests = digests_of(self.data, self._is_zero, key)
-
-    def tell_wrong(self, good: Mask) -> None:
-        """Have what was found, and read, of units that are not good looked at again."""
-        pieces, locations = self._found
-        wrong = ~good[pieces // UNIT]
-        if wrong.any():
-            self._held.disprove(locations[wrong], self._names(pieces[wrong]))
-
         rows = zip(kept[firsts].tolist(), offsets[firsts].tolist(), lengths.tolist(), strict=True)
         for piece, offset, length in rows:
             yield piece, offset, length, view[piece * PIECE : piece * PIECE + length]

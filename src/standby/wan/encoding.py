@@ -26,6 +26,7 @@ from standby.wan.batches import (
     plan_of,
     unit_digests,
 )
+from standby.wan.marking import Marking
 from standby.wan.matching import Known, Shared, find_deltas, find_parts, keep_incompressible
 from standby.wan.names import NAME
 from standby.wan.pacing import Pace
@@ -102,18 +103,21 @@ class Encoder:
         *,
         shared: Shared | None = None,
         asks: bool = True,
+        marks: bool = False,
         window_log: int = compressing.WINDOW_LOG_MAX,
     ) -> None:
         """The disk's addresses in `index` begin at `base`; None: nothing is known here, whatever
         was sent before. `shared` is what deltas may refer to.
-        Without `asks` the target is asked nothing. 2^window_log bytes of memory on either
-        side are the stream's."""
+        Without `asks` the target is not asked for names. With `marks` it is asked for marks of what
+        changed pieces were before, which it must be able to read at `base`. 2^window_log bytes of
+        memory on either side are the stream's."""
         self._key = key
         self._digest_key = digest_key(key)
         self._index = index
         self._base = base
         self._shared = shared
         self._asks = asks
+        self._marking = Marking() if marks else None
         self._window_log = window_log
         self._stream: compressing.Stream | None = None
         self.pace = Pace()
@@ -152,9 +156,15 @@ class Encoder:
             self._serial, offsets, pieces, named, kinds, addresses, groups, none, self._key, digests
         )
         batch.refers, batch.learns = refers, learns
-        if self._asks and len(asked := batch.undecided()):
-            batch.asked = asked
-            batch.question = Question(self._serial, named[asked][:, ASKED]).to_bytes()
+        undecided = batch.undecided()
+        if self._asks:
+            batch.asked = undecided
+        if self._marking is not None:
+            batch.marked = self._marking.wanted(batch, undecided, self._shared, self._base)
+        if len(batch.asked) or len(batch.marked):
+            places = extents_of(self._base + offsets[batch.marked])
+            asked = named[batch.asked][:, ASKED]
+            batch.question = Question(self._serial, asked, places).to_bytes()
             self.sent.questions += len(batch.question)
         return batch
 
@@ -232,10 +242,13 @@ class Encoder:
             told = Answer.from_bytes(answer)
         except Malformed as exc:
             raise ProtocolError(PEER, f"answer: {exc}") from exc
-        if told.serial != batch.serial or len(told.hits) != len(batch.asked):
+        asked, marked = len(batch.asked), len(batch.marked)
+        if (told.serial, len(told.hits), len(told.is_marked)) != (batch.serial, asked, marked):
             raise ProtocolError(PEER, f"answer to another question: {told.serial}")
         self.sent.answers += len(memoryview(answer))
         batch.kinds[batch.asked[told.hits]] = Kind.ASKED
+        if self._marking is not None:
+            self._marking.take(batch, told, self._base)
 
     def _again(self, batch: Batch, missing: Array) -> bytes:
         rows = (missing[:, None] * UNIT + np.arange(UNIT)).reshape(-1)
@@ -244,8 +257,6 @@ class Encoder:
         plan = Plan(extents_of(offsets), np.array([Kind.STREAM]), np.array([len(rows)]))
         frame = Frame(
             batch.serial,
-        if self._marking is not None:
-            self._marking.take(batch, told, self._base)
             plan,
             unit_digests(offsets, digests, self._digest_key),
             stream=compressing.compressed(data.reshape(-1)),
@@ -268,9 +279,6 @@ class Encoder:
         self.sent.plans_and_digests += length - content
 
 
-def _referring(batch: Batch) -> Array:
-    """The units of a batch in which something refers to addresses."""
-    return np.unique(np.flatnonzero(np.isin(batch.kinds, REFERRING)) // UNIT)
 def _literals(batch: Batch, plan: Plan) -> Buffer:
     """What the stream gives of a batch, in order; without a copy where it is one range."""
     if not len(plan.part_literals):
@@ -279,3 +287,9 @@ def _literals(batch: Batch, plan: Plan) -> Buffer:
     return b"".join([view[start:stop] for start, stop in literal_ranges(plan).tolist()])
 
 
+def _referring(batch: Batch) -> Array:
+    """The units of a batch in which something refers to addresses."""
+    refers = np.isin(batch.kinds, REFERRING)
+    if len(batch.by_marks):
+        refers &= ~batch.by_marks
+    return np.unique(np.flatnonzero(refers) // UNIT)

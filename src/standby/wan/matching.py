@@ -176,7 +176,9 @@ def find_parts(batch: Batch, index: Known) -> None:
     taken = waiting & (np.cumsum(reached[:-1]) > 0)
     first = np.flatnonzero(np.diff(taken, prepend=False) & taken)
     last = np.flatnonzero(np.diff(taken, append=False) & taken) + 1
-    for group, (start, stop) in enumerate(zip(first.tolist(), last.tolist(), strict=True), 1):
+    group = len(batch.parts)
+    for start, stop in zip(first.tolist(), last.tolist(), strict=True):
+        group += 1
         inside = slice(
             int(np.searchsorted(ends, start * PIECE, side="right")),
             int(np.searchsorted(begins, stop * PIECE)),
@@ -184,12 +186,12 @@ def find_parts(batch: Batch, index: Known) -> None:
         begin = np.maximum(begins[inside], start * PIECE)
         end = np.minimum(ends[inside], stop * PIECE)
         addresses = found[inside] + begin - begins[inside]
-        batch.parts[group] = _row_of_parts(begin, end, addresses, start * PIECE, stop * PIECE)
+        batch.parts[group] = row_of_parts(begin, end, addresses, start * PIECE, stop * PIECE)
         batch.groups[start:stop] = group
         batch.kinds[start:stop] = Kind.PARTS
 
 
-def _row_of_parts(begin: Array, end: Array, addresses: Array, start: int, stop: int) -> Parts:
+def row_of_parts(begin: Array, end: Array, addresses: Array, start: int, stop: int) -> Parts:
     """Literal and copy in turn from `start` to `stop`; copies that go on are one."""
     goes_on = (begin[1:] == end[:-1]) & (addresses[1:] == addresses[:-1] + (end - begin)[:-1])
     first = np.concatenate(([0], np.flatnonzero(~goes_on) + 1))
@@ -213,7 +215,6 @@ def keep_incompressible(batch: Batch) -> None:
             batch.kinds[group] = Kind.RAW
 
 
-assert REGION_PIECES + UNIT <= PREFIX_MAX // PIECE
 def _noisy_groups(data: Pieces, pieces: Array) -> Array:
     """The groups of SAMPLED_PIECES in which single bytes do not tell that they shrink."""
     glanced = data[pieces, :SLICE:GLANCED_STEP]
@@ -227,3 +228,4 @@ def _noisy_groups(data: Pieces, pieces: Array) -> Array:
     return np.flatnonzero(entropy > PLAIN_BITS)
 
 
+assert REGION_PIECES + UNIT <= PREFIX_MAX // PIECE
