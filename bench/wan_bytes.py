@@ -138,7 +138,9 @@ def transfer(
         known += _learn(index, disk, at, SourceStore(0), asks=asks)
 
     changed = new.changed_since(old) if old else new.stored()
-    encoder = Encoder(KEY, index, base, shared=kept if store else None, asks=asks)
+    encoder = Encoder(
+        KEY, index, base, shared=kept if store else None, asks=asks, marks=old is not None
+    )
     decoder = Decoder(KEY, target)
     day = Day(encoder.sent, len(changed) * PIECE, index.memory_bytes, known)
     for numbers in batches(changed):

@@ -21,13 +21,16 @@ WINDOW_LOG = 20
 class Pair:
     """What is sent goes into the source's store, as the accelerator would put it there."""
 
-    def __init__(self, pieces: int, *, asks: bool = True, store_bytes: int = 0) -> None:
+    def __init__(
+        self, pieces: int, *, asks: bool = True, marks: bool = False, store_bytes: int = 0
+    ) -> None:
         self.index = SourceIndex(KEY, LookupTable, BUDGET)
         self.target = MemoryTarget(KEY)
         self.size = pieces * PIECE
         self.base = self.index.add_disk(self.size)
         self.target.add_disk(self.base, np.zeros(self.size, np.uint8))
         self.asks = asks
+        self.marks = marks
         self.store = SourceStore(store_bytes)
         self.begin()
 
@@ -35,7 +38,13 @@ class Pair:
         """A session."""
         shared = self.store if self.store.size_bytes else None
         self.encoder = Encoder(
-            KEY, self.index, self.base, shared=shared, asks=self.asks, window_log=WINDOW_LOG
+            KEY,
+            self.index,
+            self.base,
+            shared=shared,
+            asks=self.asks,
+            marks=self.marks,
+            window_log=WINDOW_LOG,
         )
         self.decoder = Decoder(KEY, self.target, window_log_max=WINDOW_LOG)
 

@@ -15,7 +15,10 @@ enum {
     KEYED_CHUNKS = 4, /* in a piece */
     KEYED_BLOCK = 64,
     KEYED_KEY = 32,
-    KEYED_NAME = 16,
+    KEYED_NAME = 16,   /* the first bytes */
+    KEYED_DIGEST = 32, /* of these */
+    KEYED_PART = 256,
+    KEYED_MARK = 2, /* bytes that are kept of a part's digest */
     KEYED_GROUP = 64, /* pieces at once: sets of roots fill 16 lanes, 256 KiB stay in L2 */
     /* domain flags, table 3 of the paper */
     KEYED_CHUNK_START = 1,
@@ -28,10 +31,10 @@ enum {
 /* The first four words of the initial value (table 1): of SHA-256's. */
 static const uint32_t keyed_start[4] = {0x6A09E667u, 0xBB67AE85u, 0x3C6EF372u, 0xA54FF53Au};
 
-/* The first four words of a root, as little-endian bytes. */
-static inline void keyed_store_name(uint8_t *to, const uint32_t *words)
+/* The first `count` bytes of a root, whose words are little-endian. */
+static inline void keyed_store_words(uint8_t *to, const uint32_t *words, size_t count)
 {
-    for (int i = 0; i < KEYED_NAME; i++)
+    for (size_t i = 0; i < count; i++)
         to[i] = (uint8_t)(words[i / 4] >> (8 * (i % 4)));
 }
 
@@ -204,13 +207,16 @@ __attribute__((target("avx512f"))) static inline void keyed_turn_avx512(__m512i 
 
 typedef struct {
     const char *name;
-    void (*names)(const uint8_t *const *, size_t, const uint32_t *, uint8_t *);
+    void (*names)(const uint8_t *const *, size_t, const uint32_t *, size_t, uint8_t *);
+    void (*marks)(const uint8_t *, size_t, const uint32_t *, uint8_t *);
 } keyed_variant;
 
+#define KEYED_VARIANT(v) {#v, keyed_names_##v, keyed_marks_##v}
+
 static const keyed_variant keyed_variants[] = {
-    {"scalar", keyed_names_scalar},
+    KEYED_VARIANT(scalar),
 #if KEYED_X86
-    {"sse2", keyed_names_sse2}, {"avx2", keyed_names_avx2}, {"avx512", keyed_names_avx512},
+    KEYED_VARIANT(sse2), KEYED_VARIANT(avx2), KEYED_VARIANT(avx512),
 #endif
 };
 
@@ -229,6 +235,24 @@ static inline int keyed_supported(int index)
     return index < KEYED_VARIANTS;
 }
 
+static inline void keyed_load_key(uint32_t *key, const uint8_t *bytes)
+{
+    for (size_t i = 0; i < KEYED_KEY / 8; i++) {
+        const uint64_t pair = words_load_le(bytes + 8 * i);
+        key[2 * i] = (uint32_t)pair;
+        key[2 * i + 1] = (uint32_t)(pair >> 32);
+    }
+}
+
+/* The marks of `count` parts. */
+static void keyed_marks(const keyed_variant *variant, const uint8_t *data, size_t count,
+                        const uint8_t *key_bytes, uint8_t *out)
+{
+    uint32_t key[KEYED_KEY / 4];
+    keyed_load_key(key, key_bytes);
+    variant->marks(data, count, key, out);
+}
+
 /* --- pieces ---------------------------------------------------------------------------------- */
 
 /* Whether every offset lies within the data. */
@@ -240,18 +264,14 @@ static int keyed_offsets_valid(const int64_t *offsets, size_t count, size_t leng
     return 1;
 }
 
-/* Names of the `count` pieces that begin at `offsets` (valid ones), or one behind the other where
- * that is NULL. What reaches behind `length` is taken as zeros. */
+/* The first `width` bytes of the digests of the `count` pieces that begin at `offsets` (valid ones),
+ * or one behind the other where that is NULL. What reaches behind `length` is taken as zeros. */
 static void keyed_names(const keyed_variant *variant, const uint8_t *data, size_t length,
                         const int64_t *offsets, size_t count, const uint8_t *key_bytes,
-                        uint8_t *out)
+                        size_t width, uint8_t *out)
 {
     uint32_t key[KEYED_KEY / 4];
-    for (size_t i = 0; i < KEYED_KEY / 8; i++) {
-        const uint64_t pair = words_load_le(key_bytes + 8 * i);
-        key[2 * i] = (uint32_t)pair;
-        key[2 * i + 1] = (uint32_t)(pair >> 32);
-    }
+    keyed_load_key(key, key_bytes);
     for (size_t first = 0; first < count; first += KEYED_GROUP) {
         const size_t here = count - first < KEYED_GROUP ? count - first : KEYED_GROUP;
         const uint8_t *pieces[KEYED_GROUP];
@@ -263,18 +283,19 @@ static void keyed_names(const keyed_variant *variant, const uint8_t *data, size_
                 uint8_t padded[KEYED_PIECE];
                 const uint8_t *const one = padded;
                 if (i > whole)
-                    variant->names(pieces + whole, i - whole, key,
-                                   out + KEYED_NAME * (first + whole));
+                    variant->names(pieces + whole, i - whole, key, width,
+                                   out + width * (first + whole));
                 memcpy(padded, data + at, length - at);
                 memset(padded + (length - at), 0, KEYED_PIECE - (length - at));
-                variant->names(&one, 1, key, out + KEYED_NAME * (first + i));
+                variant->names(&one, 1, key, width, out + width * (first + i));
                 whole = i + 1;
             } else {
                 pieces[i] = data + at;
             }
         }
         if (here > whole)
-            variant->names(pieces + whole, here - whole, key, out + KEYED_NAME * (first + whole));
+            variant->names(pieces + whole, here - whole, key, width,
+                           out + width * (first + whole));
     }
 }
 

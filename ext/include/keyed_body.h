@@ -125,16 +125,46 @@ TARGET static void FN(parents)(uint32_t *values, size_t count, const uint32_t *k
     }
 }
 
-/* Names of `count` pieces of 4096 bytes, which begin at pieces[i], at most KEYED_GROUP. */
+/* The first `width` bytes (KEYED_NAME or KEYED_DIGEST) of the digests of `count` pieces of 4096
+ * bytes, which begin at pieces[i], at most KEYED_GROUP. */
 TARGET static void FN(names)(const uint8_t *const *pieces, size_t count, const uint32_t *key,
-                             uint8_t *out)
+                             size_t width, uint8_t *out)
 {
     uint32_t values[KEYED_GROUP * KEYED_CHUNKS * 8];
     FN(chunks)(pieces, count, key, values);
     FN(parents)(values, 2 * count, key, KEYED_PARENT | KEYED_KEYED);
     FN(parents)(values, count, key, KEYED_PARENT | KEYED_ROOT | KEYED_KEYED);
     for (size_t i = 0; i < count; i++)
-        keyed_store_name(out + KEYED_NAME * i, values + 8 * i);
+        keyed_store_words(out + width * i, values + 8 * i, width);
+}
+
+/* The first KEYED_MARK bytes of the digests of `count` parts of KEYED_PART bytes, one behind the
+ * other. A part is one chunk, and that the root. */
+TARGET static void FN(marks)(const uint8_t *data, size_t count, const uint32_t *key,
+                             uint8_t *out)
+{
+    for (size_t first = 0; first < count; first += V_LANES) {
+        const size_t lanes = count - first < V_LANES ? count - first : V_LANES;
+        const uint8_t *from[V_LANES];
+        uint32_t words[V_LANES];
+        V h[8], m[16];
+        for (size_t lane = 0; lane < V_LANES; lane++)
+            from[lane] = data + KEYED_PART * (first + (lane < lanes ? lane : 0));
+        for (int i = 0; i < 8; i++)
+            h[i] = V_ALL(key[i]);
+        for (int block = 0; block < KEYED_PART / KEYED_BLOCK; block++) {
+            uint32_t flags = KEYED_KEYED;
+            flags |= block == 0 ? KEYED_CHUNK_START : 0;
+            flags |= block == KEYED_PART / KEYED_BLOCK - 1 ? KEYED_CHUNK_END | KEYED_ROOT : 0;
+            V_TURN(m, from);
+            FN(compress)(h, m, V_ALL(0), V_ALL(KEYED_BLOCK), V_ALL(flags));
+            for (size_t lane = 0; lane < V_LANES; lane++)
+                from[lane] += KEYED_BLOCK;
+        }
+        V_STORE(words, h[0]);
+        for (size_t lane = 0; lane < lanes; lane++)
+            keyed_store_words(out + KEYED_MARK * (first + lane), words + lane, KEYED_MARK);
+    }
 }
 
 #undef FN_G

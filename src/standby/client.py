@@ -311,12 +311,11 @@ class RemoteServer:
         return found
 
     def alive(self, found: Sequence[SessionReport]) -> set[str]:
-        """The ids of those sessions that the server runs."""
+        """The ids of those sessions that a living process is at, the server's or another one."""
         if all(item.outcome for item in found):
             return set()
-        runs: list[SessionRun] = self._as(list[SessionRun], self.get(dict, "/queue")["sessions"])
-        busy = {item.id for item in runs if item.state is SessionState.RUNNING}
-        return {it.id for it in found if not it.outcome and it.id.partition(".")[0] in busy}
+        busy = set(self.get(dict, "/queue")["at_work"])
+        return {item.id for item in found if not item.outcome and item.id in busy}
 
     def report(self, session: str | None) -> SessionReport:
         """One session; None: the newest."""

@@ -12,6 +12,7 @@ from simulation.site import Site
 from standby.client import RemoteServer
 from standby.errors import LinkError
 from standby.host.folder import new_machine
+from standby.model.report import SessionReport
 from standby.units import MiB
 
 SAME = [
@@ -88,6 +89,21 @@ def test_the_status_of_an_active_server_is_the_same_by_the_api(
         assert remote("server", "status").out == here.out
         there = remote("server", "status", "--json").json
         assert there["active"]["server"] == loop.id
+
+
+def test_a_session_that_the_command_line_runs_by_itself_is_running_by_the_api_too(
+    run: Run, remote: Run, replicated: ServedSite
+) -> None:
+    store = replicated.server.store
+    store.begin_session(SessionReport("29990101T000000Z-cafe", "job", "2999-01-01T00:00:00+00:00"))
+    lock = store.job_lock("job")
+    assert lock.acquire()
+    for state in ("running", "unfinished"):
+        for arguments in (("job", "sessions"), ("job", "report")):
+            here = run(*arguments, "--config", replicated.site.config)
+            assert state in here.out
+            assert remote(*arguments).out == here.out
+        lock.release()
 
 
 def test_start_waits_for_the_session_and_shows_its_report(

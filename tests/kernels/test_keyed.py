@@ -141,10 +141,46 @@ def test_refuses_buffers_that_overlap():
         naming.names(room[:PIECE], room[PIECE : PIECE + 32], room[PIECE + 16 :][:16].reshape(1, 16))
 
 
-def test_a_digest_of_a_run_is_the_keyed_digest_of_all_of_it():
-    data = noise(3 * PIECE + 5)
-    assert naming.digest(data, KEY) == blake3.blake3(data, key=KEY).digest(32)
-    assert naming.digest(b"", bytearray(KEY)) == blake3.blake3(key=KEY).digest(32)
+@pytest.mark.parametrize("count", [0, 1, 3, 16, 17, 65])
+def test_digests_of_pieces_are_those_of_the_package_and_begin_with_the_names(count: int):
+    data = noise(count * PIECE)
+    made = naming.piece_digests(data, KEY)
+    assert rows(made) == [
+        blake3.blake3(data[at : at + PIECE], key=KEY).digest(32)
+        for at in range(0, len(data), PIECE)
+    ]
+    assert (made[:, :16] == naming.names(data, KEY)).all()
+    chosen = np.arange(count)[::-2] * PIECE
+    assert (naming.piece_digests(data, KEY, chosen) == made[::-2]).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_marks_are_the_first_two_bytes_of_each_part_s_digest(count: int):
+    data = noise(count * PIECE)
+    made = naming.marks(np.frombuffer(data, np.uint8).reshape(-1, PIECE), KEY)
+    assert made.shape == (count, 16)
+    wanted = [
+        int.from_bytes(blake3.blake3(data[at : at + 256], key=KEY).digest(2), "little")
+        for at in range(0, len(data), 256)
+    ]
+    assert made.reshape(-1).tolist() == wanted
+
+
+def test_marks_of_any_number_of_parts():
+    data = noise(40 * 256)
+    for count in (1, 2, 3, 4, 7, 8, 15, 16, 17, 33):
+        out = np.full((count + 1, 2), 0x5A, np.uint8)
+        keyed.marks(data[: count * 256], KEY, out[:count])
+        assert rows(out[:count]) == [
+            blake3.blake3(data[at : at + 256], key=KEY).digest(2)
+            for at in range(0, count * 256, 256)
+        ]
+        assert (out[count] == 0x5A).all()
+    for length, count in ((256, 2), (255, 1), (257, 1)):
+        with pytest.raises(ValueError):
+            keyed.marks(data[:length], KEY, np.empty((count, 2), np.uint8))
+    with pytest.raises(ValueError):
+        keyed.marks(data[:256], KEY[1:], np.empty((1, 2), np.uint8))
 
 
 def test_scalar_is_always_there_and_an_unknown_variant_is_an_error(

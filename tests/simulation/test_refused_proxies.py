@@ -72,6 +72,24 @@ def test_a_job_of_which_all_proxies_are_revoked_fails_with_the_reason(site: Refu
     assert "revoked" in machine.error
 
 
+def test_where_no_proxy_sees_the_source_each_vm_fails_and_names_them_with_the_reasons(
+    site: RefusingSite,
+) -> None:
+    seen = f'{{ source = {{ "{site.folder}/source" = '
+    text = site.config.read_text()
+    assert text.count(seen) == 2
+    site.config.write_text(text.replace(seen, f'{{ source = {{ "{site.folder}/other" = '))
+    report = in_time(site.run)
+    assert report.outcome == "failed"
+    (machine,) = report.machines
+    assert machine.outcome == "failed"
+    assert machine.error.startswith(f"VM {machine.machine}: no source proxy can take its disks (")
+    for name in ("px1", "px2"):
+        why = f"{name}: none of its paths for host source leads to {site.folder}/source"
+        assert why in machine.error
+    assert "dr1: a proxy of the target side only" in machine.error
+
+
 def test_a_host_whose_mover_is_revoked_fails_the_session_with_the_reason(
     site: RefusingSite,
 ) -> None:

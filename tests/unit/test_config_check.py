@@ -54,7 +54,8 @@ def test_a_vm_in_two_jobs_to_one_target_is_a_conflict() -> None:
     assert [f.level for f in findings] == [Level.ERROR, Level.ERROR]
     assert findings[0].where == "[jobs.weekly] machines"
     assert "VM web01 of host prod is in jobs nightly and weekly" in findings[0].problem
-    assert 'exclude_machines = ["web01"]' in findings[0].hint
+    assert "one replica in it, whatever the jobs' suffixes" in findings[0].problem
+    assert 'exclude_machines = ["web01"], or give one a target of its own' in findings[0].hint
     assert (
         replica_conflicts([JOB, replace(other, exclude_machines=("web*", "db*"))], INVENTORY) == []
     )

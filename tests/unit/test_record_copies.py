@@ -20,6 +20,7 @@ from standby.disk import open_disk, vhdx
 from standby.errors import DiskFull, PointDamaged, SessionStopped
 from standby.files import File
 from standby.model.replica import Action, ReplicaState
+from standby.road import merging
 from standby.road.failing_over import failover, undo_failover
 from standby.road.lease import WriterLease
 from standby.road.merging import finish_merge, merge_oldest
@@ -452,6 +453,26 @@ def test_a_merge_that_is_killed_takes_no_point_for_lost_and_keeps_its_copies(
         assert renew_copies(folder, lease, folder.points()) == []
     check_copies(folder)
     assert len(folder.points()) == 2
+
+
+def test_a_merge_that_is_killed_between_copy_and_record_leaves_no_copy_alone(
+    folder: ReplicaFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = merging.remove_durably
+
+    def killed_after_the_first(path: Path) -> None:
+        remove(path)
+        raise Killed
+
+    with monkeypatch.context() as patched, WriterLease.acquire(folder, "session") as lease:
+        patched.setattr(merging, "remove_durably", killed_after_the_first)
+        with pytest.raises(Killed):
+            merge_oldest(folder, lease)
+    assert lost_records(folder) == []
+    assert len(folder.points()) == 3
+    with WriterLease.acquire(folder, "session") as lease:
+        assert finish_merge(folder, lease)
+    check_copies(folder)
 
 
 @pytest.mark.parametrize("which", [1, 2])

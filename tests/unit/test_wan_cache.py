@@ -235,7 +235,8 @@ def test_a_transfer_asks_by_some_bytes_of_the_names(tmp_path: Path) -> None:
         kept = found[hits]
         for seed in range(3, 40):  # far beyond the limit
             part.add(noise(100, seed))
-        data, ok = transfer.read_found(kept)
+        data = np.zeros((len(kept), PIECE), np.uint8)
+        ok = transfer.read_found(kept, np.arange(len(kept)), data)
         assert ok.all()
         assert np.array_equal(data, pieces[hits[:100]])
         transfer.release(kept[:5])

@@ -29,6 +29,7 @@ class CachedTarget:
         self.read = pair.target.read
         self.find = transfer.find
         self.read_found = transfer.read_found
+        self.disprove = transfer.disprove
         self.release = transfer.release
 
 

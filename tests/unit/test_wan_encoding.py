@@ -231,7 +231,7 @@ CONTENTS = st.tuples(
 def test_any_batches_arrive_as_they_were(
     batches: list[list[tuple[str, int, int]]], asks: bool
 ) -> None:
-    pair = Pair(800, asks=asks, store_bytes=1 << 19)
+    pair = Pair(800, asks=asks, marks=asks, store_bytes=1 << 19)
     known, unknown = noise(128, 50), text(128, 51)
     pair.other_disk(known, is_known=True)
     pair.other_disk(unknown, is_known=False)

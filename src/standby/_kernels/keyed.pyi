@@ -1,4 +1,4 @@
-"""Keyed BLAKE3 names of 4 KiB pieces, many side by side. Owner: standby.wan.names."""
+"""Keyed BLAKE3 of 4 KiB pieces, many side by side. Owner: standby.wan.names."""
 
 from typing import Any
 
@@ -10,6 +10,9 @@ Buffer = Any
 PIECE: int
 KEY: int
 NAME: int
+DIGEST: int
+PART: int
+MARK: int
 
 def variants() -> tuple[str, ...]: ...
 def variant() -> str: ...
@@ -18,3 +21,4 @@ def names(data: Buffer, key: Buffer, out: NDArray[np.uint8]) -> None: ...
 def names_at(
     data: Buffer, offsets: NDArray[np.int64], key: Buffer, out: NDArray[np.uint8]
 ) -> None: ...
+def marks(data: Buffer, key: Buffer, out: NDArray[np.uint8]) -> None: ...

@@ -77,8 +77,9 @@ class NoProxy(StandbyError):
 
     def message(self) -> str:
         why = "; ".join(self.reasons) or "none is configured that could"
-        whose = f"disk {self.place} of VM {self.machine}: " if self.machine else ""
-        what = "it" if self.machine else "disks of the job"
+        disk = f"disk {self.place} of " if self.place else ""
+        whose = f"{disk}VM {self.machine}: " if self.machine else ""
+        what = ("it" if self.place else "its disks") if self.machine else "disks of the job"
         return (
             f"{whose}no {self.side} proxy can take {what} ({why}). "
             f"Start one of them, or add one under [proxies] that sees the {self.side} host's "

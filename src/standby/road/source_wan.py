@@ -76,6 +76,8 @@ class _Flight:
     wire: int = 0
     made_s: float = 0.0
     sent_at: float = 0.0
+    pace: tuple[int, int] = (0, 0)
+    """Level and literals of its frame."""
 
 
 class _Waiting(NamedTuple):
@@ -139,6 +141,8 @@ class SourceWan(Relay):
         self._asked_at: deque[float] = deque()
         self._round_trip_s = 0.0
         self._last_back = 0.0
+        self._sending_s = 0.0
+        self._looked = (SYSTEM_CLOCK.monotonic(), 0.0, far.peer_waits_s())
 
     @property
     def direct(self) -> int:
@@ -181,6 +185,7 @@ class SourceWan(Relay):
             0,
             shared=self._memory,
             asks=ready.asks,
+            marks=bool(ready.point),
             window_log=min(ready.window_log, self._window_log),
         )
         self.sent = self._encoder.sent
@@ -339,6 +344,8 @@ class SourceWan(Relay):
             if waiting.pieces is not None:
                 self._direct.sample(waiting.pieces.data)
                 frame = self._encoder.encode(waiting.pieces, answer)
+                if flight is not None:
+                    flight.pace = self._encoder.pace.last
             message, payload = WanFrame(len(waiting.zeros)), (waiting.zeros, frame)
         if flight is not None:
             flight.wire += sum(memoryview(part).nbytes for part in payload)
@@ -377,6 +384,16 @@ class SourceWan(Relay):
                 flight.way, flight.length, flight.wire, flight.made_s, max(0.0, took_s)
             )
             self._changed.notify_all()
+        is_line = self._line_is_brake()
+        self._encoder.pace.came_back(flight.pace, flight.made_s, max(0.0, took_s), is_line=is_line)
+
+    def _line_is_brake(self) -> bool:
+        """Whether, since this was asked last, most of the time went into writing that the line, not
+        the target, kept waiting."""
+        now = SYSTEM_CLOCK.monotonic(), self._sending_s, self._far.peer_waits_s()
+        passed, sending, waiting = (new - old for new, old in zip(now, self._looked, strict=True))
+        self._looked = now
+        return sending - waiting > passed / 2
 
     # --- sending -----------------------------------------------------------------------------
 
@@ -398,8 +415,10 @@ class SourceWan(Relay):
             if flight is not None:
                 flight.sent_at = began
             self._far.send(message, *payload)
+            took_s = SYSTEM_CLOCK.monotonic() - began
+            self._sending_s += took_s
             if isinstance(message, Batch):
-                self._direct.sent(payload, SYSTEM_CLOCK.monotonic() - began)
+                self._direct.sent(payload, took_s)
 
     # --- from the target's accelerator -------------------------------------------------------
 

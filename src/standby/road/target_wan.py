@@ -192,6 +192,7 @@ class TargetWan(Relay):
             if len(self._incomplete) > QUESTIONS_MAX:
                 raise ProtocolError(self._near.peer, "does not send again what is missing")
         self._write(decoded.runs, zeros)
+        self._caching.add(decoded.fresh)
         self._receipt(decoded.receipt)
 
     def _receipt(self, receipt: bytes) -> None:
@@ -206,7 +207,6 @@ class TargetWan(Relay):
             except LinkError:
                 self._hear_out()
                 raise
-        self._caching.add(runs)
 
     def _pass_held(self) -> None:
         while self._held and not any(n <= self._held[0].behind for n in self._incomplete):

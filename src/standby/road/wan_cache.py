@@ -19,8 +19,8 @@ from standby.road.service_config import WanConfig
 from standby.wan.cache import GlobalCache, Namespace
 from standby.wan.counting import CacheStatus
 from standby.wan.decoding import Rebuilt
-from standby.wan.locations import NONE, Locations, Mask
-from standby.wan.references import PIECE
+from standby.wan.locations import NONE, Locations, Mask, Names
+from standby.wan.references import PIECE, Array
 from standby.wan.transfers import CacheTransfer
 
 Pieces = npt.NDArray[np.uint8]
@@ -134,14 +134,22 @@ class CachedContent:
         self.found += int(np.count_nonzero(hits))
         return hits, locations
 
-    def read_found(self, locations: Locations) -> tuple[Pieces, Mask]:
+    def read_found(self, locations: Locations, rows: Array, out: Pieces) -> Mask:
         """See decoding.Held."""
         if self._transfer is not None:
             try:
-                return self._transfer.read_found(locations)
+                return self._transfer.read_found(locations, rows, out)
             except Exception as exc:  # as above
                 self.problem = f"the global cache was not read: {exc}"
-        return np.zeros((len(locations), PIECE), np.uint8), np.zeros(len(locations), np.bool_)
+        return np.zeros(len(locations), np.bool_)
+
+    def disprove(self, locations: Locations, names: Names) -> None:
+        """See decoding.Held."""
+        if self._transfer is not None:
+            try:
+                self._transfer.disprove(locations, names)
+            except Exception as exc:  # as above
+                self.problem = f"the global cache was not told what is wrong in it: {exc}"
 
     def release(self, locations: Locations) -> None:
         """See decoding.Held."""
@@ -176,7 +184,7 @@ class Caching:
 
     def add(self, runs: Sequence[Rebuilt]) -> None:
         """Have these taken in, some time; their bytes must not change."""
-        if self._thread is None or self.problem:
+        if self._thread is None or self.problem or not runs:
             return
         try:
             self._queue.put(runs, timeout=self._patience_s)
@@ -201,13 +209,17 @@ class Caching:
         began = self._clock.thread_cpu_s()
         while (runs := self._queue.get()) is not None:
             views = [run.data for run in runs if run.data is not None]
+            names = [run.names for run in runs if run.data is not None and run.names is not None]
             if views and not self.problem:
-                self._take(views[0] if len(views) == 1 else b"".join(views))
+                self._take(
+                    views[0] if len(views) == 1 else b"".join(views),
+                    np.concatenate(names) if len(names) == len(views) else None,
+                )
             self.cpu_s = self._clock.thread_cpu_s() - began
 
-    def _take(self, data: bytes | memoryview) -> None:
+    def _take(self, data: bytes | memoryview, names: Names | None) -> None:
         assert self._namespace is not None
         try:
-            self.cached += self._namespace.take_in(data)[1]
+            self.cached += self._namespace.take_in(data, names)[1]
         except Exception as exc:  # whatever it is: no replication fails of it
             self.problem = f"the global cache takes nothing in: {exc}"

@@ -10,12 +10,20 @@ one that hangs is fenced, by its lease and replica by replica.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from standby.clock import Clock
 from standby.errors import JobBusy, UnknownName
+from standby.model.report import SessionReport
 from standby.ports import Host, IntentReleasing
 from standby.server.store import JobLock, ServerLease, Store
+
+
+def at_work(store: Store, found: Sequence[SessionReport]) -> set[str]:
+    """The ids of those sessions that a living process is at: it holds the job's lock."""
+    open_jobs = {item.job for item in found if not item.outcome}
+    busy = {job for job in open_jobs if store.job_lock(job).is_taken()}
+    return {item.id for item in found if not item.outcome and item.job in busy}
 
 
 class Alive:

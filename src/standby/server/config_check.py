@@ -109,9 +109,10 @@ def _claimed_twice(
                 Level.ERROR,
                 f"[jobs.{claimants[1].name}] machines",
                 f"VM {names[key]} of host {key[1]} is in jobs "
-                f"{' and '.join(job.name for job in claimants)}, which write to one target folder",
+                f"{' and '.join(job.name for job in claimants)}, which write to one target folder: "
+                "a VM has one replica in it, whatever the jobs' suffixes",
                 "add it to exclude_machines of all but one of them: "
-                f'exclude_machines = ["{names[key]}"]',
+                f'exclude_machines = ["{names[key]}"], or give one a target of its own',
             ),
         )
         for key, claimants in claims.items()
@@ -185,7 +186,6 @@ def is_allowed(path: Path, mode: int = os.R_OK | os.W_OK) -> bool:
     return os.access(path, mode, effective_ids=effective)
 
 
-def check_paths(config: Config) -> list[Finding]:
 def unwritable(path: Path) -> tuple[str, str]:
     """Why this user cannot write what is at `path`, and what to do about it."""
     if _is_on_read_only(path):
@@ -205,6 +205,7 @@ def _is_on_read_only(path: Path) -> bool:
         return False
 
 
+def check_paths(config: Config) -> list[Finding]:
     """What is wrong with the folders that the file names. Changes nothing."""
     findings = [*_shared_folders(config), *_nested_folders(config)]
     sources = {job.source for job in config.jobs.values()}

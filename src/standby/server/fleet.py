@@ -293,9 +293,13 @@ class Fleet:
 
     def check_roles(self, job: ReplicationJob) -> None:
         """ConfigurationError where all movers that could read the job's source, or write its
-        target, have said that they are not what is needed. Who does not answer is asked once."""
+        target, have said that they are not what is needed. Who does not answer is asked once.
+        Where there are none it is for each VM to say so (`stations`)."""
         for side, host in (("source", job.source), ("target", job.target)):
-            stations = self.stations(job, side)  # type: ignore[arg-type]
+            try:
+                stations = self.stations(job, side)  # type: ignore[arg-type]
+            except NoProxy:
+                continue
             station = stations[self.least_busy(stations)]
             if not self.mover(station.mover).answers() or not self.lacks_role(station):
                 continue

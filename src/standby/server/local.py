@@ -11,6 +11,7 @@ from standby.errors import UnknownName
 from standby.model.job import ReplicationJob
 from standby.model.report import SessionReport
 from standby.model.session import Reason
+from standby.server.alive import at_work
 from standby.server.all_replicas import AllReplicas
 from standby.server.context import ProgressCallback
 from standby.server.infrastructure import Infrastructure, infrastructure_of
@@ -94,9 +95,9 @@ class LocalServer:
         self, job: str, machines: Sequence[str], *, take_over: bool, accept_loss: bool
     ) -> Queued:
         """Leave a session to the active server."""
-        run = self._server.store.queue.enqueue(
         if machines:
             self._server.check_names(self._server.config.job(job), machines)
+        run = self._server.store.queue.enqueue(
             job,
             Reason.MANUAL,
             priority=self._server.config.job(job).priority,
@@ -124,11 +125,8 @@ class LocalServer:
         return found
 
     def alive(self, found: Sequence[SessionReport]) -> set[str]:
-        """The ids of those sessions that a living process is at: it holds the job's lock."""
-        store = self._server.store
-        open_jobs = {item.job for item in found if not item.outcome}
-        busy = {job for job in open_jobs if store.job_lock(job).is_taken()}
-        return {item.id for item in found if not item.outcome and item.job in busy}
+        """The ids of those sessions that a living process is at."""
+        return at_work(self._server.store, found)
 
     def report(self, session: str | None) -> SessionReport:
         """One session; None: the newest."""

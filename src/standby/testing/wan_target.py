@@ -67,12 +67,18 @@ class MemoryTarget:
         places[hits[~still]] = -1
         return places >= 0, np.maximum(places, 0).astype(np.uint64)
 
-    def read_found(self, locations: NDArray[np.uint64]) -> tuple[Pieces, NDArray[np.bool_]]:
+    def read_found(
+        self, locations: NDArray[np.uint64], rows: Array, out: Pieces
+    ) -> NDArray[np.bool_]:
         """Held.read_found."""
-        out = np.empty(len(locations) * PIECE, np.uint8)
+        content = np.empty(len(locations) * PIECE, np.uint8)
         lengths = np.full(len(locations), PIECE)
-        ok = self.read(locations.astype(np.int64), lengths, out)
-        return out.reshape(-1, PIECE), ok
+        ok = self.read(locations.astype(np.int64), lengths, content)
+        out[rows] = content.reshape(-1, PIECE)
+        return ok
+
+    def disprove(self, locations: NDArray[np.uint64], names: NDArray[np.uint8]) -> None:
+        """Held.disprove."""
 
     def release(self, locations: NDArray[np.uint64]) -> None:
         """Held.release."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from standby.wan.knowledge import parts_of, run_borders
 from standby.wan.locations import Names
+from standby.wan.names import DIGEST, piece_digests
 from standby.wan.references import PIECE, UNIT, Array, Kind, Plan
 
 Buffer = Any
@@ -56,10 +58,16 @@ class Batch:
     """Pieces that the question is about."""
     key: bytes
     """The tenant's."""
+    digests: Names = field(default_factory=lambda: np.empty((0, 32), np.uint8))
+    """(n, 32), of which the names are the first halves."""
     refers: bool = True
     """To what is known and shared."""
     learns: bool = True
     """When it is settled, it is known."""
+    marked: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    """Pieces that the question wants marks of what stood in their place for."""
+    by_marks: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
+    """Per piece: it refers to what its marks say, which is right but for one in some thousands."""
     question: bytes = b""
     """For the target; empty when there is nothing to ask."""
     parts: dict[int, Parts] = field(default_factory=dict)
@@ -72,6 +80,16 @@ class Batch:
     def flat(self) -> Any:
         """All bytes, one behind the other."""
         return self.data.reshape(-1)
+
+    def flat_of(self, kind: Kind) -> Any:
+        """All bytes of the pieces of a kind; without a copy where they are neighbours."""
+        pieces = np.flatnonzero(self.kinds == kind)
+        if not len(pieces):
+            return b""
+        first, last = int(pieces[0]), int(pieces[-1])
+        if last - first == len(pieces) - 1:
+            return self.data[first : last + 1].reshape(-1)
+        return self.data[pieces].reshape(-1)
 
     def parts_of_runs(self) -> tuple[Array, Array, Names]:
         """(starts, lengths, digests) of all content-defined parts; made once."""
@@ -89,20 +107,34 @@ def digest_key(key: bytes) -> bytes:
     return blake3(b"standby wan unit", key=key).digest()
 
 
-def unit_digest(offsets: Array, data: Pieces, key: bytes) -> bytes:
-    """Keyed BLAKE3 of one unit: where its pieces belong, then what is in them."""
-    made = blake3(offsets.astype("<i8").tobytes(), key=key)
-    content: Buffer = data.reshape(-1)
-    made.update(content)
-    return made.digest()
-
-
-def unit_digests(offsets: Array, data: Pieces, key: bytes) -> bytes:
-    """`unit_digest` of each unit of a batch."""
+def unit_digests(offsets: Array, digests: Names, key: bytes) -> bytes:
+    """32 bytes per unit, keyed BLAKE3: where its pieces belong, then the digests (n, 32) of what is
+    in them. So the content is hashed once, for the names and for this."""
+    places, proofs = offsets.astype("<i8").tobytes(), digests.tobytes()
     return b"".join(
-        unit_digest(offsets[first : first + UNIT], data[first : first + UNIT], key)
+        blake3(
+            places[first * 8 : (first + UNIT) * 8] + proofs[first * 32 : (first + UNIT) * 32],
+            key=key,
+        ).digest()
         for first in range(0, len(offsets), UNIT)
     )
+
+
+def digests_of(pieces: Pieces, is_zero: NDArray[np.bool_], key: bytes) -> Names:
+    """(n, 32): the keyed digest of each piece; those of zeros are not hashed."""
+    if not is_zero.any():
+        return piece_digests(pieces, key)
+    made = np.empty((len(pieces), DIGEST), np.uint8)
+    made[:] = _zero_digest(key)
+    stored = np.flatnonzero(~is_zero)
+    made[stored] = piece_digests(pieces, key, stored * PIECE)
+    return made
+
+
+@lru_cache(maxsize=64)
+def _zero_digest(key: bytes) -> NDArray[np.uint8]:
+    digest: NDArray[np.uint8] = piece_digests(bytes(PIECE), key)[0]
+    return digest
 
 
 def extents_of(offsets: Array) -> Array:

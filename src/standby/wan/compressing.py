@@ -10,7 +10,10 @@ keeps a hostile frame from growing in memory.
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
+
+from standby.wan.pacing import LEVEL
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -18,14 +21,6 @@ else:
     from backports import zstd
 
 Buffer = Any
-
-LEVEL = 3
-"""9 costs three times the time for 7 % fewer bytes behind a prefix; 1 is a false economy there:
-three times the bytes (measured on an aged file system)."""
-
-FIRST_LEVEL = 6
-"""Of a session's first literals: 5 % fewer bytes at 40 % of the speed. A quiet day has no others,
-and takes a quarter of a second longer."""
 
 WINDOW_LOG_MIN, WINDOW_LOG_MAX = 17, 27
 """What a stream's window may be: 128 KiB to 128 MiB, held by either side per disk."""
@@ -74,9 +69,19 @@ def compressed(data: Buffer) -> bytes:
     return zstd.compress(data, LEVEL)
 
 
-def sampled(data: Buffer) -> bytes:
-    """Like `compressed`, in a hurry: what matters is how long it is."""
-    return zstd.compress(data, 1)
+class _Sampling(threading.local):
+    """A context for each thread: a new one costs more than a sample."""
+
+    def __init__(self) -> None:
+        self.compressor = zstd.ZstdCompressor(level=1)
+
+
+_sampling = _Sampling()
+
+
+def sampled(data: Buffer) -> int:
+    """How long `data` is compressed, in a hurry."""
+    return len(_sampling.compressor.compress(data, zstd.ZstdCompressor.FLUSH_FRAME))
 
 
 def decompressed(frame: Buffer, length: int) -> bytes:

@@ -7,6 +7,7 @@ receipt and comes once more, literally.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from standby.errors import ProtocolError
 from standby.wan import compressing
-from standby.wan.batches import digest_key, literal_ranges, part_starts, unit_digest
+from standby.wan.batches import digest_key, digests_of, literal_ranges, part_starts, unit_digests
 from standby.wan.compressing import Damaged
-from standby.wan.locations import Locations
+from standby.wan.locations import Locations, Names
+from standby.wan.names import DIGEST, NAME, marks
 from standby.wan.references import (
     DIGEST_BYTES,
     PIECE,
@@ -46,8 +48,12 @@ class Held(Protocol):
         """For truncated names (n, 6) uint8, the bytes ASKED of each: which are there, and where;
         what was found stays readable until `release`."""
 
-    def read_found(self, locations: Locations) -> tuple[Pieces, Mask]:
-        """(n, PIECE) content at locations that `find` gave, and which of it is good."""
+    def read_found(self, locations: Locations, rows: Array, out: Pieces) -> Mask:
+        """Fill these rows of `out` (m, PIECE) with the content at locations that `find` gave, and
+        say which could be read. It is not proven: the units' digests do that."""
+
+    def disprove(self, locations: Locations, names: Names) -> None:
+        """The content at these locations had these names (n, 16), in units that came out wrong."""
 
     def release(self, locations: Locations) -> None:
         """These need not stay."""
@@ -65,6 +71,9 @@ class Rebuilt:
     length: int
     data: memoryview | None
     """None for zeros."""
+    names: Names | None = None
+    """(n, 16), where the pieces may be new to whoever keeps content by name: none of them was
+    found that way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,8 @@ class Decoded:
     """For the source; to be sent when the runs are written."""
     is_complete: bool
     """Nothing of the frame is missing."""
+    fresh: list[Rebuilt]
+    """The parts of `runs` that are neither zeros nor were found by name, with names."""
 
 
 class Decoder:
@@ -91,6 +102,7 @@ class Decoder:
         questions_max: int = 16,
     ) -> None:
         """`questions_max` may be open at a time; more mean ProtocolError."""
+        self._key = key
         self._digest_key = digest_key(key)
         self._held = held
         self._window_log_max = window_log_max
@@ -110,7 +122,17 @@ class Decoder:
             raise ProtocolError(PEER, f"question {asked.serial} while others are open")
         hits, locations = self._held.find(asked.names)
         self._found[asked.serial] = locations[hits]
-        return Answer(asked.serial, hits).to_bytes()
+        is_marked, marked = self._marked(asked.places)
+        return Answer(asked.serial, hits, is_marked, marked).to_bytes()
+
+    def _marked(self, places: Array) -> tuple[Mask, NDArray[np.uint16]]:
+        """Which pieces there are not zeros, and the marks of these."""
+        counts = places[:, 1]
+        content = np.zeros((int(counts.sum()), PIECE), np.uint8)
+        flat: Any = content.reshape(-1)
+        ok = self._held.read(places[:, 0] * PIECE, counts * PIECE, flat)
+        is_marked: Mask = np.repeat(ok, counts) & content.view(np.uint64).any(axis=1)
+        return is_marked, marks(content[is_marked], self._key)
 
     def decode(self, data: Buffer) -> Decoded:
         """What is in a frame. ProtocolError for one that contradicts itself, and for units that
@@ -132,17 +154,19 @@ class Decoder:
             building.take_raw(frame.raw)
             building.take_stream(self._streamed(frame))
             building.take_deltas(frame.deltas)
+            good = self._checked(building, frame)
+            building.tell_wrong(good)
         finally:
             if len(found):
                 self._held.release(found)
-        good = self._checked(building, frame)
         missing = np.flatnonzero(~good)
         if len(missing):
             wanted = {frame.digests[n * DIGEST_BYTES :][:DIGEST_BYTES] for n in missing.tolist()}
             self._missing[frame.serial] = wanted
         broke = self._stream is None
         receipt = Receipt(frame.serial, missing, broke).to_bytes()
-        return Decoded(frame.serial, building.runs(good), receipt, not len(missing))
+        runs, fresh = building.runs(good), building.fresh(good)
+        return Decoded(frame.serial, runs, receipt, not len(missing), fresh)
 
     def _decode_again(self, frame: Frame) -> Decoded:
         wanted = self._missing.pop(frame.serial, set())
@@ -158,7 +182,7 @@ class Decoder:
         if came != wanted or not only_stream or not good.all():
             raise ProtocolError(PEER, f"units of frame {frame.serial} sent again are not those")
         receipt = Receipt(frame.serial, np.empty(0, np.int64), self._stream is None).to_bytes()
-        return Decoded(frame.serial, building.runs(good), receipt, True)
+        return Decoded(frame.serial, building.runs(good), receipt, True, building.fresh(good))
 
     def _streamed(self, frame: Frame) -> bytes | None:
         """The stream's literals of this frame; None when it is broken, here or before."""
@@ -175,11 +199,12 @@ class Decoder:
 
     def _checked(self, building: _Building, frame: Frame) -> Mask:
         """Which units are whole and have their digests."""
-        good = building.good.copy()
-        for unit in np.flatnonzero(good).tolist():
-            part = slice(unit * UNIT, (unit + 1) * UNIT)
-            digest = unit_digest(building.offsets[part], building.data[part], self._digest_key)
-            good[unit] = digest == frame.digests[unit * DIGEST_BYTES :][:DIGEST_BYTES]
+        building.digest(self._key)
+        made = unit_digests(building.offsets, building.digests, self._digest_key)
+        equal = np.frombuffer(made, f"V{DIGEST_BYTES}") == np.frombuffer(
+            frame.digests, f"V{DIGEST_BYTES}"
+        )
+        good: Mask = building.good & equal
         return good
 
 
@@ -190,10 +215,16 @@ class _Building:
         self._plan = plan
         self._held = held
         self.offsets = plan.offsets()
-        self.data: Pieces = np.zeros((plan.pieces, PIECE), np.uint8)
+        self._kinds = np.repeat(plan.kinds, plan.counts)
+        # Every piece is filled, or lost and then given to nobody.
+        self.data: Pieces = np.empty((plan.pieces, PIECE), np.uint8)
+        self._is_zero: Mask = self._kinds == Kind.ZERO
+        if self._is_zero.any():
+            self.data[self._is_zero] = 0
+        self.digests: Names = np.empty((0, DIGEST), np.uint8)
         self.good: Mask = np.ones(-(-plan.pieces // UNIT), bool)
         self._flat: Any = self.data.reshape(-1)
-        self._kinds = np.repeat(plan.kinds, plan.counts)
+        self._found: tuple[Array, Locations] = np.empty(0, np.int64), np.empty(0, np.uint64)
         self._row_starts = np.cumsum(plan.counts) - plan.counts
 
     def take_found(self, locations: Locations) -> None:
@@ -201,12 +232,9 @@ class _Building:
         pieces = np.flatnonzero(self._kinds == Kind.ASKED)
         there = min(len(pieces), len(locations))
         if there:
-            content, ok = self._held.read_found(locations[:there])
-            if ok.all():  # without a copy of what is good
-                self.data[pieces[:there]] = content
-            else:
-                self.data[pieces[:there][ok]] = content[ok]
-                self._lose(pieces[:there][~ok] * PIECE, np.int64(PIECE))
+            ok = self._held.read_found(locations[:there], pieces[:there], self.data)
+            self._found = pieces[:there][ok], locations[:there][ok]
+            self._lose(pieces[:there][~ok] * PIECE, np.int64(PIECE))
         self._lose(pieces[there:] * PIECE, np.int64(PIECE))
 
     def copy(self) -> None:
@@ -233,10 +261,25 @@ class _Building:
 
     def take_raw(self, raw: Buffer) -> None:
         """Rows RAW."""
-        self.data[self._kinds == Kind.RAW] = np.frombuffer(raw, np.uint8).reshape(-1, PIECE)
+        self._put(Kind.RAW, raw)
+
+    def _put(self, kind: Kind, content: Buffer) -> None:
+        """The pieces of a kind, one behind the other."""
+        pieces = np.flatnonzero(self._kinds == kind)
+        if not len(pieces):
+            return
+        there = np.frombuffer(content, np.uint8).reshape(-1, PIECE)
+        first, last = int(pieces[0]), int(pieces[-1])
+        if last - first == len(pieces) - 1:
+            self.data[first : last + 1] = there
+        else:
+            self.data[pieces] = there
 
     def take_stream(self, literals: bytes | None) -> None:
         """Rows STREAM and the literals within rows PARTS; None when there are none to be had."""
+        if literals is not None and not len(self._plan.part_literals):
+            self._put(Kind.STREAM, literals)
+            return
         ranges = literal_ranges(self._plan)
         if literals is None:
             self._lose(ranges[:, 0], ranges[:, 1] - ranges[:, 0])
@@ -288,23 +331,49 @@ class _Building:
             return None
         return np.frombuffer(content, np.uint8)
 
+    def digest(self, key: bytes) -> None:
+        """Make the digests of all pieces; those of lost ones are of no meaning."""
+        self.digests = digests_of(self.data, self._is_zero, key)
+
+    def tell_wrong(self, good: Mask) -> None:
+        """Have what was found, and read, of units that are not good looked at again."""
+        pieces, locations = self._found
+        wrong = ~good[pieces // UNIT]
+        if wrong.any():
+            self._held.disprove(locations[wrong], self._names(pieces[wrong]))
+
     def runs(self, good: Mask) -> list[Rebuilt]:
         """What may be written: adjacent pieces of good units, zeros apart."""
-        zero = self._kinds == Kind.ZERO
-        kept = np.flatnonzero(np.repeat(good, UNIT)[: len(zero)])
-        if not len(kept):
-            return []
-        offsets, is_zero = self.offsets[kept], zero[kept]
+        kept = np.flatnonzero(np.repeat(good, UNIT)[: len(self._kinds)])
+        return [
+            Rebuilt(offset, length, None if self._is_zero[piece] else data)
+            for piece, offset, length, data in self._adjacent(kept)
+        ]
+
+    def fresh(self, good: Mask) -> list[Rebuilt]:
+        """Of these, what was not found by name."""
+        is_fresh = ~self._is_zero & (self._kinds != Kind.ASKED)
+        kept = np.flatnonzero(np.repeat(good, UNIT)[: len(self._kinds)] & is_fresh)
+        names = self._names(slice(None))
+        return [
+            Rebuilt(offset, length, data, names[piece : piece + length // PIECE])
+            for piece, offset, length, data in self._adjacent(kept)
+        ]
+
+    def _names(self, pieces: Array | slice) -> Names:
+        return np.ascontiguousarray(self.digests[pieces, :NAME])
+
+    def _adjacent(self, kept: Array) -> Iterator[tuple[int, int, int, memoryview]]:
+        """(first piece, offset, length, bytes) of runs of these pieces, zeros apart."""
+        offsets, is_zero = self.offsets[kept], self._is_zero[kept]
         breaks = (np.diff(offsets) != PIECE) | (is_zero[1:] != is_zero[:-1])
         breaks |= np.diff(kept) != 1
-        firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1, [len(kept)]))
+        firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1))[: len(kept)]
+        lengths = np.diff(firsts, append=len(kept)) * PIECE
         view = memoryview(self._flat).toreadonly()
-        runs = []
-        for first, stop in zip(firsts[:-1].tolist(), firsts[1:].tolist(), strict=True):
-            at, length = int(kept[first]) * PIECE, (stop - first) * PIECE
-            data = None if is_zero[first] else view[at : at + length]
-            runs.append(Rebuilt(int(offsets[first]), length, data))
-        return runs
+        rows = zip(kept[firsts].tolist(), offsets[firsts].tolist(), lengths.tolist(), strict=True)
+        for piece, offset, length in rows:
+            yield piece, offset, length, view[piece * PIECE : piece * PIECE + length]
 
     def _lose(self, starts: Array, lengths: Array | np.int64) -> None:
         """The units that these bytes belong to cannot be rebuilt."""

@@ -20,13 +20,16 @@ from standby.wan.batches import (
     UNDECIDED,
     Batch,
     digest_key,
+    digests_of,
     extents_of,
     literal_ranges,
     plan_of,
     unit_digests,
 )
+from standby.wan.marking import Marking
 from standby.wan.matching import Known, Shared, find_deltas, find_parts, keep_incompressible
-from standby.wan.names import names
+from standby.wan.names import NAME
+from standby.wan.pacing import Pace
 from standby.wan.references import (
     ASKED,
     PIECE,
@@ -43,9 +46,6 @@ from standby.wan.references import (
 from standby.wan.varints import Malformed
 
 Buffer = Any
-
-FIRST_LITERALS = 16 << 20
-"""Bytes of a session's literals that are compressed better than those behind them."""
 
 PEER = "target WAN accelerator"
 
@@ -103,21 +103,25 @@ class Encoder:
         *,
         shared: Shared | None = None,
         asks: bool = True,
+        marks: bool = False,
         window_log: int = compressing.WINDOW_LOG_MAX,
     ) -> None:
         """The disk's addresses in `index` begin at `base`; None: nothing is known here, whatever
         was sent before. `shared` is what deltas may refer to.
-        Without `asks` the target is asked nothing. 2^window_log bytes of memory on either
-        side are the stream's."""
+        Without `asks` the target is not asked for names. With `marks` it is asked for marks of what
+        changed pieces were before, which it must be able to read at `base`. 2^window_log bytes of
+        memory on either side are the stream's."""
         self._key = key
         self._digest_key = digest_key(key)
         self._index = index
         self._base = base
         self._shared = shared
         self._asks = asks
+        self._marking = Marking() if marks else None
         self._window_log = window_log
         self._stream: compressing.Stream | None = None
-        self._streamed = 0
+        self.pace = Pace()
+        """Chooses the stream's level; to be told how long frames took."""
         self._serial = 0
         self._unsettled: dict[int, Batch] = {}
         self._resent: set[int] = set()
@@ -135,23 +139,32 @@ class Encoder:
         if (offsets % PIECE).any() or (np.diff(offsets, prepend=-1) <= 0).any():
             raise ValueError("offsets must be of whole pieces and ascend")
         self._serial += 1
-        named = names(data, self._key)
+        is_zero = np.zeros(len(pieces), bool)
+        runs = runs_of_zero(pieces.reshape(-1))
+        for first, stop, _ in runs[runs[:, 2] == 0].tolist():
+            is_zero[first:stop] = True
+        digests = digests_of(pieces, is_zero, self._key)
+        named = np.ascontiguousarray(digests[:, :NAME])
         addresses = np.full(len(named), -1, np.int64)
         if self._index is not None and refers:
             addresses = self._index.find_pieces(named)
         kinds = np.where(addresses >= 0, Kind.COPY, UNDECIDED).astype(np.int8)
-        for first, stop, kind in runs_of_zero(pieces.reshape(-1)).tolist():
-            if kind == 0:
-                kinds[first:stop] = Kind.ZERO
+        kinds[is_zero] = Kind.ZERO
         none = np.empty(0, np.int64)
         groups = np.zeros(len(pieces), np.int64)
         batch = Batch(
-            self._serial, offsets, pieces, named, kinds, addresses, groups, none, self._key
+            self._serial, offsets, pieces, named, kinds, addresses, groups, none, self._key, digests
         )
         batch.refers, batch.learns = refers, learns
-        if self._asks and len(asked := batch.undecided()):
-            batch.asked = asked
-            batch.question = Question(self._serial, named[asked][:, ASKED]).to_bytes()
+        undecided = batch.undecided()
+        if self._asks:
+            batch.asked = undecided
+        if self._marking is not None:
+            batch.marked = self._marking.wanted(batch, undecided, self._shared, self._base)
+        if len(batch.asked) or len(batch.marked):
+            places = extents_of(self._base + offsets[batch.marked])
+            asked = named[batch.asked][:, ASKED]
+            batch.question = Question(self._serial, asked, places).to_bytes()
             self.sent.questions += len(batch.question)
         return batch
 
@@ -169,15 +182,15 @@ class Encoder:
         keep_incompressible(batch)
         batch.kinds[batch.kinds == UNDECIDED] = Kind.STREAM
         plan = plan_of(batch)
-        view = memoryview(batch.flat)
-        literals = b"".join([view[start:stop] for start, stop in literal_ranges(plan).tolist()])
-        starts = self._choose_stream(len(literals))
+        literals = _literals(batch, plan)
+        length = memoryview(literals).nbytes
+        starts = self._choose_stream(length)
         frame = Frame(
             batch.serial,
             plan,
-            unit_digests(batch.offsets, batch.data, self._digest_key),
-            stream=self._stream.add(literals) if self._stream and literals else b"",
-            raw=batch.data[batch.kinds == Kind.RAW].tobytes(),
+            unit_digests(batch.offsets, batch.digests, self._digest_key),
+            stream=self._stream.add(literals) if self._stream and length else b"",
+            raw=batch.flat_of(Kind.RAW),
             deltas=b"".join(batch.deltas[group].frame for group in sorted(batch.deltas)),
             starts_stream=starts,
         )
@@ -218,9 +231,7 @@ class Encoder:
 
     def _choose_stream(self, length: int) -> bool:
         """Have a stream for the next literals; whether it is a new one."""
-        self._streamed += length
-        is_first = self._streamed <= FIRST_LITERALS
-        level = compressing.FIRST_LEVEL if is_first else compressing.LEVEL
+        level = self.pace.level_for(length)
         if self._stream is not None and (self._stream.level == level or not length):
             return False
         self._stream = compressing.Stream(self._window_log, level)
@@ -231,20 +242,23 @@ class Encoder:
             told = Answer.from_bytes(answer)
         except Malformed as exc:
             raise ProtocolError(PEER, f"answer: {exc}") from exc
-        if told.serial != batch.serial or len(told.hits) != len(batch.asked):
+        asked, marked = len(batch.asked), len(batch.marked)
+        if (told.serial, len(told.hits), len(told.is_marked)) != (batch.serial, asked, marked):
             raise ProtocolError(PEER, f"answer to another question: {told.serial}")
         self.sent.answers += len(memoryview(answer))
         batch.kinds[batch.asked[told.hits]] = Kind.ASKED
+        if self._marking is not None:
+            self._marking.take(batch, told, self._base)
 
     def _again(self, batch: Batch, missing: Array) -> bytes:
         rows = (missing[:, None] * UNIT + np.arange(UNIT)).reshape(-1)
         rows = rows[rows < len(batch.offsets)]
-        offsets, data = batch.offsets[rows], batch.data[rows]
+        offsets, data, digests = batch.offsets[rows], batch.data[rows], batch.digests[rows]
         plan = Plan(extents_of(offsets), np.array([Kind.STREAM]), np.array([len(rows)]))
         frame = Frame(
             batch.serial,
             plan,
-            unit_digests(offsets, data, self._digest_key),
+            unit_digests(offsets, digests, self._digest_key),
             stream=compressing.compressed(data.reshape(-1)),
             is_literal=True,
         )
@@ -254,9 +268,9 @@ class Encoder:
         return made
 
     def _count(self, batch: Batch, frame: Frame, length: int) -> None:
-        found, counts = np.unique(batch.kinds, return_counts=True)
-        for kind, count in zip(found.tolist(), counts.tolist(), strict=True):
-            self.sent.pieces[Kind(kind)] += count
+        counts = np.bincount(batch.kinds, minlength=len(Kind)).tolist()
+        for kind in Kind:
+            self.sent.pieces[kind] += counts[kind]
         self.sent.frames += length
         self.sent.stream += len(frame.stream)
         self.sent.raw += len(frame.raw)
@@ -265,6 +279,17 @@ class Encoder:
         self.sent.plans_and_digests += length - content
 
 
+def _literals(batch: Batch, plan: Plan) -> Buffer:
+    """What the stream gives of a batch, in order; without a copy where it is one range."""
+    if not len(plan.part_literals):
+        return batch.flat_of(Kind.STREAM)
+    view = memoryview(batch.flat)
+    return b"".join([view[start:stop] for start, stop in literal_ranges(plan).tolist()])
+
+
 def _referring(batch: Batch) -> Array:
     """The units of a batch in which something refers to addresses."""
-    return np.unique(np.flatnonzero(np.isin(batch.kinds, REFERRING)) // UNIT)
+    refers = np.isin(batch.kinds, REFERRING)
+    if len(batch.by_marks):
+        refers &= ~batch.by_marks
+    return np.unique(np.flatnonzero(refers) // UNIT)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from standby.errors import StandbyError
-from standby.wan.locations import Locations
+from standby.wan.locations import Locations, Names
 from standby.wan.references import NOW, PIECE, Array
 
 Pieces = NDArray[np.uint8]
@@ -35,8 +35,11 @@ class Cached(Protocol):
     def find(self, asked: NDArray[np.uint8]) -> tuple[Mask, Locations]:
         """As Held.find."""
 
-    def read_found(self, locations: Locations) -> tuple[Pieces, Mask]:
+    def read_found(self, locations: Locations, rows: Array, out: Pieces) -> Mask:
         """As Held.read_found."""
+
+    def disprove(self, locations: Locations, names: Names) -> None:
+        """As Held.disprove."""
 
     def release(self, locations: Locations) -> None:
         """As Held.release."""
@@ -60,6 +63,7 @@ class Holding:
         """`cached` answers questions; it stays the caller's to close."""
         self.find = cached.find
         self.read_found = cached.read_found
+        self.disprove = cached.disprove
         self.release = cached.release
         self._places: list[_Place] = []
 

@@ -3,14 +3,14 @@ bytes of a piece. A short last piece counts as padded with zeros.
 
 Owns the kernel `keyed`, which hashes the chunks of many pieces side by side (BLAKE3 paper,
 sections 2.2 to 2.5); the names equal those of the blake3 package. A name is a hint and the key to
-look-ups; what is written is checked with the 32 bytes of `digest` over the whole run.
+look-ups; what is written is checked with all 32 bytes, the digests of which a name is the first
+half: they are made in the same pass.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import blake3
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +26,10 @@ Names = NDArray[np.uint8]
 PIECE: int = keyed.PIECE
 NAME: int = keyed.NAME
 KEY: int = keyed.KEY
-DIGEST = 32
+DIGEST: int = keyed.DIGEST
+PART: int = keyed.PART
+MARK: int = keyed.MARK
+MARKS = PIECE // PART
 
 
 def names(data: Buffer, key: Buffer, out: Names | None = None) -> Names:
@@ -88,10 +91,24 @@ def _piece_offsets(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return offsets
 
 
-def digest(data: Buffer, key: Buffer) -> bytes:
-    """32 bytes: the keyed BLAKE3 of all of `data`, of any length: what a rebuilt run is proven by.
-    Releases the GIL."""
-    return blake3.blake3(flat(data), key=bytes(key)).digest(DIGEST)
+def piece_digests(
+    data: Buffer, key: Buffer, offsets: NDArray[np.int64] | None = None
+) -> NDArray[np.uint8]:
+    """(n, 32) uint8: the keyed BLAKE3 of each piece of `data`, of which its name is the first half;
+    of the pieces that begin at `offsets` where given. As `names` and `names_at`."""
+    if offsets is not None:
+        return names_at(data, offsets, key, np.empty((len(offsets), DIGEST), np.uint8))
+    pieces = -(-memoryview(flat(data)).nbytes // PIECE)
+    return names(data, key, np.empty((pieces, DIGEST), np.uint8))
+
+
+def marks(pieces: Names, key: Buffer) -> NDArray[np.uint16]:
+    """(n, 16) uint16: of each 256 bytes of pieces (n, 4096) the first 2 bytes of their keyed
+    BLAKE3, little-endian. What is equal in them is taken for equal until a digest is made of it."""
+    made = np.empty((len(pieces) * MARKS, MARK), np.uint8)
+    if len(pieces):
+        keyed.marks(flat(pieces), flat(key), made)
+    return made.view("<u2").reshape(-1, MARKS)
 
 
 def kernel_variant() -> str:

@@ -1,7 +1,8 @@
 """One tenant's part of the cache: take in, look up, read.
 
-Names are computed here, from the bytes (RULES 21): when content comes in, and again before it is
-handed out. What does not fit its name is never given to anybody.
+Names are computed at the target from the bytes (RULES 21): when content comes in, and again before
+it is handed out. What does not fit its name is never given to anybody, but for transfers that prove
+what they rebuild of it by a digest of their own (`read_into`).
 """
 
 from __future__ import annotations
@@ -112,10 +113,14 @@ class Namespace:
         all of them. Never raises for storage that is full or fails."""
         return self.take_in(data)[0]
 
-    def take_in(self, data: Buffer) -> tuple[Names, int]:
-        """As `add`; the names, and how many pieces are in the cache that were not before."""
+    def take_in(self, data: Buffer, names: Names | None = None) -> tuple[Names, int]:
+        """As `add`; the names, and how many pieces are in the cache that were not before. `names`
+        of a caller that has just computed them from these very bytes."""
         pieces = as_pieces(data)
-        names = self.names(pieces)
+        if names is None:
+            names = self.names(pieces)
+        if len(names) != len(pieces):
+            raise ValueError(f"{len(names)} names of {len(pieces)} pieces")
         with self._core.intake.lock:  # or what two sources bring at once would be there twice
             fresh = np.flatnonzero(self.are_new(names))
             if not len(fresh):
@@ -182,17 +187,7 @@ class Namespace:
         is dropped from the cache, and counted.
         """
         data = np.empty((len(locations), PIECE), dtype=np.uint8)
-        expected = np.zeros((len(locations), NAME), dtype=np.uint8)
-        is_read = np.zeros(len(locations), dtype=np.bool_)
-        usable = np.flatnonzero(self._core.shelf.usable(locations, self._owner))
-        numbers = numbers_of(locations[usable])
-        for group in groups(numbers):
-            rows = usable[group]
-            segment = self._core.shelf.get(int(numbers[group[0]]))
-            if segment is not None:
-                self._read_from(
-                    segment, rows, positions_of(locations[rows]), data, expected, is_read
-                )
+        expected, is_read = self._read_all(locations, np.arange(len(locations)), data)
         ok = is_read.copy()
         if names is not None:
             ok &= (expected == names).all(axis=1)
@@ -207,6 +202,43 @@ class Namespace:
         given = int(np.count_nonzero(ok))
         self._core.counters.add(read=given, missed=len(ok) - given, false_hits=false_hits)
         return data, ok
+
+    def read_into(self, locations: Locations, rows: npt.NDArray[np.int64], out: Pieces) -> Mask:
+        """Fill these rows of `out` (m, 4096) with what stands at `locations`, and say which could
+        be read. Nothing is proven: for callers that check what comes of it against a digest, and
+        tell `disprove` where that fails."""
+        _, is_read = self._read_all(locations, rows, out)
+        ok = is_read[rows]
+        given = int(np.count_nonzero(ok))
+        self._core.counters.add(read=given, missed=len(ok) - given)
+        return ok
+
+    def disprove(self, locations: Locations, names: Names) -> None:
+        """Content read at `locations` had these names (n, 16): drop what should have others."""
+        core = self._core
+        for group in groups(numbers_of(locations)):
+            held = core.shelf.names_at(
+                int(numbers_of(locations[group])[0]), positions_of(locations[group])
+            )
+            if held is not None:
+                wrong = (held != names[group]).any(axis=1)
+                self._drop(held[wrong], locations[group[wrong]])
+
+    def _read_all(
+        self, locations: Locations, rows: npt.NDArray[np.int64], out: Pieces
+    ) -> tuple[Names, Mask]:
+        """Fill rows of `out`; the names that these should have, and which were read, by row."""
+        expected = np.zeros((len(out), NAME), dtype=np.uint8)
+        is_read = np.zeros(len(out), dtype=np.bool_)
+        usable = np.flatnonzero(self._core.shelf.usable(locations, self._owner))
+        numbers = numbers_of(locations[usable])
+        for group in groups(numbers):
+            chosen = usable[group]
+            segment = self._core.shelf.get(int(numbers[group[0]]))
+            if segment is not None:
+                positions = positions_of(locations[chosen])
+                self._read_from(segment, rows[chosen], positions, out, expected, is_read)
+        return expected, is_read
 
     def _drop(self, names: Names, locations: Locations) -> None:
         if len(names):

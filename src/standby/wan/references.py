@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from standby.wan.compressing import Damaged, compressed, decompressed
+from standby.wan.names import MARK, MARKS
 from standby.wan.varints import Malformed, Reader, Writer, unzigzag, zigzag
 
 Buffer = Any
@@ -49,7 +50,8 @@ PLAN_MAX = 4 << 20
 SERIAL_MAX = (1 << 62) - 1
 OFFSET_PIECES_MAX = 1 << 40
 
-VERSION = 1
+VERSION = 2
+"""1 hashed the content of units a second time."""
 
 
 class Message(enum.IntEnum):
@@ -95,10 +97,13 @@ def opened(data: Buffer, message: Message) -> Reader:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Truncated names (n, 6) uint8 of pieces that the source does not know about."""
+    """Truncated names (n, 6) uint8 of pieces that the source does not know about; and places whose
+    content before this session it wants the marks of."""
 
     serial: int
     names: NDArray[np.uint8]
+    places: Array = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    """(k, 2): piece address and pieces, ascending, apart."""
 
     def to_bytes(self) -> bytes:
         """As it travels."""
@@ -107,6 +112,8 @@ class Question:
         out.number(self.serial)
         out.number(len(self.names))
         out.raw(self.names.tobytes())
+        out.column(np.diff(self.places[:, 0], prepend=0))
+        out.column(self.places[:, 1])
         return out.to_bytes()
 
     @staticmethod
@@ -115,16 +122,30 @@ class Question:
         read = opened(data, Message.QUESTION)
         serial, count = read.number(SERIAL_MAX), read.number(PIECES_MAX)
         names = np.frombuffer(read.raw(count * len(ASKED)), np.uint8)
+        steps = read.column(PIECES_MAX, OFFSET_PIECES_MAX).astype(np.int64)
+        counts = read.column(PIECES_MAX, PIECES_MAX).astype(np.int64)
         read.done()
-        return Question(serial, names.reshape(count, len(ASKED)))
+        places = np.cumsum(steps)
+        if len(steps) != len(counts) or int(counts.sum()) > PIECES_MAX or (counts == 0).any():
+            raise Malformed("places that are none")
+        if len(places) and int(places[-1]) >> (ADDRESS_BITS - 13):
+            raise Malformed("a place beyond all disks")
+        if (steps[1:] < counts[:-1]).any():
+            raise Malformed("places that do not ascend")
+        return Question(serial, names.reshape(count, len(ASKED)), np.stack((places, counts), 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Which of a question's pieces the target has: (n,) bool."""
+    """Which of a question's pieces the target has: (n,) bool; and the marks of what stood at its
+    places, as far as that is there and not zeros."""
 
     serial: int
     hits: NDArray[np.bool_]
+    is_marked: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    """(m,), per piece of the places."""
+    marks: NDArray[np.uint16] = field(default_factory=lambda: np.empty((0, MARKS), np.uint16))
+    """(k, MARKS) of those that are."""
 
     def to_bytes(self) -> bytes:
         """As it travels: lengths of runs, or a bitmap where that is shorter."""
@@ -139,6 +160,9 @@ class Answer:
         as_runs = runs.to_bytes()
         out.number(int(len(as_runs) < len(bitmap)))
         out.raw(min(as_runs, bitmap, key=len) if len(as_runs) != len(bitmap) else bitmap)
+        out.number(len(self.is_marked))
+        out.raw(np.packbits(self.is_marked).tobytes())
+        out.raw(self.marks.astype("<u2").tobytes())
         return out.to_bytes()
 
     @staticmethod
@@ -156,8 +180,12 @@ class Answer:
         else:
             packed_bits = np.frombuffer(read.raw((count + 7) // 8), np.uint8)
             hits = np.unpackbits(packed_bits, count=count).astype(np.bool_)
+        pieces = read.number(PIECES_MAX)
+        packed_bits = np.frombuffer(read.raw((pieces + 7) // 8), np.uint8)
+        is_marked = np.unpackbits(packed_bits, count=pieces).astype(np.bool_)
+        marks = np.frombuffer(read.raw(int(is_marked.sum()) * MARKS * MARK), "<u2")
         read.done()
-        return Answer(serial, hits)
+        return Answer(serial, hits, is_marked, marks.reshape(-1, MARKS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from standby.wan.locations import NONE, Locations, Mask
+from standby.wan.locations import NONE, Locations, Mask, Names
 from standby.wan.namespace import Namespace
 from standby.wan.payloads import Pieces
 from standby.wan.references import ASKED
+
+Numbers = npt.NDArray[np.int64]
 
 
 class CacheTransfer:
@@ -26,10 +28,15 @@ class CacheTransfer:
         found = self._namespace.lookup(asked, self._pin, ASKED)
         return found != NONE, found
 
-    def read_found(self, locations: Locations) -> tuple[Pieces, Mask]:
-        """(n, 4096) content at locations that `find` gave, and which of it is good: read, and its
-        name computed anew."""
-        return self._namespace.read(locations)
+    def read_found(self, locations: Locations, rows: Numbers, out: Pieces) -> Mask:
+        """Fill these rows of `out` (m, 4096) with the content at locations that `find` gave, and
+        say which could be read. Whoever writes it proves it first, by the digests of units."""
+        return self._namespace.read_into(locations, rows, out)
+
+    def disprove(self, locations: Locations, names: Names) -> None:
+        """What was read at these locations had these names (n, 16): what differs from those that
+        it should have goes."""
+        self._namespace.disprove(locations, names)
 
     def release(self, locations: Locations) -> None:
         """These need not stay for this transfer any more."""

@@ -24,12 +24,14 @@ class Malformed(Exception):
 def packed(values: NDArray[Any]) -> bytes:
     """The values, each as LEB128, without a count."""
     numbers = np.ascontiguousarray(values, np.uint64)
+    largest = int(numbers.max(initial=0))
+    if largest < 0x80:
+        return numbers.astype(np.uint8).tobytes()
     sizes = np.ones(len(numbers), np.int64)
     for group in range(1, BYTES_MAX):
-        more = numbers >= np.uint64(1 << (7 * group))
-        if not more.any():
+        if largest >> (7 * group) == 0:
             break
-        sizes += more
+        sizes += numbers >= np.uint64(1 << (7 * group))
     starts = np.cumsum(sizes) - sizes
     out = np.empty(int(sizes.sum()), np.uint8)
     for group in range(int(sizes.max(initial=0))):
@@ -58,12 +60,18 @@ class Writer:
 
     def number(self, value: int) -> None:
         """One number."""
-        self._parts.append(packed(np.array([value], np.uint64)))
+        made = bytearray()
+        while value >= 0x80:
+            made.append(value & 0x7F | 0x80)
+            value >>= 7
+        made.append(value)
+        self._parts.append(bytes(made))
 
     def column(self, values: NDArray[Any]) -> None:
         """A count and as many numbers."""
         self.number(len(values))
-        self._parts.append(packed(values))
+        if len(values):
+            self._parts.append(packed(values))
 
     def raw(self, data: bytes) -> None:
         """Bytes as they are; the reader must know how many."""
@@ -78,7 +86,8 @@ class Reader:
     """Takes apart what a Writer made; `Malformed` for anything else."""
 
     def __init__(self, data: Any) -> None:
-        self._data: Any = np.frombuffer(data, np.uint8)
+        self._view = memoryview(data).cast("B")
+        self._data: Any = np.frombuffer(self._view, np.uint8)
         self._at = 0
 
     @property
@@ -88,7 +97,20 @@ class Reader:
 
     def number(self, largest: int) -> int:
         """One number, not above `largest`."""
-        return int(self._take(1, largest)[0])
+        value = shift = 0
+        for byte in self._view[self._at : self._at + BYTES_MAX]:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        else:
+            raise Malformed("a number that does not end")
+        if value >> 64:
+            raise Malformed("a number of more than 64 bits")
+        if value > largest:
+            raise Malformed(f"{value} where at most {largest} is allowed")
+        self._at += shift // 7
+        return value
 
     def column(self, count_max: int, largest: int) -> Numbers:
         """A column of at most `count_max` numbers, none above `largest`."""
@@ -99,7 +121,7 @@ class Reader:
         if length > self.left:
             raise Malformed(f"{length} bytes announced, {self.left} there")
         self._at += length
-        return memoryview(self._data)[self._at - length : self._at]
+        return self._view[self._at - length : self._at]
 
     def done(self) -> None:
         """Nothing may be left."""
@@ -109,6 +131,12 @@ class Reader:
     def _take(self, count: int, largest: int) -> Numbers:
         if count == 0:
             return np.empty(0, np.uint64)
+        short = self._data[self._at : self._at + count]
+        if len(short) == count and int(short.max()) < 0x80:  # all of one byte
+            self._at += count
+            if int(short.max()) > largest:
+                raise Malformed(f"{int(short.max())} where at most {largest} is allowed")
+            return short.astype(np.uint64)  # type: ignore[no-any-return]
         window = self._data[self._at : self._at + count * BYTES_MAX]
         ends = np.flatnonzero(window < 0x80)[:count]
         if len(ends) < count:

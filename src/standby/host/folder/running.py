@@ -77,30 +77,28 @@ class Running:
 
         A disk server that outlived its QEMU (the guest shut itself down) is ended here.
         """
+        return self._state(tidies=True)
+
+    def seen(self) -> PowerState:
+        """`power_state`, changing nothing: a disk server that outlived its QEMU is left as it is,
+        and its VM counts as off."""
+        return self._state(tidies=False)
+
+    def _state(self, *, tidies: bool) -> PowerState:
         record = self.record()
         if record.is_elsewhere:
             return PowerState.UNKNOWN
         if record.qemu_is_alive:
             return PowerState.RUNNING
+        if record.server_is_alive and not tidies:
+            is_starting = locks.is_power_locked(self.folder)
+            return PowerState.RUNNING if is_starting else PowerState.OFF
         if record.server_is_alive:
             lock = locks.power_lock(self.folder)
             if not lock.acquire():
                 return PowerState.RUNNING  # someone starts or stops it right now
             with lock:
                 self._tidy()
-        return PowerState.RUNNING if self._writer() else PowerState.OFF
-
-    def seen(self) -> PowerState:
-        """`power_state`, changing nothing: a disk server that outlived its QEMU is left as it is,
-        and its VM counts as off."""
-        record = self.record()
-        if record.is_elsewhere:
-            return PowerState.UNKNOWN
-        if record.qemu_is_alive:
-            return PowerState.RUNNING
-        if record.server_is_alive:
-            is_starting = locks.is_power_locked(self.folder)
-            return PowerState.RUNNING if is_starting else PowerState.OFF
         return PowerState.RUNNING if self._writer() else PowerState.OFF
 
     def reason_to_be_running(self) -> str:

@@ -21,6 +21,7 @@ from standby.model.session import (
     TaskRun,
     legal_requests,
 )
+from standby.server.alive import at_work
 from standby.server.api import models
 from standby.server.api.answers import Told
 from standby.server.api.context import ApiContext, Context, Operator, Viewer, called
@@ -183,8 +184,10 @@ def list_sessions(
 
 @router.get("/queue", response_model=models.Queue)
 def queue(context: Context, caller: Viewer) -> Response:
-    """Sessions without an end: queued, running, stopping, paused."""
-    return Told({"sessions": context.server.store.queue.open_sessions()})
+    """Sessions without an end: queued, running, stopping, paused; and which reports still grow."""
+    store = context.server.store
+    busy = sorted(at_work(store, store.unfinished_sessions()))
+    return Told({"sessions": store.queue.open_sessions(), "at_work": busy})
 
 
 @router.get("/sessions/{session}", response_model=models.Session)

@@ -201,9 +201,12 @@ class SessionList(BaseModel):
 
 
 class Queue(BaseModel):
-    """Sessions without an end, in the order in which they are to run."""
+    """Sessions without an end, in the order in which they are to run. `at_work` are the reports,
+    by id, that a living process is at: also of sessions that the command line runs by itself, which
+    are in no queue."""
 
     sessions: list[SessionRun]
+    at_work: list[str]
 
 
 class Session(BaseModel):
