@@ -539,7 +539,6 @@ def test_one_piece_of_a_terabyte_of_which_nothing_is_known_costs_little(pair):
     opened.close()
     session = run_large(pair, "vm1", baseline="target")
     assert session.sent["changed"] == PIECE
-    assert session.wan_sent["pieces"] == {"raw": 1}
     assert said(session) - PIECE <= PIECE_BYTES
     held = bytearray(PIECE)
     with_parents = newest(pair, "vm1")
@@ -563,8 +562,8 @@ def test_an_accelerator_that_was_started_anew_between_cycles_costs_a_connection(
     write(pair.machine("vm1"), 4 * KiB, MiB)
     run(pair, "vm1")
     pair.restart_near() if side == "near" else pair.restart_far()
-    session = run(pair, "vm1")
-    assert said(session) <= CYCLE_BYTES
+    assert said(run(pair, "vm1")) <= 2 * CYCLE_BYTES
+    assert said(run(pair, "vm1")) <= CYCLE_BYTES
 
 
 def test_a_standing_link_that_is_cut_between_cycles_is_made_anew(pair):

@@ -18,6 +18,7 @@ from standby.errors import LinkError
 from standby.road.target_host import TargetVerbs
 from standby.server.config import MoverConfig
 from standby.wire.link import Link
+from standby.wire.standing import Standing, Turn
 
 TOML = """\
 [standby]
@@ -94,6 +95,27 @@ class CuttableMachine(Machine):
             taken(link, peer)
 
         self.listener._on_link = kept
+        self._count_turns()
+
+    def _count_turns(self) -> None:
+        """What holds for links holds for the turns of those that stand."""
+        connections = self.mover.connections
+        stood, served = connections._stood, connections._served_turn
+
+        def counted(end: Standing, count: Callable[[Link], None]) -> Standing:
+            next_turn = end.next_turn
+
+            def next_counted(*given: Any) -> Turn:
+                turn = next_turn(*given)
+                count(turn)
+                return turn
+
+            if "next_turn" not in vars(end):
+                end.next_turn = next_counted  # type: ignore[method-assign]
+            return end
+
+        connections._stood = lambda *given: counted(stood(*given), self._cut_in_time)  # type: ignore[method-assign]
+        connections._served_turn = lambda end, *given: served(counted(end, self._count), *given)  # type: ignore[method-assign]
 
     def _count(self, link: Link) -> None:
         original = link.receive
@@ -111,6 +133,10 @@ class CuttableMachine(Machine):
     def _connect(self, address: str, name: str, role: str, own_role: str, timeout_s: float) -> Link:
         link = super()._connect(address, name, role, own_role, timeout_s)
         self.made.append(link)
+        self._cut_in_time(link)
+        return link
+
+    def _cut_in_time(self, link: Link) -> None:
         original = link.send
 
         def send(message: Any, *payload: Any) -> None:
@@ -123,7 +149,6 @@ class CuttableMachine(Machine):
                     self.on_cut()
 
         link.send = send  # type: ignore[method-assign]
-        return link
 
     def vanish(self) -> None:
         """Be gone for everybody else, without a word, as when a machine loses its network."""

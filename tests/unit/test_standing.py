@@ -82,11 +82,16 @@ def test_one_turn_comes_behind_the_other(pair):
 
 
 def test_each_turn_counts_its_own_bytes(pair):
+    made = pair.bases[0].sent_bytes
+    near, far = pair.turns()
+    pair.end(near, far)
+    assert near.sent_bytes == made + len(b"handle") + 6 + 3  # the first one's, with the link's own
     for _ in range(2):
         near, far = pair.turns()
         pair.end(near, far)
         assert near.sent_bytes == len(b"handle") + 6 + 3
         assert near.received_bytes == far.sent_bytes == 6
+    assert pair.bases[0].sent_bytes == made + 3 * 15
 
 
 def test_an_old_turn_reaches_nothing_of_the_next(pair):

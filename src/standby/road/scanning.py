@@ -276,7 +276,6 @@ class PageScanner:
                 begun = SYSTEM_CLOCK.monotonic()
                 self.disk.read_into(offset, self.builder.tail(size))
                 self.busy_source += SYSTEM_CLOCK.monotonic() - begun
-                self.read += size
                 runs = np.array([[0, count, DATA]], np.int64)
                 self.builder.keep(offset, size, runs, leaves[position : position + count])
                 position += count

@@ -4,7 +4,7 @@ What is at stake is a line between two sites: the source asks for the children o
 and of no others, some hundred at a time. A part of the disk is *surveyed*: all its leaves are
 computed here, and its node is compared. Where that differs, the target's page nodes, then block
 nodes, then leaves of blocks are asked for, each for all of up to 64 pages at once, and the runs of
-pieces that differ are read once more and sent.
+pieces that differ are read once more and sent. (What is read again is counted once.)
 
     part          surveyed                   asked for where it differs
     unit  64 GiB  page nodes are kept        groups, their pages (2 round trips); read once more
@@ -194,7 +194,8 @@ class TreeScan:
     def _surveyed(
         self, pages: PageNumbers, *, keeps: bool, stages: bool = True
     ) -> tuple[Nodes, LeafArray]:
-        """Nodes (n, 16) of these pages as they are here, and, with `keeps`, leaves (n, 4096)."""
+        """Nodes (n, 16) of these pages as they are here, and, with `keeps`, leaves (n, 4096).
+        Without `stages` it is the second time."""
         nodes = [np.empty((0, 16), np.uint8)]
         kept = [np.empty((0, LEAVES_PER_PAGE), np.uint64)]
         for first in range(0, len(pages), PAGES_MAX):
@@ -202,9 +203,8 @@ class TreeScan:
             begun = SYSTEM_CLOCK.monotonic()
             read = list(self._pool.map(self._hashed, few.tolist()))
             leaves = np.stack([one for one, _ in read])
-            self._owner.scanner_done(
-                sum(count for _, count in read), SYSTEM_CLOCK.monotonic() - begun, 0.0
-            )
+            total = sum(count for _, count in read) if stages else 0
+            self._owner.scanner_done(total, SYSTEM_CLOCK.monotonic() - begun, 0.0)
             nodes.append(digesting.page_nodes(leaves))
             if keeps:
                 kept.append(leaves)

@@ -100,8 +100,10 @@ class Turn(Link):
         super().__init__(base.connection, base.peer, base.limits, stream=base.stream)
         self.remote = base.remote
         self.be_terse()
-        told = None if is_first else told_of(base.connection)
-        if told is not None:
+        if is_first:  # making the link was for this task
+            self.sent_bytes, self.received_bytes = base.sent_bytes, base.received_bytes
+            base.sent_bytes = base.received_bytes = 0
+        elif told := told_of(base.connection):
             self.wire_before = told.wire_sent, told.wire_received
         self._base = base
         self._on_end = on_end
@@ -173,6 +175,8 @@ class Turn(Link):
             self._is_closed = True
         if self.throttle is not None:
             self.throttle.close()
+        self._base.sent_bytes += self.sent_bytes
+        self._base.received_bytes += self.received_bytes
         is_whole = self.is_whole
         if not is_whole:
             with self._receive_lock:  # who waits there has met the end
