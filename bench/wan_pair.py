@@ -44,6 +44,7 @@ from standby.road.wan_choosing import Way
 from standby.units import GiB, MiB
 from standby.wan.cache import GlobalCache
 from standby.wan.limits import Limits
+from standby.wan.pacing import Paces
 from standby.wire import authority, tls
 from standby.wire.identity import IdentityFolder
 from standby.wire.link import BETWEEN_MACHINES, Link
@@ -66,6 +67,7 @@ KNOWN_GOAL, NEW_GOAL, DISKS_GOAL = 600, 120, 1.7
 def source_process(control: Connection, folder: Path) -> None:
     """Entry of the source's accelerator: one turn after the other."""
     identity = IdentityFolder(folder / "near")
+    paces = Paces()
     while (told := control.recv()) is not None:
         address, disks, size = told
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -75,7 +77,7 @@ def source_process(control: Connection, folder: Path) -> None:
         before = time.process_time()
 
         stations = [
-            SourceWan("task", near, far, KEY, size, WINDOW_LOG, Way.DIGEST)
+            SourceWan("task", near, far, KEY, size, WINDOW_LOG, Way.DIGEST, paces=paces)
             for near, far in zip(nears, fars, strict=True)
         ]
         with ThreadPoolExecutor(disks) as pool:

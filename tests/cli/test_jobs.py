@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from simulation.site import Site
+from standby.disk import open_disk
 from standby.host.folder import new_machine
 from standby.model.report import SessionReport
 from standby.server.store import Store
@@ -199,7 +200,26 @@ def test_a_report_before_the_first_session_says_how_to_have_one(job) -> None:
         told = job("report", *arguments, expect=10)
         assert "no session of" in told.err
         assert "`standby job start job" in told.err
-    assert "no session named 'nope'" in job("report", "nope", expect=10).err
+    assert "no session or job named 'nope'; known: job" in job("report", "nope", expect=10).err
+
+
+@pytest.mark.parametrize("what", ["ready layer", "point"])
+def test_plan_and_check_say_what_a_session_is_refused_for(run, job, site, what: str) -> None:
+    site.run()
+    home = site.folder / "target" / "vm1_replica" / "disk0"
+    if what == "point":
+        with (home / "base.vhdx").open("ab") as file:
+            file.write(bytes(MiB))
+    else:
+        with open_disk(home / "ready.vhdx", writable=True) as disk:
+            disk.write(0, bytes(4096))
+    (refused,) = job("start", "job", "--json", expect=16).json["machines"]
+    (machine,) = job("plan", "job", "--json", expect=3).json["machines"]
+    (finding,) = run("check", "--config", site.config, "--json", expect=10).json["findings"]
+    assert machine["action"] == "skip"
+    assert finding["where"] == "[jobs.job] VM vm1"
+    assert machine["reason"] == finding["problem"] == refused["error"]
+    assert ("base.vhdx" if what == "point" else "--adopt") in refused["error"]
 
 
 def test_a_jobs_name_means_its_newest_session(job, site) -> None:

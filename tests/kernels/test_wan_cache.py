@@ -339,3 +339,18 @@ def test_the_kernel_refuses_buffers_that_overlap_or_are_too_small():
     for call in calls:
         with pytest.raises(ValueError):
             call()
+
+
+@pytest.mark.parametrize("run", [1, 3, 7, 8, 9, 64])
+def test_known_and_unknown_names_in_runs_are_answered_as_one_by_one(run: int):
+    table = LookupTable(2 * MiB)
+    names = names_of(200_000)
+    table.insert(names, numbers(len(names)))
+    asked = names_of(20_000, seed=2).copy()
+    known = np.arange(len(asked)) // run % 2 == 0
+    asked[known] = names[: known.sum()]
+    plain = np.empty(len(asked), np.uint64)
+    assert wan_cache.lookup(table._room, table._shards, asked, plain, False) == 0
+    assert (table.lookup(asked) == plain).all()
+    assert (plain[known] != NONE).all()
+    assert (plain[~known] != NONE).mean() < 1e-2

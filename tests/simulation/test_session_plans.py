@@ -16,6 +16,7 @@ from simulation.sessions import (
     made,
     planned,
 )
+from simulation.several import SeveralSite
 from standby.disk import open_disk, vhdx
 from standby.repository.database import FILE_NAME
 from standby.road import target_host
@@ -131,6 +132,26 @@ def test_a_first_full_that_fits_without_its_zeros_is_not_refused(site, monkeypat
     assert machine.steps_s["count"] > 0
     assert site.check_points() == 1
     site.check_nothing_leaked()
+
+
+def test_a_first_full_is_counted_by_the_proxy_of_another_machine(tmp_path, monkeypatch):
+    site = SeveralSite(tmp_path / "site")
+    try:
+        site.add_machine()
+        site.fill()
+        with open_disk(site.disk(), writable=True) as disk:
+            disk.write(14 * MiB, bytes(4 * MiB))
+        with monkeypatch.context() as patched:
+            patched.setattr(target_host, "free_bytes", lambda path: 12 * MiB)
+            machine = site.run().machines[0]
+            assert "at least 13.0 MiB needed, 12.0 MiB free" in machine.error
+            patched.setattr(target_host, "free_bytes", lambda path: 14 * MiB)
+            machine = site.run().machines[0]
+        assert machine.outcome == "done", machine.error
+        assert any("it takes 13.0 MiB" in text for text in machine.warnings)
+        assert site.check_points() == 1
+    finally:
+        site.close()
 
 
 def test_a_count_past_the_checkpoints_limit_ends_the_session(site, monkeypatch):

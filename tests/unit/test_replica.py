@@ -24,6 +24,7 @@ from standby.road.lease import WriterLease
 from standby.road.naming import folder_name, is_point_id, new_point_id, partial_name
 from standby.road.records import RecordDamaged, inner_path, read_record
 from standby.road.replica import ReplicaFolder, encode_point, encode_replica
+from standby.road.seeding import found_replica
 from standby.road.surveying import findings, status, target_state
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -47,9 +48,41 @@ def test_creating_again_finds_the_same_replica(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_identity_is_refused(tmp_path: Path) -> None:
     folder = new_replica(tmp_path / "r")
+    folder.disk_path("disk0").mkdir()
     other = replace(IDENTITY, job="weekly")
     with pytest.raises(ReplicaConflict, match="job nightly"):
         folder.create(other, "web01")
+
+
+def test_a_replica_whose_first_session_was_refused_may_become_another_ones(tmp_path: Path) -> None:
+    """It wrote nothing: so it is not left behind for good when the VM is another job's."""
+    folder = new_replica(tmp_path / "web01_replica")
+    other = replace(IDENTITY, job="weekly")
+    with WriterLease.acquire(folder, "s1"):
+        with pytest.raises(ReplicaConflict, match="job nightly"):
+            folder.create(other, "web01")
+        at_work = found_replica(tmp_path, other, "web01_replica", HeldClock())
+        assert at_work.path.name.startswith("web01_replica-")
+    found = found_replica(tmp_path, other, "web01_replica", HeldClock())
+    assert (found.path, found.exists) == (folder.path, False)
+    record = ReplicaFolder(found.path).create(other, "web01_replica")
+    assert record == folder.record()
+    assert (record.identity, record.generation, record.disks) == (other, 2, ())
+    assert found_replica(tmp_path, other, "web01_replica", HeldClock()).exists
+    assert not found_replica(tmp_path, IDENTITY, "x", HeldClock()).exists
+
+
+@pytest.mark.parametrize("left", ["disk0", "seed.vhdx", "points/20260301T220000Z-0a1b.copy"])
+def test_a_replica_with_anything_in_it_becomes_nobody_elses(tmp_path: Path, left: str) -> None:
+    folder = new_replica(tmp_path / "web01_replica")
+    (folder.path / left).write_bytes(b"")
+    other = replace(IDENTITY, job="weekly")
+    assert not folder.is_bare(folder.record())
+    found = found_replica(tmp_path, other, "web01_replica", HeldClock())
+    assert found.path.name.startswith("web01_replica-")
+    with pytest.raises(ReplicaConflict):
+        folder.create(other, "web01")
+    assert folder.record().identity == IDENTITY
 
 
 def test_no_record_is_a_missing_replica(tmp_path: Path) -> None:

@@ -331,6 +331,8 @@ def test_what_a_mover_does_not_know_any_more_is_told_with_its_loss(far, mover):
         f"mover px1 was lost ({lost.value}), and came back without the work ({unknown})"
     )
     assert why_ended("no room", handle, False) == "no room"
+    refused = str(lost.value)  # it is not back
+    assert why_ended(refused, handle, True) == refused
     assert CrewHandle(mover, "s2/web01").lost == ""
 
 

@@ -23,8 +23,8 @@ CHECKPOINT = Checkpoint("c1", "id-vm1", "clone", "2026-11-23T22:00:00+00:00", "c
 class Slow:
     """A database of which every commit waits for the test."""
 
-    def __init__(self) -> None:
-        self.joint = JointWrites(self.transact)
+    def __init__(self, at_once: int = 1) -> None:
+        self.joint = JointWrites(self.transact, at_once)
         self.sizes: list[int] = []
         self.may_commit = threading.Semaphore(0)
 
@@ -90,6 +90,28 @@ def test_what_comes_while_one_commits_goes_together_with_the_next(slow: Slow) ->
     assert set(asking.join().values()) == {None}
     assert slow.sizes == [1, MOST, 5]
     assert slow.joint.waiting == 0
+
+
+def test_as_many_as_may_commit_at_once_wait_for_nobody() -> None:
+    slow = Slow(2)
+    asking = Asking()
+    for number in range(2):
+        asking.put(str(number), partial(slow.joint.put, nothing))
+    wait_until(lambda: slow.sizes == [1, 1], "both to commit")
+    for number in range(2, 5):
+        asking.put(str(number), partial(slow.joint.put, nothing))
+    wait_until(lambda: slow.joint.waiting == 3, "the others to wait")
+    slow.may_commit.release()
+    wait_until(lambda: slow.sizes == [1, 1, 3], "them to commit together")
+    for _ in range(2):
+        slow.may_commit.release()
+    assert set(asking.join().values()) == {None}
+    asking.put("last", partial(slow.joint.put, nothing))
+    asking.put("last but one", partial(slow.joint.put, nothing))
+    wait_until(lambda: slow.sizes == [1, 1, 3, 1, 1], "two to commit again")
+    for _ in range(2):
+        slow.may_commit.release()
+    asking.join()
 
 
 def test_one_that_fails_fails_alone(slow: Slow) -> None:

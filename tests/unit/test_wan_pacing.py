@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from standby.wan.pacing import FIRST_LEVEL, FIRST_LITERALS, LEVEL, SPEEDS, Pace
+from standby.wan.pacing import FIRST_LEVEL, FIRST_LITERALS, LEVEL, SPEEDS, Pace, Paces
 
 MB = 1_000_000
 PART = 4 * MB
@@ -70,3 +70,14 @@ def test_frames_of_an_earlier_level_or_of_few_literals_say_nothing() -> None:
         pace.came_back((1, PART), 1.0, 0.001, is_line=False)
         pace.came_back((FIRST_LEVEL, 1000), 1.0, 0.001, is_line=False)
     assert pace.level_for(PART) == FIRST_LEVEL
+
+
+def test_the_next_disk_of_a_line_begins_with_what_the_one_before_came_to() -> None:
+    paces = Paces()
+    first = paces.begun("far")
+    assert run(first, 10, 1000)[-1] == 1
+    paces.learned("far", first)
+    paces.learned("far", Pace())  # another disk under way, that knows nothing yet
+    assert paces.begun("far").level_for(PART) == 1
+    assert paces.begun("elsewhere").level_for(PART) == FIRST_LEVEL
+    assert run(paces.begun("far"), 50, 1.25)[-1] == max(SPEEDS)

@@ -278,10 +278,10 @@ def _reported(server: LocalServer | RemoteServer, wanted: str | None) -> Session
 
     try:
         return server.report(wanted)
-    except UnknownName:
+    except UnknownName as exc:
         jobs = [item.name for item in server.job_table().jobs]
         if wanted is not None and wanted not in jobs:
-            raise
+            raise UnknownName("session or job", wanted, (*jobs, *exc.known)) from None
     found = server.sessions(wanted, 1)
     if found:
         return found[0]

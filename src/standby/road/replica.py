@@ -119,23 +119,45 @@ class ReplicaFolder:
 
     def create(self, identity: ReplicaIdentity, name: str) -> ReplicaRecord:
         """Begin the replica of `identity` here, or find it; raises ReplicaConflict where another
-        one lives in the folder. What else lies in the folder (a seed) is left alone."""
+        one lives in the folder, but for one that `is_bare`. What else lies in the folder (a seed)
+        is left alone."""
         make_folder_durably(self.path)
         make_folder_durably(self.points_path)
         with self.guarded():
             if self.exists():
                 record = self.record()
-                if record.identity != identity:
-                    raise ReplicaConflict(
-                        self.name,
-                        f"{self.path} holds the replica of VM {record.identity.machine_id} from "
-                        f"{record.identity.source_host} (job {record.identity.job})",
-                        "Use another target folder or another suffix",
-                    )
-                return record
-            record = ReplicaRecord(RECORD_FORMAT, identity, name, ReplicaState.NEW, 1, ())
-            write_durably(self.record_path, encode_replica(record))
-            return record
+                if record.identity == identity:
+                    return record
+                # Whoever writes it holds this: it stays bare until it is another one's.
+                lock = ByteLock(self.lock_path, record.generation)
+                try:
+                    if lock.acquire() and self.is_bare(record):
+                        return self._begun(identity, name, record.generation + 1)
+                finally:
+                    lock.release()
+                raise ReplicaConflict(
+                    self.name,
+                    f"{self.path} holds the replica of VM {record.identity.machine_id} from "
+                    f"{record.identity.source_host} (job {record.identity.job})",
+                    "Use another target folder or another suffix",
+                )
+            return self._begun(identity, name, 1)
+
+    def _begun(self, identity: ReplicaIdentity, name: str, generation: int) -> ReplicaRecord:
+        record = ReplicaRecord(RECORD_FORMAT, identity, name, ReplicaState.NEW, generation, ())
+        write_durably(self.record_path, encode_replica(record))
+        return record
+
+    def is_bare(self, record: ReplicaRecord) -> bool:
+        """Whether the replica of that record is one whose first session was refused before it wrote
+        anything: no point, no disk, nothing of a user's. Such a one may become another's."""
+        own = {naming.RECORD, naming.LOCK, naming.HOLDER, naming.POINTS}
+        return (
+            record.state is ReplicaState.NEW
+            and not record.points
+            and {path.name for path in listed(self.path)} <= own
+            and not any(True for _ in listed(self.points_path))
+        )
 
     def record(self) -> ReplicaRecord:
         """replica.json as it is now; ReplicaMissing without one, ReplicaConflict when damaged."""

@@ -32,7 +32,7 @@ from standby.model.replica import ReplicaIdentity
 from standby.road import resuming
 from standby.road.adopting import adopt_disk
 from standby.road.extent_log import ExtentLog, LogHeader
-from standby.road.lease import WriterLease
+from standby.road.lease import WriterLease, is_processing
 from standby.road.naming import POINTS, RECORD, SEEDS, folder_name
 from standby.road.replica import ReplicaFolder
 from standby.road.surveying import partials
@@ -83,9 +83,12 @@ def found_replica(root: Path, identity: ReplicaIdentity, wanted: str, clock: Clo
 
 def _is_ours_to_begin(path: Path) -> bool:
     """Whether a folder without a replica in it may become one: put there for a seed, left by our
-    own first session, or a replica that lost its record; never the folder of a VM."""
-    if ReplicaFolder(path).exists():
-        return False
+    own first session, or a replica that lost its record; never the folder of a VM. So may one that
+    a first session left which was refused before it wrote anything, and is not at work."""
+    folder = ReplicaFolder(path)
+    if folder.exists():
+        record = folder.record()
+        return folder.is_bare(record) and not is_processing(folder)
     return is_folder(path / POINTS) or not is_there(path / "vm.toml")
 
 

@@ -1,8 +1,8 @@
 """The source host's station: the verbs of a source mover.
 
 `send_disk` runs one disk task over a data connection; `scan_disk` finds what it would send and
-sends nothing (`job plan --scan`). Disks are opened read-only by the files the checkpoint names,
-below the host's folder, never by what a locator says.
+sends nothing (`job plan --scan`; a first full that may not fit). Disks are opened read-only by the
+files the checkpoint names, below the host's folder, never by what a locator says.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from standby.road.wan_relay import Relay
 from standby.units import MiB
 from standby.wan.batches import Batch as Pieces
 from standby.wan.encoding import Encoder, Sent
+from standby.wan.pacing import Paces
 from standby.wan.references import Receipt
 from standby.wan.remembering import DiskMemory
 from standby.wire.link import Link
@@ -110,8 +111,10 @@ class SourceWan(Relay):
         mode: str = Way.DIGEST,
         memory: DiskMemory | None = None,
         session: str = "",
+        paces: Paces | None = None,
     ) -> None:
-        """`memory` of what the target has of this disk; what `session` sends is learned."""
+        """`memory` of what the target has of this disk; what `session` sends is learned. `paces` of
+        all disks that the mover sends."""
         super().__init__(task, near, far)
         self._key = key
         self._virtual_size = virtual_size
@@ -119,6 +122,7 @@ class SourceWan(Relay):
         self._mode = mode
         self._memory = memory
         self._session = session
+        self._paces = paces or Paces()
         self._unpacker = Unpacker(near.peer)
         self._direct = DirectBatches(virtual_size)
         self._queue: deque[_Waiting] = deque()
@@ -188,6 +192,7 @@ class SourceWan(Relay):
             marks=bool(ready.point),
             window_log=min(ready.window_log, self._window_log),
         )
+        self._encoder.pace = self._paces.begun(self._far.peer)
         self.sent = self._encoder.sent
         self._choosing = Choosing(self._ways())
         self.begin(self._encode_all, "encodes")
@@ -385,7 +390,9 @@ class SourceWan(Relay):
             )
             self._changed.notify_all()
         is_line = self._line_is_brake()
-        self._encoder.pace.came_back(flight.pace, flight.made_s, max(0.0, took_s), is_line=is_line)
+        pace = self._encoder.pace
+        pace.came_back(flight.pace, flight.made_s, max(0.0, took_s), is_line=is_line)
+        self._paces.learned(self._far.peer, pace)
 
     def _line_is_brake(self) -> bool:
         """Whether, since this was asked last, most of the time went into writing that the line, not

@@ -7,7 +7,13 @@ import re
 import shutil
 from dataclasses import dataclass, replace
 
-from standby.errors import PointDamaged, ReplicaConflict, ReplicaMissing, StandbyError
+from standby.errors import (
+    PointDamaged,
+    ReplicaConflict,
+    ReplicaMissing,
+    ReplicaStarted,
+    StandbyError,
+)
 from standby.files import is_folder, is_there, listed
 from standby.host.folder import FolderHost
 from standby.model.machine import PowerState
@@ -59,6 +65,19 @@ def target_state(folder: ReplicaFolder) -> TargetState:
             for point, problem in scan.damaged
         ),
     )
+
+
+def seen_state(folder: ReplicaFolder) -> TargetState:
+    """`target_state` for who only looks: `damaged` also where files are not as they were left, for
+    which a session is refused. A session that is at work changes them, and is not looked at."""
+    state = target_state(folder)
+    if state.damaged or state.state is not ReplicaState.READY or is_processing(folder):
+        return state
+    try:
+        folder.check_untouched()
+    except (PointDamaged, ReplicaStarted) as exc:
+        return replace(state, damaged=str(exc))
+    return state
 
 
 def lasting_points(folder: ReplicaFolder) -> tuple[RestorePoint, ...]:

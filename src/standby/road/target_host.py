@@ -52,7 +52,7 @@ from standby.road.seeding import (
     mapped_machine,
     seed_of,
 )
-from standby.road.surveying import lasting_points, target_state
+from standby.road.surveying import lasting_points, seen_state, target_state
 from standby.road.target_proxy import TargetProxy
 from standby.road.target_rules import load_target_rules
 from standby.road.telling import HeldDisk, held_disk, tell
@@ -141,7 +141,7 @@ class TargetVerbs:
         folder = ReplicaFolder(self._places.path(path), self._clock)
         if not folder.exists():
             return None
-        return dict(msgspec.to_builtins(target_state(folder)))
+        return dict(msgspec.to_builtins(seen_state(folder)))
 
     def open_replica(
         self,

@@ -30,6 +30,7 @@ from standby.road.wan_room import RECEIVE, SEND, Room
 from standby.road.wan_shares import LineShares
 from standby.road.wan_upkeep import WanUpkeep, tenant_key
 from standby.wan.limits import Limits
+from standby.wan.pacing import Paces
 from standby.wan.remembering import SourceMemory
 from standby.wan.table import LookupTable
 from standby.wire.link import Link
@@ -93,6 +94,7 @@ class WanVerbs:
         self._upkeep = WanUpkeep(self.cache, name, places)
         self._places = places
         self._memory = source_memory(config)
+        self._paces = Paces()
         self._verbs: dict[str, Callable[..., Any]] = {
             "wan_send": self.wan_send,
             "wan_receive": self.wan_receive,
@@ -169,7 +171,16 @@ class WanVerbs:
             if mode in ("auto", "full"):
                 memory = self._memory.disk(tenant, replica, disk_id, virtual_size)
             station = SourceWan(
-                task, near, far, tenant, virtual_size, self._window_log, mode, memory, session
+                task,
+                near,
+                far,
+                tenant,
+                virtual_size,
+                self._window_log,
+                mode,
+                memory,
+                session,
+                self._paces,
             )
             self._sending[task] = far
             try:

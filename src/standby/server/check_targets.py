@@ -20,7 +20,7 @@ from standby.road.points import TargetState
 from standby.road.replica import ReplicaFolder
 from standby.road.seed_check import missing_seed
 from standby.road.seeding import found_replica, mapped_machine
-from standby.road.surveying import ReplicaStatus, target_state
+from standby.road.surveying import ReplicaStatus, seen_state
 from standby.server.config import Config
 from standby.server.config_check import is_allowed, unwritable
 from standby.server.crew import replica_name
@@ -69,7 +69,7 @@ class FolderTarget:
 
     def state(self, path: str) -> TargetState:
         """See Target."""
-        return target_state(ReplicaFolder(Path(path)))
+        return seen_state(ReplicaFolder(Path(path)))
 
     def write_problem(self, path: str = "") -> str:
         """See Target."""

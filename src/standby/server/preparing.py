@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import wait
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 
 import msgspec
 
@@ -206,9 +206,9 @@ class Preparing(MachineWork):
             return
         disks = {disk.place: disk for disk in checkpoint.disks}
         needed = 0
-        with self._step("count"):
+        with self._step("count"), ThreadPoolExecutor(1, thread_name_prefix="count") as pool:
             for plan in wanted:
-                needed += self._counted(plan, disks[plan.place])
+                needed += self._counted(pool, plan, disks[plan.place])
                 if needed > free:
                     raise DiskFull(self._path, needed, free)
         self.report.warnings.append(
@@ -217,13 +217,24 @@ class Preparing(MachineWork):
             f"{format_bytes(needed)}"
         )
 
-    def _counted(self, plan: DiskPlan, disk: CheckpointDisk) -> int:
-        """Bytes of the blocks that a first full of the disk makes, by reading it (RULES 13)."""
-        context = self.context
-        limit = context.job.checkpoint_max_age_s
+    def _counted(self, pool: Executor, plan: DiskPlan, disk: CheckpointDisk) -> int:
+        """Bytes of the blocks that a first full of the disk makes (RULES 13): read beside this
+        thread, which looks at the checkpoint's age as the transfer does."""
+        limit = self.context.job.checkpoint_max_age_s
+        counting = pool.submit(self._blocks_of, plan, disk)
+        while not wait([counting], timeout=LOOK_S).done:
+            age_s = self.context.clock.monotonic() - self._checkpoint_started
+            if limit and age_s > limit:
+                self.crew.cut()
+                wait([counting])
+                raise CheckpointLimit(self.machine.name, f"age {limit} s")
+        return counting.result() * default_block_size(plan.virtual_size)
+
+    def _blocks_of(self, plan: DiskPlan, disk: CheckpointDisk) -> int:
+        """Blocks of the disk that hold anything but zeros, by reading it."""
         task = f"count {plan.place} {new_token(4)}"
         with self.crew.disk_link(DiskTask(task, "", plan.place, plan.disk_id, self.key)) as link:
-            reading = link.source.start(
+            found = link.source.call(
                 "scan_disk",
                 task=task,
                 connection=link.at_source,
@@ -241,14 +252,7 @@ class Preparing(MachineWork):
                 compression="none",
                 virtual_size=plan.virtual_size,
             )
-            while not wait([reading], timeout=LOOK_S).done:
-                age_s = context.clock.monotonic() - self._checkpoint_started
-                if limit and age_s > limit:
-                    self.crew.cut()
-                    wait([reading])
-                    raise CheckpointLimit(self.machine.name, f"age {limit} s")
-            blocks = int(reading.result()["blocks"])
-        return blocks * default_block_size(plan.virtual_size)
+        return int(found["blocks"])
 
     def _point_id(self, state: TargetState) -> str:
         """The interrupted point's id, so that it is continued, else a new one."""

@@ -76,9 +76,9 @@ def _replicated(context: SessionContext, machine: Machine, lend: Lend) -> Machin
 
 def why_ended(error: str, target: Handle, is_refusal: bool) -> str:
     """What ended an attempt: a target mover that was started anew does not know what it is asked
-    about, which by itself tells nobody why."""
+    about, which by itself tells nobody why. One that was refused, and is still, is not back."""
     lost = target.lost if is_refusal and isinstance(target, CrewHandle) else ""
-    if not lost:
+    if not lost or lost in error:
         return error
     return f"mover {target.name} was lost ({lost}), and came back without the work ({error})"
 

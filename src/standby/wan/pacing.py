@@ -41,8 +41,9 @@ _LEVELS = tuple(SPEEDS)
 class Pace:
     """The level of one disk's stream. Not thread-safe."""
 
-    def __init__(self) -> None:
-        self._level = 0
+    def __init__(self, level: int = 0) -> None:
+        """`level` is one that other disks of the same line came to, 0 where none did."""
+        self._level = level
         """0: nobody has told anything that asks for another one."""
         self._literals = 0
         self._made_s = 0.0
@@ -50,6 +51,11 @@ class Pace:
         self._frames = 0
         self.last = (FIRST_LEVEL, 0)
         """Level and literal bytes of the frame made last: what to tell `came_back`."""
+
+    @property
+    def chosen(self) -> int:
+        """What times asked for, 0 while they asked for nothing."""
+        return self._level
 
     def level_for(self, length: int) -> int:
         """The level for the next `length` bytes of literals."""
@@ -90,6 +96,23 @@ class Pace:
             self._level = chosen
             self._made_s = self._took_s = 0.0
             self._frames = 0
+
+
+class Paces:
+    """What disks came to, by whom they were sent to, for the next ones to begin with: each that
+    finds out by itself has sent some parts by then. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._levels: dict[str, int] = {}
+
+    def begun(self, peer: str) -> Pace:
+        """For a disk to that peer."""
+        return Pace(self._levels.get(peer, 0))
+
+    def learned(self, peer: str, pace: Pace) -> None:
+        """A frame of a disk to that peer came back."""
+        if pace.chosen:
+            self._levels[peer] = pace.chosen
 
 
 def _scaled(made_s: float, level: int, other: int) -> float:

@@ -20,7 +20,6 @@ from standby.server.store.alarms import CHANGED_SHARE, Alarms
 from standby.server.store.checkpoints import Checkpoints
 from standby.server.store.database import Database
 from standby.server.store.dispatch import Dispatch, TaskMove
-from standby.server.store.joint import JointWrites
 from standby.server.store.lease import LEASE_S, LeaseHolder, LeaseKeeper, ServerLease
 from standby.server.store.locks import JobLock, job_lock
 from standby.server.store.operations import OperationBook
@@ -110,7 +109,7 @@ class Store(Reports, Checkpoints, KnownReplicas, Alarms):
         changes nothing unless `lease` is the active server's."""
         store = copy(self)
         store._lease = lease
-        store._joint = JointWrites(store._write_all)
+        store._write_jointly()
         return store
 
     def wakeups(self) -> Wakeups:

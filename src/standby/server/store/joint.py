@@ -1,9 +1,11 @@
-"""Durable writes of several threads in one transaction: those that come while one is committed go
-together with the next.
+"""Durable writes of several threads in one transaction: those that come while others are
+committed go together with the next.
 
 A durable commit is a sync of the disk, milliseconds each, and takes as long for one change as for
 twenty; so a server that is busy commits more at once, and one that is not waits for nobody. Whoever
 comes first writes for all that are there (the idea of group commit: DeWitt et al., SIGMOD 1984).
+
+PostgreSQL has several at work at once: what one of them waits for is mostly the next answer.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ Write = Callable[[sa.Connection], None]
 
 MOST = 64
 """Writes of one transaction: SQLite lets nobody else write meanwhile."""
+
+AT_ONCE = 4
+"""Transactions of PostgreSQL that are under way together: far fewer than its connections."""
 
 
 class _Fate(enum.Enum):
@@ -43,12 +48,14 @@ class _Place:
 class JointWrites:
     """Those to one database, under one server's lease. Thread-safe."""
 
-    def __init__(self, transact: Callable[[Sequence[Write]], None]) -> None:
-        """`transact` has them all take effect in one durable transaction, or none and raises."""
+    def __init__(self, transact: Callable[[Sequence[Write]], None], at_once: int = 1) -> None:
+        """`transact` has them all take effect in one durable transaction, or none and raises;
+        `at_once` of them may be under way together."""
         self._transact = transact
+        self._at_once = at_once
         self._lock = threading.Lock()
         self._line: list[_Place] = []
-        self._is_led = False
+        self._leaders = 0
 
     @property
     def waiting(self) -> int:
@@ -61,19 +68,23 @@ class JointWrites:
         other with it: each of that transaction is then tried by itself."""
         place = _Place(write)
         with self._lock:
-            self._line.append(place)
-            is_first, self._is_led = not self._is_led, True
-        if not is_first:
+            leads = self._leaders < self._at_once  # nobody is in the line then
+            if leads:
+                self._leaders += 1
+            else:
+                self._line.append(place)
+        if not leads:
             place.woken.wait()
         if place.fate is _Fate.LEAD:
-            self._lead()
+            self._lead(place)
         elif place.fate is _Fate.ALONE:
             self._transact([write])
 
-    def _lead(self) -> None:
-        """Write for all that are there; the caller is the first of the line."""
+    def _lead(self, place: _Place) -> None:
+        """Write for the caller and all that are there."""
         with self._lock:
-            going, self._line = self._line[:MOST], self._line[MOST:]
+            going = [place, *self._line[: MOST - 1]]
+            del self._line[: MOST - 1]
         fate = _Fate.ALONE
         try:
             self._transact([place.write for place in going])
@@ -83,12 +94,13 @@ class JointWrites:
                 raise
         finally:
             with self._lock:
-                following = self._line[0] if self._line else None
-                self._is_led = following is not None
+                following = self._line.pop(0) if self._line else None
+                if following is None:
+                    self._leaders -= 1
             if following is not None:
                 following.woken.set()
-            for place in going[1:]:
-                place.fate = fate
-                place.woken.set()
+            for other in going[1:]:
+                other.fate = fate
+                other.woken.set()
         if fate is _Fate.ALONE:
-            self._transact([going[0].write])
+            self._transact([place.write])

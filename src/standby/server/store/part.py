@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from standby.clock import Clock
 from standby.server.store.database import Database
-from standby.server.store.joint import JointWrites, Write
+from standby.server.store.joint import AT_ONCE, JointWrites, Write
 from standby.server.store.lease import ServerLease
 
 
@@ -21,7 +21,7 @@ class StorePart:
         self._database = database
         self._clock = clock
         self._lease: ServerLease | None = None
-        self._joint = JointWrites(self._write_all)
+        self._write_jointly()
 
     def check(self) -> None:
         """Raise ServerFenced where this is a `guarded` store and another server is active now."""
@@ -35,6 +35,10 @@ class StorePart:
             if self._lease is not None:
                 self._lease.guard(connection)
             yield connection
+
+    def _write_jointly(self) -> None:
+        """Begin a line of joint writes: those of one line look at one lease."""
+        self._joint = JointWrites(self._write_all, 1 if self._database.is_sqlite else AT_ONCE)
 
     def _write_together(self, write: Write) -> None:
         """As `_writing` does, durably, in one transaction with what other threads write."""

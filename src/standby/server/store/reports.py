@@ -51,8 +51,10 @@ class Reports(StorePart):
 
         def write(connection: sa.Connection) -> None:
             upsert(connection, tables.sessions, {"id": report.id}, values)
-            told = connection.execute(_FIGURES, key)
-            figures: dict[str, str] = {row.machine_id: row.report for row in told}
+            figures: dict[str, str] = {}
+            if any(is_bare):
+                told = connection.execute(_FIGURES, key)
+                figures = {row.machine_id: row.report for row in told}
             connection.execute(_DROP_TASKS, key)
             kept = [
                 {**row, "report": figures.get(row["machine_id"], row["report"])} if bare else row
