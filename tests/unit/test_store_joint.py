@@ -14,7 +14,7 @@ from cli.processes import wait_until
 from standby.errors import ServerFenced, StandbyError, UnknownName
 from standby.model.machine import Checkpoint
 from standby.model.report import SessionReport
-from standby.server.store import Store
+from standby.server.store import Store, tables
 from standby.server.store.joint import MOST, JointWrites, Write
 
 CHECKPOINT = Checkpoint("c1", "id-vm1", "clone", "2026-11-23T22:00:00+00:00", "crash")
@@ -138,11 +138,18 @@ def test_the_next_one_leads_though_the_leader_failed(slow: Slow) -> None:
     assert slow.sizes == [1, 1, 1]
 
 
-def test_many_threads_record_and_find_what_they_recorded(store: Store) -> None:
+@pytest.mark.parametrize("is_guarded", [False, True], ids=["by itself", "of the active server"])
+def test_many_threads_record_and_find_what_they_recorded(store: Store, is_guarded: bool) -> None:
+    if is_guarded:
+        lease = store.lease("active", duration_s=600)
+        assert lease.acquire()
+        store = store.guarded(lease)
+
     def record(number: int) -> None:
         vm = f"vm{number}"
         intent = store.record_intent("prod", vm, "s1", "2026-11-23T22:00:00+00:00")
         store.checkpoint_made(intent, CHECKPOINT)
+        store.save_journey("nightly", vm, "none", f"plan of {vm}")
         store.save_journey("nightly", vm, intent, f"journey of {vm}")
         store.begin_session(SessionReport(f"s{number}", "nightly", "2026-11-23T22:00:00+00:00"))
         if number % 2:
@@ -162,6 +169,28 @@ def test_many_threads_record_and_find_what_they_recorded(store: Store) -> None:
     assert [store.journey("nightly", f"vm{n}") for n in range(2)] == ["journey of vm0", ""]
     assert all(store.has_session(f"s{n}") for n in range(12))
     assert not store.has_session("s12")
+
+
+def test_a_transfer_is_recorded_before_a_takeover_or_not_at_all(store: Store) -> None:
+    late = store.lease("late", duration_s=600)
+    assert late.acquire()
+    guarded = store.guarded(late)
+    waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    asking = Asking()
+    with store._database.writing() as connection:  # another server is about to have taken over
+        connection.execute(tables.lease.select().with_for_update())  # as `ServerLease.acquire`
+        connection.execute(tables.lease.update().values(server="next"))
+        asking.put("vm1", partial(guarded.save_journey, "nightly", "vm1", "i1", "late"))
+
+        def waits() -> bool:
+            if store._database.is_sqlite:
+                return True  # for its turn, now or in a moment
+            with store._database.reading() as looking:
+                return bool(looking.execute(waiting).scalar())
+
+        wait_until(waits, "the late server to wait for the takeover")
+    assert isinstance(asking.join()["vm1"], ServerFenced)
+    assert store.journey("nightly", "vm1") == ""
 
 
 def test_a_server_that_was_overtaken_writes_for_none_of_its_threads(store: Store) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import sqlalchemy as sa
 
 from standby.clock import new_uuid
 from standby.errors import UnknownName
 from standby.model.machine import Checkpoint
-from standby.server.store import tables
+from standby.server.store import statements, tables
 from standby.server.store.database import upsert
+from standby.server.store.joint import JointWrites
 from standby.server.store.part import StorePart
 from standby.server.store.tables import CheckpointIntent
 
@@ -18,6 +21,7 @@ _OF_A_VM = (
     tables.journeys.c.machine_id == sa.bindparam("my_machine"),
 )
 _JOURNEY = sa.select(tables.journeys.c.journey).where(*_OF_A_VM)
+_JOURNEY_COLUMNS = tuple(column.name for column in tables.journeys.c)
 _DROP_JOURNEY = tables.journeys.delete().where(*_OF_A_VM)
 
 
@@ -89,9 +93,26 @@ class Checkpoints(StorePart):
     def save_journey(self, job: str, machine_id: str, intent: str, journey: str) -> None:
         """Record how far the VM's transfer by movers of other machines is, as text, so that another
         process can go on with it. One per job and VM."""
-        key = {"job": job, "machine_id": machine_id}
-        values = {"intent": intent, "journey": journey, "changed_at": self._now()}
-        self._write_together(lambda connection: upsert(connection, tables.journeys, key, values))
+        self._journeys.put((job, machine_id, intent, journey, self._now()))
+
+    def _write_jointly(self) -> None:
+        super()._write_jointly()
+        self._journeys = JointWrites(self._save_journeys, self._at_once)
+
+    def _save_journeys(self, rows: Sequence[tuple[str, ...]]) -> None:
+        """Every dispatch waits for this."""
+        columns = dict(zip(_JOURNEY_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+        if not self._database.is_sqlite and self._lease is not None:
+            mine = {"my_server": self._lease.server, "my_generation": self._lease.generation}
+            with self._database.asking() as connection:
+                saved = connection.execute(statements.SAVE_JOURNEYS, {**columns, **mine}).all()
+            if saved:
+                return
+        with self._writing() as connection:  # where the lease is lost: raises
+            for row in rows:
+                values = dict(zip(_JOURNEY_COLUMNS, row, strict=True))
+                key = {name: values.pop(name) for name in ("job", "machine_id")}
+                upsert(connection, tables.journeys, key, values)
 
     def journey(self, job: str, machine_id: str) -> str:
         """What `save_journey` recorded last, '' for nothing."""

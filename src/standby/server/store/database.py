@@ -69,8 +69,8 @@ class Database:
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[sa.Connection]:
-        """A connection for one statement that reads: as `reading`, where PostgreSQL is asked once
-        instead of being told of a transaction's begin and end too."""
+        """A connection for one statement: as `reading`, where PostgreSQL is asked once instead of
+        being told of a transaction's begin and end too. With PostgreSQL it may write, durably."""
         if self.is_sqlite:
             with self.reading() as connection:
                 yield connection

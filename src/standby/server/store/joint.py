@@ -13,11 +13,13 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import sqlalchemy as sa
 
 from standby.errors import StandbyError
 
+Item = TypeVar("Item")
 Write = Callable[[sa.Connection], None]
 """Changes rows over a connection, in any thread, and may be called again after a rollback."""
 
@@ -34,27 +36,27 @@ class _Fate(enum.Enum):
     ALONE = enum.auto()
 
 
-class _Place:
+class _Place(Generic[Item]):
     """A thread's place in the line, and what it is woken for."""
 
     __slots__ = ("fate", "woken", "write")
 
-    def __init__(self, write: Write) -> None:
+    def __init__(self, write: Item) -> None:
         self.write = write
         self.woken = threading.Event()
         self.fate = _Fate.LEAD
 
 
-class JointWrites:
+class JointWrites(Generic[Item]):
     """Those to one database, under one server's lease. Thread-safe."""
 
-    def __init__(self, transact: Callable[[Sequence[Write]], None], at_once: int = 1) -> None:
+    def __init__(self, transact: Callable[[Sequence[Item]], None], at_once: int = 1) -> None:
         """`transact` has them all take effect in one durable transaction, or none and raises;
         `at_once` of them may be under way together."""
         self._transact = transact
         self._at_once = at_once
         self._lock = threading.Lock()
-        self._line: list[_Place] = []
+        self._line: list[_Place[Item]] = []
         self._leaders = 0
 
     @property
@@ -63,7 +65,7 @@ class JointWrites:
         with self._lock:
             return len(self._line)
 
-    def put(self, write: Write) -> None:
+    def put(self, write: Item) -> None:
         """Return when `write` is on stable storage; raises what it does. One that fails takes no
         other with it: each of that transaction is then tried by itself."""
         place = _Place(write)
@@ -80,7 +82,7 @@ class JointWrites:
         elif place.fate is _Fate.ALONE:
             self._transact([write])
 
-    def _lead(self, place: _Place) -> None:
+    def _lead(self, place: _Place[Item]) -> None:
         """Write for the caller and all that are there."""
         with self._lock:
             going = [place, *self._line[: MOST - 1]]

@@ -37,8 +37,12 @@ class StorePart:
             yield connection
 
     def _write_jointly(self) -> None:
-        """Begin a line of joint writes: those of one line look at one lease."""
-        self._joint = JointWrites(self._write_all, 1 if self._database.is_sqlite else AT_ONCE)
+        """Begin lines of joint writes: those of one line look at one lease."""
+        self._joint = JointWrites(self._write_all, self._at_once)
+
+    @property
+    def _at_once(self) -> int:
+        return 1 if self._database.is_sqlite else AT_ONCE
 
     def _write_together(self, write: Write) -> None:
         """As `_writing` does, durably, in one transaction with what other threads write."""
