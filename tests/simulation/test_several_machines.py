@@ -11,6 +11,10 @@ from cli.processes import wait_until
 from simulation.several import SeveralSite
 from simulation.site import at_kill_point
 from standby.errors import DiskFull, LinkError
+from standby.road.lease import WriterLease
+from standby.road.owners import Owner, working_for
+from standby.road.target_host import TargetVerbs
+from standby.server.fleet import Fleet
 from standby.server.remote_host import RemoteHost
 from standby.server.service_crew import ServiceCrew
 from standby.units import MiB
@@ -108,6 +112,36 @@ def test_a_target_that_vanishes_gives_its_replica_to_the_other(big):
     assert big.replica().record().generation == 2
     assert big.check_points() == 1
     big.check_nothing_leaked()
+
+
+def test_what_a_killed_session_opened_at_one_target_is_closed_for_another(site, monkeypatch):
+    """Killed before anything was recorded of its movers; the next one chooses another."""
+    killed = site.run()
+    folder = site.replica()
+    (verbs,) = (role for role in site.machines["dr1"].mover._roles if isinstance(role, TargetVerbs))
+    lost = Owner("server")
+    lost.gone_at = 0.0
+    left = f"{killed.id}/vm1/0badcafe"
+    with working_for(lost), verbs.replicas.opening("vm1", folder, left, False) as lease:
+        verbs.replicas.add("vm1", folder, lease)
+    least_busy = Fleet.least_busy
+    monkeypatch.setattr(
+        Fleet,
+        "least_busy",
+        lambda fleet, stations, avoid=(): least_busy(fleet, stations, {*avoid, "dr1"}),
+    )
+    (machine,) = site.run().machines
+    assert machine.outcome == "done", machine.error
+    assert site.check_points() == 2
+    site.check_nothing_leaked()
+
+
+def test_a_writer_of_which_nothing_is_known_keeps_its_replica(site):
+    site.run()
+    lease = WriterLease.acquire(site.replica(), "verify/vm1/1")
+    (machine,) = site.run().machines
+    lease.release()
+    assert "another writer holds it (session verify/vm1/1" in machine.error
 
 
 def test_a_targets_trouble_is_no_source_proxys(site):

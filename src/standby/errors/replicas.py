@@ -53,6 +53,8 @@ class ReplicaBusy(ReplicaError):
 
     retry: ClassVar[Retry] = Retry.LATER
     holder: str
+    session: str = ""
+    """The name by which movers know the writer's session, where there is one."""
 
     def message(self) -> str:
         return f"replica {self.replica}: another writer holds it ({self.holder}); try again later"

@@ -102,7 +102,8 @@ class WriterLease:
                 lock.release()  # raised between the look and the lock
             else:
                 folder.clock.sleep(GUARD_POLL_S)
-        raise ReplicaBusy(folder.name, holder_of(folder))
+        holder = _holder(folder)
+        raise ReplicaBusy(folder.name, _words(holder), holder.session if holder else "")
 
     @classmethod
     def _fencing(cls, folder: ReplicaFolder, session: str) -> WriterLease:
@@ -187,11 +188,19 @@ def is_processing(folder: ReplicaFolder) -> bool:
 
 def holder_of(folder: ReplicaFolder) -> str:
     """Who took the lease last, for messages."""
+    return _words(_holder(folder))
+
+
+def _holder(folder: ReplicaFolder) -> Holder | None:
     try:
         data = (folder.path / naming.HOLDER).read_bytes()
-        return str(msgspec.json.decode(data, type=Holder))
+        return msgspec.json.decode(data, type=Holder)
     except (OSError, msgspec.DecodeError):
-        return "unknown"
+        return None
+
+
+def _words(holder: Holder | None) -> str:
+    return "unknown" if holder is None else str(holder)
 
 
 # --- taking over -----------------------------------------------------------------------------

@@ -178,6 +178,10 @@ class Crew(Protocol):
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
         """Make or update the replica VM of the replica at `path`, attached to its ready layers."""
 
+    def end_left(self, crew: str) -> bool:
+        """A dead session's crew of that name may have the replica open at a mover that does not
+        know that it is dead: have it closed. Whether there is anybody to ask."""
+
     def cut(self) -> None:
         """End every call of this session, whatever hangs; the crew is not used again."""
 
@@ -270,6 +274,10 @@ class LocalCrew:
             update_replica_machine(folder, machine, ready)
         else:
             create_replica_machine(folder, machine, ready)
+
+    def end_left(self, crew: str) -> bool:
+        """See Crew: children end with their session."""
+        return False
 
     def cut(self) -> None:
         """See Crew."""

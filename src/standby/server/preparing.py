@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from typing import Any
 
 import msgspec
 
@@ -14,8 +15,10 @@ from standby.errors import (
     CheckpointLimit,
     DiskFull,
     IllegalTransition,
+    ReplicaBusy,
     ReplicaMissing,
     RepositoryError,
+    UnknownName,
 )
 from standby.model.machine import Checkpoint, CheckpointDisk
 from standby.model.replica import (
@@ -30,6 +33,7 @@ from standby.server import facts
 from standby.server.crew import DiskTask, RepositoryView, replica_name
 from standby.server.machine_work import MachineWork
 from standby.server.plan import DiskPlan, Mode
+from standby.server.store.tables import KnownReplica
 from standby.server.waits import LOOK_S
 from standby.units import format_bytes
 
@@ -46,16 +50,12 @@ class Preparing(MachineWork):
         is_known = known is not None and known.points > 0
         with contextlib.suppress(RepositoryError):
             is_known = is_known or bool(repository.points(self.key))
-        found = self.crew.target.call(
-            "open_replica",
-            root=self.crew.target_root,
-            identity=msgspec.to_builtins(self._identity),
-            wanted=self.machine.name + context.job.suffix,
-            session=self.crew.name or context.session,  # by which its movers end it
-            take_over=context.take_over,
-            must_exist=not context.accept_loss and is_known,
-            expected=known.path if known is not None else self.crew.target_root,
-        )
+        try:
+            found = self._open_replica(known, is_known)
+        except ReplicaBusy as exc:
+            if not self._is_left_behind(exc.session) or not self.crew.end_left(exc.session):
+                raise
+            found = self._open_replica(known, is_known)
         self._path = found["path"]
         self.report.replica = replica_name(self._path)
         self.report.warnings.extend(found["warnings"])
@@ -81,6 +81,33 @@ class Preparing(MachineWork):
         if not state.newest and self.machine.name in context.job.map:
             state = self._map(state)
         return state
+
+    def _open_replica(self, known: KnownReplica | None, is_known: bool) -> Any:
+        context = self.context
+        return self.crew.target.call(
+            "open_replica",
+            root=self.crew.target_root,
+            identity=msgspec.to_builtins(self._identity),
+            wanted=self.machine.name + context.job.suffix,
+            session=self.crew.name or context.session,  # by which its movers end it
+            take_over=context.take_over,
+            must_exist=not context.accept_loss and is_known,
+            expected=known.path if known is not None else self.crew.target_root,
+        )
+
+    def _is_left_behind(self, crew: str) -> bool:
+        """Whether that crew's session was killed, as far as this job's one session can tell: its
+        movers may not have noticed, or keep what it opened for when its server is back."""
+        if not self.context.may_join or not crew or crew == self.crew.name:
+            return False
+        session = crew.split("/")[0]
+        try:
+            report = self.context.store.session(session)
+        except UnknownName:
+            return False
+        if report.job != self.context.job.name:
+            return False
+        return bool(report.ended_at) or session == self.context.session
 
     def _map(self, state: TargetState) -> TargetState:
         """Make the disks of an existing VM at the target the first point (RULES 16)."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import MoverLeft, RepositoryError
+from standby.errors import MoverLeft, RepositoryError, StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.road.connections import (
@@ -319,6 +319,14 @@ class ServiceCrew:
         """The VM's session has ended: its movers need not wait for it."""
         for handle in list(self._handles.values()):
             handle.close()
+
+    def end_left(self, crew: str) -> bool:
+        """See Crew. The one that has it open need not be the one that was chosen this time."""
+        for mover in {station.mover for station in self._targets.values()}:
+            if self._fleet.mover(mover).answers():
+                with contextlib.suppress(StandbyError):
+                    self._handle(mover).call("end_session", session=crew)
+        return True
 
     def cut(self) -> None:
         """See Crew."""
