@@ -200,31 +200,46 @@ def _child_environment() -> dict[str, str]:
 def _started(connections: int, rings: list[str]) -> tuple[MoverHandle, MoverHandle]:
     """Both children, each with its end of every connection: inherited descriptors on POSIX,
     sockets shared with the child's process id (over its standard input) on Windows."""
-    data = [socket.socketpair() for _ in range(connections)]
+    with contextlib.ExitStack() as on_failure:
+        data = [_pair(on_failure) for _ in range(connections)]
+        handles = []
+        for side, role in enumerate(("source", "target")):
+            name = f"{role} mover"
+            ours, theirs = _pair(on_failure)
+            ends = [theirs, *(pair[side] for pair in data)]
+            process = _child(name, role, ends, rings)
+            for end in ends:
+                end.close()
+            handles.append(MoverHandle(name, Link(ours, name), process))
+            on_failure.callback(handles[-1].close)
+        on_failure.pop_all()
+    return handles[0], handles[1]
+
+
+def _pair(on_failure: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    one, other = socket.socketpair()
+    return on_failure.enter_context(one), on_failure.enter_context(other)
+
+
+def _child(
+    name: str, role: str, ends: list[socket.socket], rings: list[str]
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "standby.road.mover"]
     environment = _child_environment()
-    handles = []
-    for side, role in enumerate(("source", "target")):
-        name = f"{role} mover"
-        ours, theirs = socket.socketpair()
-        ends = [theirs, *(pair[side] for pair in data)]
-        fixed: dict[str, Any] = {"name": name, "role": role, "rings": rings}
-        fixed |= {"slots": SLOTS, "slot_size": SLOT_SIZE}
-        if sys.platform == "win32":
-            process = subprocess.Popen([*command, "-"], stdin=subprocess.PIPE, env=environment)
-            shared = [base64.b64encode(end.share(process.pid)).decode() for end in ends]
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(fixed | {"sockets": shared}).encode() + b"\n")
-            process.stdin.close()
-        else:
-            numbers = [end.fileno() for end in ends]
-            process = subprocess.Popen(
-                [*command, json.dumps(fixed | {"sockets": numbers})],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(*numbers, *(int(handle) for handle in rings)),
-                env=environment,
-            )
-        for end in ends:
-            end.close()
-        handles.append(MoverHandle(name, Link(ours, name), process))
-    return handles[0], handles[1]
+    fixed: dict[str, Any] = {"name": name, "role": role, "rings": rings}
+    fixed |= {"slots": SLOTS, "slot_size": SLOT_SIZE}
+    if sys.platform == "win32":
+        process = subprocess.Popen([*command, "-"], stdin=subprocess.PIPE, env=environment)
+        shared = [base64.b64encode(end.share(process.pid)).decode() for end in ends]
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(fixed | {"sockets": shared}).encode() + b"\n")
+        process.stdin.close()
+        return process
+    else:
+        numbers = [end.fileno() for end in ends]
+        return subprocess.Popen(
+            [*command, json.dumps(fixed | {"sockets": numbers})],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(*numbers, *(int(handle) for handle in rings)),
+            env=environment,
+        )
