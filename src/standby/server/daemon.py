@@ -37,8 +37,8 @@ TOGETHER_S = 0.05
 with a thousand that wait each look costs milliseconds."""
 LOOK_PAUSE = 4
 PAUSE_MAX_S = 1.0
-"""For LOOK_PAUSE times as long as a look took, but no longer than that, what changes is looked at
-together: looks take a fifth of the time at most, however much there is to be looked at."""
+"""For LOOK_PAUSE times as long as a look kept the processor, but no longer than that, what changes
+is looked at together: looks take a fifth of it at most, however much there is to be looked at."""
 GRACE_S = 60.0
 """How long sessions may take to end when the server does."""
 MAX_SESSIONS = 16
@@ -194,7 +194,7 @@ class Daemon:
 
     def _round(self) -> float:
         """Do what is due; seconds until something may be due again."""
-        began = self.clock.monotonic()
+        used_s = self.clock.thread_cpu_s()
         try:
             next_at = self.step()
         except StandbyError as exc:
@@ -203,8 +203,8 @@ class Daemon:
                 return 0.0
             self.log.error(f"cannot go on now: {exc}")
             return self._lease.duration_s / 3
-        took_s = self.clock.monotonic() - began
-        self._pause_s = min(max(TOGETHER_S, LOOK_PAUSE * took_s), PAUSE_MAX_S)
+        used_s = self.clock.thread_cpu_s() - used_s
+        self._pause_s = min(max(TOGETHER_S, LOOK_PAUSE * used_s), PAUSE_MAX_S)
         longest_s = DETAIL_S if self._told else LOOK_S
         if next_at is None:
             return longest_s
