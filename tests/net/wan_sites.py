@@ -4,6 +4,7 @@ keeps the cache, at the target; wa2 is a second one at the source."""
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -63,8 +64,18 @@ class WanSites(Sites):
         return ["[wan]", *([f'cache = "{self.cache}"'] if name == "wb" else []), *CACHE]
 
     def held_by(self, mover: str) -> list[str]:
-        """See Sites; a cache stays open while its mover runs."""
-        return [item for item in super().held_by(mover) if not item.startswith(f"{self.cache}/")]
+        """See Sites; a cache stays open while its mover runs, and connections between accelerators
+        stand."""
+        names = ("wa", "wa2", "wb")
+        hosts = [self.address(name).rpartition(":")[0] for name in names]
+        others = {f"{int.from_bytes(socket.inet_aton(host), 'little'):08X}" for host in hosts}
+
+        def may_stay(item: str) -> bool:
+            if not item.startswith("tcp "):
+                return item.startswith(f"{self.cache}/")
+            return mover in names and item.split()[2].partition(":")[0] in others
+
+        return [item for item in super().held_by(mover) if not may_stay(item)]
 
     def copy_machine(self, source: str, name: str, size: int = 32 * MiB) -> None:
         """A VM with the content of another one's disk."""
