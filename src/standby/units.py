@@ -81,3 +81,8 @@ def format_rate(rate_bps: float) -> str:
         if bits >= size:
             return f"{bits / size:.4g} {unit}"
     return f"{bits / 1e3:.4g} kbit/s"
+
+
+def counted(count: int, what: str) -> str:
+    """`count` of `what`, a word whose plural has an s: "1 disk", "2 disks"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

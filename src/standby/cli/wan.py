@@ -30,6 +30,7 @@ from standby.cli.wan_places import (
     opened_caches,
     tenant_key,
 )
+from standby.units import counted
 
 if TYPE_CHECKING:
     from standby.server.wan_caches import PairStatus
@@ -350,8 +351,8 @@ def populate(
         for path, problem in report.problems.items():
             warn(problem if path in problem else f"{path}: {problem}")
         click.echo(
-            f"{label}: {report.disks} disks, {size(report.bytes_read)} read, {report.pieces_added} "
-            f"new pieces, {size(max(0, report.bytes_added))} more in the cache"
+            f"{label}: {counted(report.disks, 'disk')}, {size(report.bytes_read)} read, "
+            f"{report.pieces_added} new pieces, {size(max(0, report.bytes_added))} more in the cache"
         )
         if evicted:
             warn(f"the limit was reached: {evicted} segments went; a larger --limit keeps more")
@@ -365,4 +366,4 @@ def _show_disks(cache: str, disks: Sequence[tuple[str, int]], as_json: bool) -> 
         return
     for path, length in disks:
         click.echo(f"{path}  {size(length)}")
-    click.echo(f"would take {len(disks)} disks into {cache}")
+    click.echo(f"would take {counted(len(disks), 'disk')} into {cache}")

@@ -29,7 +29,7 @@ from standby.road.records import inner_path
 from standby.road.replica import ReplicaFolder
 from standby.road.replica_work import ReplicaWork
 from standby.road.surveying import undo_point
-from standby.units import format_bytes
+from standby.units import counted, format_bytes
 
 FILES_SHOWN = 6
 """Names of files that a list of what stays behind gives at most."""
@@ -206,10 +206,8 @@ def _plan(
     becomes = next_state(record.state, action) or record.state
     if record.state is ReplicaState.FAILOVER and action is Action.UNDO_FAILOVER:
         becomes = state_after_undo(record)
-    disks = len(replicated_disks(point))
-    head = (
-        f"{folder.name}: {record.state} becomes {becomes}, {disks} disks, point of {point.taken_at}"
-    )
+    disks = counted(len(replicated_disks(point)), "disk")
+    head = f"{folder.name}: {record.state} becomes {becomes}, {disks}, point of {point.taken_at}"
     return VerbPlan(
         folder.name,
         action.value,

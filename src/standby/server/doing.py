@@ -10,7 +10,7 @@ from standby.model.job import ReplicationJob
 from standby.server.check_movers import Need, needs_of
 from standby.server.config import Config
 from standby.server.progress import DiskProgress, ProgressBoard
-from standby.units import format_bytes
+from standby.units import counted, format_bytes
 
 
 class Doing:
@@ -44,7 +44,7 @@ def how_far(disks: Sequence[DiskProgress]) -> str:
         return ""
     done, total = sum(item.done for item in disks), sum(item.total for item in disks)
     share = f", {100 * done // total} %" if total else ""
-    count = "1 disk" if len(disks) == 1 else f"{len(disks)} disks"
+    count = counted(len(disks), "disk")
     return f"{count}: {format_bytes(done)} of {format_bytes(total)}{share}"
 
 
