@@ -352,7 +352,8 @@ def populate(
             warn(problem if path in problem else f"{path}: {problem}")
         click.echo(
             f"{label}: {counted(report.disks, 'disk')}, {size(report.bytes_read)} read, "
-            f"{report.pieces_added} new pieces, {size(max(0, report.bytes_added))} more in the cache"
+            f"{report.pieces_added} new pieces, {size(max(0, report.bytes_added))} more in the "
+            "cache"
         )
         if evicted:
             warn(f"the limit was reached: {evicted} segments went; a larger --limit keeps more")
