@@ -100,11 +100,12 @@ ELSEWHERE = {
     "cache: appended",
     "cache: footer written",
     "cache: removing",
+    "record restored",
 }
 """No part of a session as it is run here: the tests of failing over, leases, merges and the global
 cache kill there (test_commit_kill_points, test_merge_kill_points, test_failing_over,
-test_session_faults, test_wan_cache_kills, tests of `disk merge`), or where several machines take
-part (test_installation)."""
+test_session_faults, test_wan_cache_kills, test_record_copies, tests of `disk merge`), or where
+several machines take part (test_installation)."""
 
 
 def test_every_kill_point_is_in_the_matrix():
