@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,25 +17,26 @@ from standby.errors import (
     StandbyError,
     TicketRefused,
 )
-from standby.server import task_ends
+from standby.server import task_ends, wan_link
 from standby.server.task_ends import both, one_end_failed
 from standby.server.wan_link import WanLink, WanPair, WanTries
 
 
 class Mover:
-    """A mover that notes what it is asked; `ends` what a word to it ends."""
+    """A mover that notes what it is asked; `ends` what a word to it ends, `answer` what it says."""
 
     def __init__(self, name: str, *, is_connected: bool = True) -> None:
         self.name = name
         self.is_connected = is_connected
         self.asked: list[str] = []
         self.ends: Future[Any] | None = None
+        self.answer: Future[Any] | None = None
 
     def start(self, verb: str, /, **arguments: Any) -> Future[Any]:
         self.asked.append(verb)
         if verb == "cancel" and self.ends is not None and not self.ends.done():
             self.ends.set_exception(LinkError(self.name, "ended"))
-        return Future()
+        return self.answer or Future()
 
     start_now = call = start
 
@@ -176,11 +178,33 @@ def test_what_both_accelerators_tell_is_the_report() -> None:
     assert warnings == ["no room"]
 
 
-def test_an_accelerator_that_does_not_tell_costs_its_figures_only() -> None:
+def test_an_accelerator_that_does_not_tell_costs_its_figures_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wan_link, "TELLING_S", 0.01)
     made = link(ended({"sent": 10}), Future(), is_connected=False)
     told, warnings = made.told()
     assert (told.sent, told.cached) == (10, 0)
     assert warnings == ["WAN accelerator wb did not tell what it did"]
+
+
+@pytest.mark.parametrize("away", ["wa", "wb"])
+def test_an_accelerator_that_is_back_after_the_proxies_still_tells(away: str) -> None:
+    late: Future[Any] = Future()
+    results = {"wa": {"sent": 5}, "wb": {"found": 3}}
+    ends = {name: late if name == away else ended(results[name]) for name in results}
+    movers = []
+    for name, end in ends.items():
+        mover = Mover(name, is_connected=name != away)
+        mover.answer = end
+        movers.append(mover)
+    made = WanLink(WanPair("main", movers[0], movers[1], is_optional=True))
+    made.rejoin("task")
+    back = threading.Timer(0.05, late.set_result, [results[away]])
+    back.start()
+    told, warnings = made.told()
+    back.join()
+    assert (told.sent, told.found, warnings) == (5, 3, [])
 
 
 def test_the_report_for_people_names_bytes_pieces_and_processor(

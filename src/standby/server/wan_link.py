@@ -45,8 +45,9 @@ its movers answer. A line that drops now and then is tried again through the pai
 FAILED_TELLING_S = 2.0
 """How long a disk whose attempt failed waits to know what that did: one end of it may hang."""
 
-TELLING_S = 10.0
-"""How long the accelerators of a disk that is done are waited for."""
+TELLING_S = 20.0
+"""How long the accelerators of a disk that is done are waited for: longer than until a mover is
+called again whose control link dropped (`server.service_mover.Reconnect.every_s`)."""
 
 MOVER_MODES = {"auto": "auto", "cache": "digest", "full": "full"}
 """What movers call the modes of a pair."""
@@ -128,9 +129,9 @@ class WanLink:
 
     def told(self) -> tuple[WanReport, list[str]]:
         """What the two did for a disk that is done, as far as they say so in time, and what they
-        warn of."""
-        there = [future for future, handle in self.ends.items() if handle.is_connected]
-        wait(there, TELLING_S)
+        warn of. One whose control link dropped is waited for as well: after a server was cut off,
+        its proxies may be back first."""
+        wait(self.ends, TELLING_S)
         sent, received = _result(self._sending), _result(self._receiving)
         warnings = [str(text) for text in (*_texts(sent), *_texts(received))]
         silent = [
