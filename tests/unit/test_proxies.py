@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from standby.errors import ConfigurationError
+from standby.host.seen_paths import mapped_path
 from standby.model.job import ReplicationJob
 from standby.server.config import Config, HostConfig, ProxyConfig, RepositoryConfig, load_config
 from standby.server.proxies import (
     all_proxies,
     capacities,
     eligible_proxies,
-    mapped_path,
 )
 
 JOB = ReplicationJob("nightly", "prod", "dr", "main", ("*",))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from standby.clock import Clock
 from standby.errors import CertificateError, ConfigurationError
+from standby.host.seen_paths import mapped_path
 from standby.model.job import ReplicationJob
 from standby.server.config import Config
 from standby.server.config_check import Finding, Level
@@ -17,7 +18,7 @@ from standby.server.crews import uses_services
 from standby.server.fleet import Fleet
 from standby.server.mover_check import Check, Movers
 from standby.server.mover_check import Level as CheckLevel
-from standby.server.proxies import Side, eligible_proxies, mapped_path
+from standby.server.proxies import Side, eligible_proxies
 
 AT_ONCE = 16
 TRIES = "`standby infrastructure check` tries every part"

@@ -15,10 +15,11 @@ from typing import Any
 
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import CertificateError, ConfigurationError, MoverLeft, NoProxy
+from standby.host.seen_paths import mapped_path
 from standby.model.job import ReplicationJob
 from standby.server.certificates import CertificateCare
 from standby.server.config import Config, MoverConfig
-from standby.server.proxies import Eligibility, Side, eligible_proxies, mapped_path
+from standby.server.proxies import Eligibility, Side, eligible_proxies
 from standby.server.service_mover import Reconnect, ServiceMover
 from standby.server.traffic_server import TrafficServer
 from standby.wire import plain

@@ -26,9 +26,9 @@ from standby.errors import (
     VersionMismatch,
     error_from_wire,
 )
+from standby.host.seen_paths import mapped_path
 from standby.server.config import Config, MoverConfig
 from standby.server.fleet import Fleet, needed_roles
-from standby.server.proxies import mapped_path
 from standby.wire.link import Link
 from standby.wire.messages import Call, Failed, Reply
 

@@ -1,8 +1,7 @@
 """Which proxies can take a disk: who sees its files, under which path, on which side.
 
 A proxy sees a host's storage where it runs on the host's own machine (the same mover, or both
-none), or where its `paths` says how: the longest folder that holds the file counts, Windows paths
-(`C:\\…`, `\\\\server\\share\\…`) without regard to case, others with. A host that no configured
+none), or where its `paths` says how (`host.seen_paths`). A host that no configured
 proxy is made for is served by its own mover, as a proxy named `host:NAME`.
 
 All of it is pure; `resources` chooses among those found.
@@ -10,80 +9,16 @@ All of it is pure; `resources` chooses among those found.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from standby.host.seen_paths import mapped_path
 from standby.model.job import ReplicationJob
 from standby.server.config import Config, HostConfig, ProxyConfig
 from standby.server.resources import Capacities
 
 Side = Literal["source", "target"]
-
-_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/]|$)")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A path taken apart. `anchor` is '/', 'c:', '\\\\server\\share' or '' where it is relative;
-    `parts` are as written, compared by `folded`."""
-
-    is_windows: bool
-    anchor: str
-    parts: tuple[str, ...]
-
-    @property
-    def folded(self) -> tuple[str, ...]:
-        """The parts as they are compared."""
-        return tuple(part.lower() for part in self.parts) if self.is_windows else self.parts
-
-
-def parsed_place(path: str) -> Place | None:
-    """The path taken apart, '.' and doubled separators gone; None where '..' makes it unclear."""
-    text = path
-    if text.startswith("\\\\?\\UNC\\"):
-        text = "\\\\" + text[8:]
-    elif text.startswith("\\\\?\\"):
-        text = text[4:]
-    if _DRIVE.match(text):
-        is_windows, anchor, rest = True, text[:2].lower(), re.split(r"[\\/]", text[2:])
-    elif text.startswith("\\\\"):
-        words = [word for word in re.split(r"[\\/]", text) if word]
-        is_windows, anchor, rest = True, "\\\\" + "\\".join(words[:2]).lower(), words[2:]
-    else:
-        is_windows, anchor, rest = False, "/" if text.startswith("/") else "", text.split("/")
-    parts = tuple(part for part in rest if part not in ("", "."))
-    return None if ".." in parts else Place(is_windows, anchor, parts)
-
-
-def mapped_path(path: str, folders: Mapping[str, str]) -> str | None:
-    """`path` of a host as a proxy sees it, by the longest of `folders` ({at the host: at the
-    proxy}) that holds it; None when none does."""
-    place = parsed_place(path)
-    if place is None:
-        return None
-    best: tuple[int, str] | None = None
-    for folder, seen_as in folders.items():
-        held = parsed_place(folder)
-        if held is None or (held.is_windows, held.anchor) != (place.is_windows, place.anchor):
-            continue
-        count = len(held.parts)
-        if held.folded == place.folded[:count] and (best is None or count > best[0]):
-            best = (count, seen_as)
-    return None if best is None else _joined(best[1], place.parts[best[0] :])
-
-
-def _joined(folder: str, parts: Sequence[str]) -> str:
-    """The path below `folder`, in the manner of that folder."""
-    place = parsed_place(folder)
-    is_windows = place is not None and place.is_windows
-    stem = folder.rstrip("\\/" if is_windows else "/")
-    if not parts:
-        return stem or folder
-    if stem.endswith(":") and not is_windows and stem == folder:
-        return stem + "/".join(parts)  # 'rootid:', which a path below a mover's root follows
-    return ("\\" if is_windows else "/").join((stem, *parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,75 @@
+"""A host's paths as another machine sees them: by a map of the host's folders to its own.
+
+The longest folder that holds a file counts, whole components only; Windows paths (`C:\\…`,
+`\\\\server\\share\\…`) are compared without regard to case, others with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/]|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path taken apart. `anchor` is '/', 'c:', '\\\\server\\share' or '' where it is relative;
+    `parts` are as written, compared by `folded`."""
+
+    is_windows: bool
+    anchor: str
+    parts: tuple[str, ...]
+
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """The parts as they are compared."""
+        return tuple(part.lower() for part in self.parts) if self.is_windows else self.parts
+
+
+def parsed_place(path: str) -> Place | None:
+    """The path taken apart, '.' and doubled separators gone; None where '..' makes it unclear."""
+    text = path
+    if text.startswith("\\\\?\\UNC\\"):
+        text = "\\\\" + text[8:]
+    elif text.startswith("\\\\?\\"):
+        text = text[4:]
+    if _DRIVE.match(text):
+        is_windows, anchor, rest = True, text[:2].lower(), re.split(r"[\\/]", text[2:])
+    elif text.startswith("\\\\"):
+        words = [word for word in re.split(r"[\\/]", text) if word]
+        is_windows, anchor, rest = True, "\\\\" + "\\".join(words[:2]).lower(), words[2:]
+    else:
+        is_windows, anchor, rest = False, "/" if text.startswith("/") else "", text.split("/")
+    parts = tuple(part for part in rest if part not in ("", "."))
+    return None if ".." in parts else Place(is_windows, anchor, parts)
+
+
+def mapped_path(path: str, folders: Mapping[str, str]) -> str | None:
+    """`path` of a host as a proxy sees it, by the longest of `folders` ({at the host: at the
+    proxy}) that holds it; None when none does."""
+    place = parsed_place(path)
+    if place is None:
+        return None
+    best: tuple[int, str] | None = None
+    for folder, seen_as in folders.items():
+        held = parsed_place(folder)
+        if held is None or (held.is_windows, held.anchor) != (place.is_windows, place.anchor):
+            continue
+        count = len(held.parts)
+        if held.folded == place.folded[:count] and (best is None or count > best[0]):
+            best = (count, seen_as)
+    return None if best is None else _joined(best[1], place.parts[best[0] :])
+
+
+def _joined(folder: str, parts: Sequence[str]) -> str:
+    """The path below `folder`, in the manner of that folder."""
+    place = parsed_place(folder)
+    is_windows = place is not None and place.is_windows
+    stem = folder.rstrip("\\/" if is_windows else "/")
+    if not parts:
+        return stem or folder
+    if stem.endswith(":") and not is_windows and stem == folder:
+        return stem + "/".join(parts)  # 'rootid:', which a path below a mover's root follows
+    return ("\\" if is_windows else "/").join((stem, *parts))
