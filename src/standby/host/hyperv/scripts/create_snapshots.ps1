@@ -1,0 +1,36 @@
+# Makes a recovery snapshot of each VM that stands as when its intent was recorded: all begin, then all are waited for.
+param($request)
+$class = Get-CimClass -Namespace $ns -ClassName Msvm_VirtualSystemSnapshotSettingData
+$service = Get-CimInstance -Namespace $ns -ClassName Msvm_VirtualSystemSnapshotService
+$has_copy = @($class.CimClassProperties | Where-Object { $_.Name -eq 'GuestBackupType' }).Count -gt 0
+$started = @{}
+$failed = @{}
+foreach ($one in $request.machines) {
+  try {
+    $vm = Get-CimInstance -Namespace $ns -ClassName Msvm_ComputerSystem -Filter "Name='$($one.id)'"
+    $there = @(Get-CimInstance -Namespace $ns -ClassName Msvm_VirtualSystemSettingData -Filter "VirtualSystemIdentifier='$($one.id)'")
+    $new = @($there | Where-Object { $_.VirtualSystemType -like '*:Snapshot:Recovery' -and $one.known -notcontains $_.InstanceID })
+    $busy = @($vm | ForEach-Object { $_.OperationalStatus } | Where-Object { $_ -ge 32768 })
+    if ($null -ne $vm -and $busy.Count -eq 0 -and $new.Count -eq 0) {
+      $values = @{ ConsistencyLevel = [byte]$one.level; IgnoreNonSnapshottableDisks = $true }
+      if ($one.copy -and $has_copy) { $values['GuestBackupType'] = [byte]2 }
+      $setting = New-CimInstance -ClientOnly -CimClass $class -Property $values
+      $started[$one.id] = Invoke-CimMethod -InputObject $service -MethodName CreateSnapshot -Arguments @{
+        AffectedSystem = $vm; SnapshotSettings = (ToText $setting); SnapshotType = [uint16]32768 }
+    }
+  } catch { $failed[$one.id] = $_ }
+}
+foreach ($one in $request.machines) {
+  Step $one.id {
+    if ($failed.ContainsKey($one.id)) { throw $failed[$one.id] }
+    if (-not $started.ContainsKey($one.id)) { return @{ state = 'changed' } }
+    $end = Finish $started[$one.id] $one.wait_s
+    $made = @()
+    if ($end.state -eq 'done') {
+      $made = @(Get-CimAssociatedInstance -InputObject $started[$one.id].Job -ResultClassName Msvm_VirtualSystemSettingData)
+    }
+    $disks = @($made | ForEach-Object { Get-CimAssociatedInstance -InputObject $_ -ResultClassName Msvm_StorageAllocationSettingData })
+    @{ state = $end.state; job = $end.job; is_copy = $one.copy -and $has_copy; snapshots = @($made | ForEach-Object { $_.InstanceID })
+      disks = @($disks | Select-Object -Property InstanceID, ResourceSubType, HostResource, Parent, AddressOnParent) }
+  }
+}
