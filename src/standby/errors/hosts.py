@@ -71,3 +71,192 @@ class CheckpointLimit(StandbyError):
             f"VM {self.machine}: the checkpoint reached its limit ({self.limit}) and was released; "
             "the transfer is kept and the next session goes on from it"
         )
+
+
+@dataclass(eq=False)
+class HostCallFailed(StandbyError):
+    """A Hyper-V host was asked and gave no usable answer; raised only through its children."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    exit_code: ClassVar[int] = 12
+    host: str
+
+
+@dataclass(eq=False)
+class HostUnreachable(HostCallFailed):
+    """The host cannot be spoken to: no connection, or what answers is not its WinRM service."""
+
+    address: str
+    reason: str
+    hint: str = ""
+
+    def message(self) -> str:
+        hint = self.hint or (
+            "Is it up, is the address right, does `winrm quickconfig` on it say that the service "
+            "listens, and does the firewall let this machine in?"
+        )
+        return f"host {self.host}: no answer from {self.address} ({self.reason}). {hint}"
+
+
+@dataclass(eq=False)
+class HostCredentialsRefused(HostCallFailed):
+    """The host, or the domain, does not take the credentials. Trying again locks accounts."""
+
+    retry: ClassVar[Retry] = Retry.NEVER
+    username: str
+    transport: str
+    reason: str = ""
+
+    def message(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        return (
+            f"host {self.host}: {self.username or 'the account'} was refused over "
+            f"{self.transport}{why}. Check the user name, the secret that the configuration "
+            "names, and that the host offers this way of signing in "
+            "(`winrm get winrm/config/service/auth`)"
+        )
+
+
+@dataclass(eq=False)
+class HostCertificateRefused(HostCallFailed):
+    """The host's certificate is not one that this machine trusts for that address."""
+
+    retry: ClassVar[Retry] = Retry.NEVER
+    address: str
+    reason: str
+
+    def message(self) -> str:
+        return (
+            f"host {self.host}: the certificate of {self.address} is not trusted ({self.reason}). "
+            "Write the file of the authority that signed it, or of the certificate itself where it "
+            'signed itself, as ca = "PATH", and address the host by a name the certificate holds'
+        )
+
+
+@dataclass(eq=False)
+class HostAccessDenied(HostCallFailed):
+    """The account is known, and may not do this (Windows error 5)."""
+
+    retry: ClassVar[Retry] = Retry.NEVER
+    verb: str
+    detail: str = ""
+    machine: str = ""
+
+    def message(self) -> str:
+        about = f" for VM {self.machine}" if self.machine else ""
+        detail = f" ({self.detail})" if self.detail else ""
+        return (
+            f"host {self.host}: access denied to {self.verb}{about}{detail}. The account needs to "
+            "be a member of the host's Administrators, or of its Remote Management Users and "
+            "Hyper-V Administrators; a local account other than the built-in one also needs "
+            "LocalAccountTokenFilterPolicy = 1"
+        )
+
+
+@dataclass(eq=False)
+class HostQuotaReached(HostCallFailed):
+    """A limit of the host's WinRM service is reached: shells, operations, memory."""
+
+    verb: str
+    quota: str
+
+    def message(self) -> str:
+        return (
+            f"host {self.host}: {self.verb} was turned away, the host's quota is used up "
+            f"({self.quota}). Other programs that sign in with this account count too: give "
+            "standby an account of its own, or raise the limit "
+            "(`winrm get winrm/config/winrs` shows it)"
+        )
+
+
+@dataclass(eq=False)
+class HostDeadline(HostCallFailed):
+    """A script did not end in time, and was ended. What it had done is unknown."""
+
+    verb: str
+    deadline_s: float
+    during: str
+
+    def message(self) -> str:
+        return (
+            f"host {self.host}: {self.verb} did not end within {self.deadline_s:g} s (while "
+            f"{self.during}) and was broken off; what it had done by then is looked up before it "
+            "is tried again. Is the host overloaded, or is its management service "
+            "(`Get-Service vmms, winrm`) stuck?"
+        )
+
+
+@dataclass(eq=False)
+class HostShellLost(HostCallFailed):
+    """The connection or the shell was lost after the script may have begun."""
+
+    verb: str
+    reason: str
+
+    def message(self) -> str:
+        return (
+            f"host {self.host}: {self.verb} lost its connection ({self.reason}); what it did is "
+            "unknown and is looked up before it is tried again. Was the host, or its WinRM "
+            "service, restarted?"
+        )
+
+
+@dataclass(eq=False)
+class HostFault(HostCallFailed):
+    """The host's WinRM service refused a message for another reason."""
+
+    verb: str
+    code: int
+    reason: str
+
+    def message(self) -> str:
+        code = f" {self.code}" if self.code else ""
+        return (
+            f"host {self.host}: its WinRM service refused {self.verb} (fault{code}: "
+            f"{self.reason}). `winrm helpmsg {self.code or 'CODE'}` on the host explains the code"
+        )
+
+
+@dataclass(eq=False)
+class ScriptFailed(HostCallFailed):
+    """PowerShell on the host ended a script, or its work for one VM, with an error."""
+
+    verb: str
+    machine: str
+    problem: str
+    error_id: str = ""
+    """PowerShell's FullyQualifiedErrorId."""
+    hresult: int = 0
+    """Unsigned, 0 where there is none."""
+    category: str = ""
+    wmi_code: int = 0
+    """What a WMI method or its job said, 0 where none did."""
+
+    def message(self) -> str:
+        about = f" for VM {self.machine}" if self.machine else ""
+        known = [f"0x{self.hresult:08X}"] if self.hresult else []
+        known += [f"WMI code {self.wmi_code}"] if self.wmi_code else []
+        known += [self.error_id] if self.error_id else []
+        codes = f" ({', '.join(known)})" if known else ""
+        problem = self.problem.strip().rstrip(".")
+        return (
+            f"host {self.host}: {self.verb} failed{about}: {problem}{codes}. The host's event log "
+            "Microsoft-Windows-Hyper-V-VMMS-Admin says more"
+        )
+
+
+@dataclass(eq=False)
+class HostAnswerWrong(HostCallFailed):
+    """What came back from a script is not the answer it owes."""
+
+    verb: str
+    problem: str
+    said: tuple[str, ...] = ()
+    """The first lines of the script's error stream."""
+
+    def message(self) -> str:
+        said = f"; the host said: {' | '.join(self.said)}" if self.said else ""
+        return (
+            f"host {self.host}: the answer of {self.verb} cannot be used: {self.problem}{said}. "
+            "`standby version --verbose` and this message belong into a report of the fault"
+        )

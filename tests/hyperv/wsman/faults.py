@@ -1,0 +1,64 @@
+"""The faults a WinRM service can show, each armed for the next messages of one kind."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+ACTIONS = ("Create", "Command", "Send", "Receive", "Signal", "Delete", "Get")
+
+KINDS = (
+    "unauthorized",  # HTTP 401
+    "hang",  # no answer, until the server ends or `let_go`
+    "drop",  # the connection ends before the message is acted on
+    "drop-answer",  # it is acted on, and the connection ends amid the answer
+    "timed-out",  # fault 2150858793
+    "no-shell",  # fault 2150858843, and the shell is gone indeed
+    "quota",  # subcode QuotaLimit
+    "denied",  # Code 5, subcode AccessDenied
+    "unavailable",  # HTTP 503 without a body
+    "garbled",  # HTTP 200 with a body that is not XML
+)
+
+
+@dataclass
+class Faults:
+    """Which messages fail, and how the output of commands is cut."""
+
+    split_bytes: int = 0
+    """Bytes of each stream in one Receive answer, 0 for all there is; cuts characters too."""
+    late_done: bool = False
+    """Output comes with CommandState Running; Done and the exit code alone, in a last answer."""
+    _armed: list[tuple[str, str]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _let_go: threading.Event = field(default_factory=threading.Event)
+
+    def arm(self, action: str, kind: str, times: int = 1) -> None:
+        """The next `times` messages of `action` fail by `kind`."""
+        assert action in ACTIONS, action
+        assert kind in KINDS, kind
+        with self._lock:
+            self._armed += [(action, kind)] * times
+
+    def take(self, action: str) -> str:
+        """The kind of fault for this message, '' for none; it is used up."""
+        with self._lock:
+            for item in self._armed:
+                if item[0] == action:
+                    self._armed.remove(item)
+                    return item[1]
+        return ""
+
+    @property
+    def left(self) -> int:
+        """Faults armed and not yet shown."""
+        with self._lock:
+            return len(self._armed)
+
+    def let_go(self) -> None:
+        """End every hang, now and later."""
+        self._let_go.set()
+
+    def hang(self) -> None:
+        """Return when `let_go` was called."""
+        self._let_go.wait(60)
