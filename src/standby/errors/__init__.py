@@ -26,6 +26,8 @@ from standby.errors.disks import (
     PathRefused,
 )
 from standby.errors.hosts import (
+    BackupInProgress,
+    CheckpointFailed,
     CheckpointLimit,
     HostAccessDenied,
     HostAnswerWrong,
@@ -38,9 +40,11 @@ from standby.errors.hosts import (
     HostQuotaReached,
     HostShellLost,
     HostUnreachable,
+    MachineBusy,
     MachineRunning,
     ScriptFailed,
     SourceChanged,
+    WrongDisk,
 )
 from standby.errors.jobs import (
     IllegalRequest,
@@ -96,8 +100,10 @@ from standby.errors.servers import (
 )
 
 __all__ = [
+    "BackupInProgress",
     "CertificateError",
     "CertificateRefused",
+    "CheckpointFailed",
     "CheckpointLimit",
     "ConfigurationError",
     "DiskBusy",
@@ -128,6 +134,7 @@ __all__ = [
     "JobError",
     "LinkError",
     "LinkTimeout",
+    "MachineBusy",
     "MachineRunning",
     "MoverAway",
     "MoverDied",
@@ -167,6 +174,7 @@ __all__ = [
     "VerifyFailed",
     "VersionMismatch",
     "WorkStopped",
+    "WrongDisk",
     "error_from_wire",
     "error_to_wire",
 ]

@@ -260,3 +260,74 @@ class HostAnswerWrong(HostCallFailed):
             f"host {self.host}: the answer of {self.verb} cannot be used: {self.problem}{said}. "
             "`standby version --verbose` and this message belong into a report of the fault"
         )
+
+
+@dataclass(eq=False)
+class BackupInProgress(StandbyError):
+    """A VM has a recovery snapshot that is not standby's: another product is at work."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    exit_code: ClassVar[int] = 12
+    host: str
+    machine: str
+    snapshots: tuple[str, ...]
+    remedy: str
+
+    def message(self) -> str:
+        return (
+            f"VM {self.machine} on host {self.host}: another backup is in progress (recovery "
+            f"snapshot {', '.join(self.snapshots)}, not made by standby, left alone); tried again "
+            f"later. If nothing else backs this VM up, remove it: {self.remedy}"
+        )
+
+
+@dataclass(eq=False)
+class MachineBusy(StandbyError):
+    """The host is at work on a VM (merge, migration, export), for longer than was waited."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    exit_code: ClassVar[int] = 12
+    host: str
+    machine: str
+    operation: str
+    waited_s: float
+
+    def message(self) -> str:
+        return (
+            f"VM {self.machine} on host {self.host}: {self.operation} was still going on after "
+            f"{self.waited_s:g} s; tried again later"
+        )
+
+
+@dataclass(eq=False)
+class CheckpointFailed(StandbyError):
+    """The host made no usable checkpoint of a VM."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    exit_code: ClassVar[int] = 12
+    host: str
+    machine: str
+    problem: str
+    hint: str = ""
+
+    def message(self) -> str:
+        hint = f". {self.hint}" if self.hint else ""
+        return f"VM {self.machine} on host {self.host}: no checkpoint: {self.problem}{hint}"
+
+
+@dataclass(eq=False)
+class WrongDisk(StandbyError):
+    """A file that a proxy sees is not the disk that the host names."""
+
+    retry: ClassVar[Retry] = Retry.NEVER
+    exit_code: ClassVar[int] = 12
+    machine: str
+    place: str
+    path: str
+    difference: str
+
+    def message(self) -> str:
+        return (
+            f"VM {self.machine}, disk {self.place}: {self.path} is not the disk that the host "
+            f"names ({self.difference}); nothing was read. Check the proxy's `paths` for the host"
+        )

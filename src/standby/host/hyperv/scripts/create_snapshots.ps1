@@ -4,6 +4,7 @@ $class = Get-CimClass -Namespace $ns -ClassName Msvm_VirtualSystemSnapshotSettin
 $service = Get-CimInstance -Namespace $ns -ClassName Msvm_VirtualSystemSnapshotService
 $has_copy = @($class.CimClassProperties | Where-Object { $_.Name -eq 'GuestBackupType' }).Count -gt 0
 $started = @{}
+$enabled = @{}
 $failed = @{}
 foreach ($one in $request.machines) {
   try {
@@ -11,6 +12,7 @@ foreach ($one in $request.machines) {
     $there = @(Get-CimInstance -Namespace $ns -ClassName Msvm_VirtualSystemSettingData -Filter "VirtualSystemIdentifier='$($one.id)'")
     $new = @($there | Where-Object { $_.VirtualSystemType -like '*:Snapshot:Recovery' -and $one.known -notcontains $_.InstanceID })
     $busy = @($vm | ForEach-Object { $_.OperationalStatus } | Where-Object { $_ -ge 32768 })
+    $enabled[$one.id] = @($vm | ForEach-Object { $_.EnabledState })
     if ($null -ne $vm -and $busy.Count -eq 0 -and $new.Count -eq 0) {
       $values = @{ ConsistencyLevel = [byte]$one.level; IgnoreNonSnapshottableDisks = $true }
       if ($one.copy -and $has_copy) { $values['GuestBackupType'] = [byte]2 }
@@ -30,7 +32,8 @@ foreach ($one in $request.machines) {
       $made = @(Get-CimAssociatedInstance -InputObject $started[$one.id].Job -ResultClassName Msvm_VirtualSystemSettingData)
     }
     $disks = @($made | ForEach-Object { Get-CimAssociatedInstance -InputObject $_ -ResultClassName Msvm_StorageAllocationSettingData })
-    @{ state = $end.state; job = $end.job; is_copy = $one.copy -and $has_copy; snapshots = @($made | ForEach-Object { $_.InstanceID })
+    @{ state = $end.state; job = $end.job; is_copy = $one.copy -and $has_copy; enabled = @($enabled[$one.id])
+      snapshots = @($made | ForEach-Object { $_.InstanceID })
       disks = @($disks | Select-Object -Property InstanceID, ResourceSubType, HostResource, Parent, AddressOnParent) }
   }
 }
