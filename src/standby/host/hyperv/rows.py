@@ -229,13 +229,20 @@ class State(msgspec.Struct, frozen=True):
     settings: list[StateSettings]
 
 
+class Before(msgspec.Struct, frozen=True):
+    """How a VM was just before its snapshot: EnabledState, the snapshot it was last set back to."""
+
+    enabled: list[int] = []
+    applied: list[str] = []
+
+
 class Created(msgspec.Struct, frozen=True):
     """create_snapshots.ps1; `state`: done, unfinished (`job` tells which), changed."""
 
     state: str
     job: str | None = None
     is_copy: bool = False
-    enabled: list[int] = []
+    before: Before = Before()
     snapshots: list[str] = []
     disks: list[Resource] = []
 

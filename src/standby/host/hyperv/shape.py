@@ -48,7 +48,8 @@ class ControllerShape(msgspec.Struct, frozen=True):
 
 class AdapterShape(msgspec.Struct, frozen=True):
     """A network adapter. `mac` is 12 upper-case hex digits, '' before the first start;
-    `identifiers` keep a guest's static addresses with it; `vlan_mode`: 0 none, 1 access, 2 trunk, 3 private."""
+    `identifiers` keep a guest's static addresses with it; `vlan_mode`: 0 none, 1 access, 2 trunk,
+    3 private."""
 
     name: str
     switch: str = ""

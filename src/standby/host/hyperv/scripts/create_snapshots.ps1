@@ -4,7 +4,7 @@ $class = Get-CimClass -Namespace $ns -ClassName Msvm_VirtualSystemSnapshotSettin
 $service = Get-CimInstance -Namespace $ns -ClassName Msvm_VirtualSystemSnapshotService
 $has_copy = @($class.CimClassProperties | Where-Object { $_.Name -eq 'GuestBackupType' }).Count -gt 0
 $started = @{}
-$enabled = @{}
+$before = @{}
 $failed = @{}
 foreach ($one in $request.machines) {
   try {
@@ -12,7 +12,8 @@ foreach ($one in $request.machines) {
     $there = @(Get-CimInstance -Namespace $ns -ClassName Msvm_VirtualSystemSettingData -Filter "VirtualSystemIdentifier='$($one.id)'")
     $new = @($there | Where-Object { $_.VirtualSystemType -like '*:Snapshot:Recovery' -and $one.known -notcontains $_.InstanceID })
     $busy = @($vm | ForEach-Object { $_.OperationalStatus } | Where-Object { $_ -ge 32768 })
-    $enabled[$one.id] = @($vm | ForEach-Object { $_.EnabledState })
+    $applied = @($vm | ForEach-Object { Get-CimAssociatedInstance -InputObject $_ -Association Msvm_LastAppliedSnapshot -ResultClassName Msvm_VirtualSystemSettingData })
+    $before[$one.id] = @{ enabled = @($vm | ForEach-Object { $_.EnabledState }); applied = @($applied | ForEach-Object { $_.InstanceID }) }
     if ($null -ne $vm -and $busy.Count -eq 0 -and $new.Count -eq 0) {
       $values = @{ ConsistencyLevel = [byte]$one.level; IgnoreNonSnapshottableDisks = $true }
       if ($one.copy -and $has_copy) { $values['GuestBackupType'] = [byte]2 }
@@ -32,7 +33,7 @@ foreach ($one in $request.machines) {
       $made = @(Get-CimAssociatedInstance -InputObject $started[$one.id].Job -ResultClassName Msvm_VirtualSystemSettingData)
     }
     $disks = @($made | ForEach-Object { Get-CimAssociatedInstance -InputObject $_ -ResultClassName Msvm_StorageAllocationSettingData })
-    @{ state = $end.state; job = $end.job; is_copy = $one.copy -and $has_copy; enabled = @($enabled[$one.id])
+    @{ state = $end.state; job = $end.job; is_copy = $one.copy -and $has_copy; before = $before[$one.id]
       snapshots = @($made | ForEach-Object { $_.InstanceID })
       disks = @($disks | Select-Object -Property InstanceID, ResourceSubType, HostResource, Parent, AddressOnParent) }
   }
