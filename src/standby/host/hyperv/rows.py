@@ -230,10 +230,12 @@ class State(msgspec.Struct, frozen=True):
 
 
 class Before(msgspec.Struct, frozen=True):
-    """How a VM was just before its snapshot: EnabledState, the snapshot it was last set back to."""
+    """How a VM was just before its snapshot: EnabledState, the snapshot it was last set back to,
+    its reference points."""
 
     enabled: list[int] = []
     applied: list[str] = []
+    points: list[str] = []
 
 
 class Created(msgspec.Struct, frozen=True):
