@@ -1,6 +1,6 @@
 """How a proxy sees a Hyper-V host's files, and whether what it sees is the disk that is meant.
 
-A proxy's `paths` name a host (`prod`) or one node of a cluster (`prod/hv1`): a node's own map counts
+A proxy's `paths` name a host (`prod`) or a node of a cluster (`prod/hv1`): a node's own map counts
 before the whole host's where both are as long. The longest folder that holds a file counts, whole
 components, without regard to case.
 """

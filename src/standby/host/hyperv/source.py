@@ -1,0 +1,398 @@
+"""A Hyper-V host as the source of a job: `ports.Host` over the door.
+
+    machines ─▶ take_checkpoint ─▶ changes_since ─▶ (movers read) ─▶ confirm ─▶ release ─▶ forget
+    2 scripts    1                  1, all disks                      0          1          1
+
+A checkpoint that was confirmed was read to its end: its release converts it to a reference point.
+One that was not is given up, and the reference point before it stays.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+
+from standby.clock import SYSTEM_CLOCK, Clock, new_token
+from standby.errors import CheckpointFailed, HostError, ScriptFailed, SourceChanged
+from standby.host.hyperv import leftovers
+from standby.host.hyperv.asking import Asking
+from standby.host.hyperv.changes import TrackedRanges, ask_changes, believed
+from standby.host.hyperv.files import folded, read_files
+from standby.host.hyperv.inventory import (
+    Excludes,
+    HostInventory,
+    excludes_nothing,
+    read_inventory,
+)
+from standby.host.hyperv.machines import OFF, RUNNING, VIRTUAL_DISK, HostDisk, HostMachine
+from standby.host.hyperv.pacing import Pace, volumes_of
+from standby.host.hyperv.records import (
+    CONVERTING,
+    MADE,
+    READ,
+    RELEASED,
+    Record,
+    RecordedDisk,
+    Records,
+)
+from standby.host.hyperv.reference_points import convert, destroy_points, trackers_of
+from standby.host.hyperv.rows import Changes
+from standby.host.hyperv.shape import to_state_file
+from standby.host.hyperv.snapshots import (
+    APPLICATION,
+    CRASH,
+    Made,
+    Snapshots,
+    Waits,
+    Wanted,
+    in_progress,
+)
+from standby.host.hyperv.states import Watch
+from standby.host.hyperv.trust import (
+    AUDIT_EVERY,
+    DiskNow,
+    TrackedDisk,
+    distrust_before,
+    parse_tracker,
+)
+from standby.model.machine import Checkpoint, CheckpointDisk, Inventory, Machine, PowerState
+
+KIND = "hyperv"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRules:
+    """How checkpoints are made. `fall_back` takes a crash-consistent one where the guest cannot
+    hold still; `is_copy` keeps the guest's logs whole where the host's class can."""
+
+    is_application: bool = True
+    fall_back: bool = True
+    is_copy: bool = True
+    audit_every: timedelta = AUDIT_EVERY
+    waits: Waits = field(default_factory=Waits)
+
+
+class HyperVSource:
+    """A standalone Hyper-V host; implements `ports.Host`, `Inventoried` and `IntentReleasing`.
+
+    Safe to use from several threads for different VMs. `folder` keeps the records of checkpoints
+    (records.py); None only in tests.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        door: Asking,
+        folder: Path | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        rules: SourceRules | None = None,
+        excludes: Excludes = excludes_nothing,
+    ) -> None:
+        self.name = name
+        self.records = Records(name, folder)
+        self._door = door
+        self._clock = clock
+        self._rules = rules or SourceRules()
+        self._excludes = excludes
+        self._watch = Watch(door, name, clock)
+        self._snapshots = Snapshots(self._watch, self._rules.waits)
+        self._pace = Pace()
+        self._seen: HostInventory | None = None
+        self._answers: dict[str, Changes] = {}
+        self._lock = threading.Lock()
+
+    # --- what there is -----------------------------------------------------------------------
+
+    def look(self) -> HostInventory:
+        """The host's inventory, read now."""
+        found = read_inventory(self._door)
+        with self._lock:
+            self._seen = found
+        return found
+
+    def machines(self, *, replicas: bool = False) -> list[Machine]:
+        """See ports.Host; a VM that cannot be described is left out."""
+        return list(self.look().model(self._excludes, replicas=replicas).machines)
+
+    def inventory(self) -> Inventory:
+        """See ports.Inventoried."""
+        return self.look().model(self._excludes)
+
+    def power_state(self, machine: Machine) -> PowerState:
+        """See ports.Host."""
+        return self._found(machine, is_fresh=True).power_state
+
+    def state_files(self, machine: Machine) -> dict[str, str]:
+        """The VM's hardware as Hyper-V has it (`shape`)."""
+        return to_state_file(self._found(machine).shape)
+
+    def _found(self, machine: Machine, *, is_fresh: bool = False) -> HostMachine:
+        seen = self._seen
+        if seen is None or is_fresh:
+            seen = self.look()
+        found = seen.machine(machine.id)
+        if found is None:
+            raise HostError(self.name, f"VM {machine.name} is not on the host any more")
+        return found
+
+    # --- checkpoints -------------------------------------------------------------------------
+
+    def take_checkpoint(self, machine: Machine, intent_id: str) -> Checkpoint:
+        """Make a recovery snapshot (RULES 10). BackupInProgress while somebody else's is there."""
+        found = self._found(machine)
+        with self._pace.slot(volumes_of(disk.file.path for disk in found.disks)):
+            return self._taken(found, intent_id)
+
+    def _taken(self, found: HostMachine, intent_id: str) -> Checkpoint:
+        ours = {record.snapshot for record in self.records.of_machine(found.id)}
+        foreign = [item for item in found.snapshots if item not in ours]
+        if foreign:
+            # The inventory may be older than the other product's end.
+            found = self._found(_named(found), is_fresh=True)
+            foreign = [item for item in found.snapshots if item not in ours]
+            if foreign:
+                raise in_progress(self.name, found.name, found.id, foreign)
+        record = Record(
+            intent=intent_id,
+            machine_id=found.id,
+            machine=found.name,
+            recorded_at=self._clock.now().isoformat(timespec="microseconds"),
+            known=found.snapshots,
+        )
+        if not self.records.take(intent_id):
+            raise HostError(self.name, f"another process is at the checkpoint {intent_id}")
+        self.records.save(record)
+        made = self._made(found, record)
+        record = self.records.save(
+            msgspec.structs.replace(
+                record, phase=MADE, snapshot=made.snapshot, applied=made.applied, points=made.points
+            )
+        )
+        frozen = self._frozen(found, record, made)
+        record = self.records.save(
+            msgspec.structs.replace(
+                record,
+                disks=tuple(
+                    RecordedDisk(
+                        disk.place,
+                        disk.storage,
+                        disk.file.disk_id,
+                        disk.file.virtual_size,
+                        tuple(folded(file.path) for file in disk.chain),
+                    )
+                    for disk in frozen
+                ),
+            )
+        )
+        return _checkpoint(record, made, frozen)
+
+    def _made(self, found: HostMachine, record: Record) -> Made:
+        is_application = self._rules.is_application and found.enabled_state == RUNNING
+        wanted = Wanted(
+            found.id,
+            found.name,
+            APPLICATION if is_application else CRASH,
+            self._rules.is_copy,
+            record.known,
+        )
+        try:
+            return self._snapshots.make(wanted)
+        except (ScriptFailed, CheckpointFailed):
+            if not is_application or not self._rules.fall_back:
+                raise
+        return self._snapshots.make(
+            Wanted(found.id, found.name, CRASH, self._rules.is_copy, record.known)
+        )
+
+    def _frozen(self, found: HostMachine, record: Record, made: Made) -> list[HostDisk]:
+        """The VM's disks as the snapshot froze them, chains in the host's words. A disk that the
+        snapshot left out gives it up."""
+        wanted = {
+            disk.place: disk for disk in found.disks if not self._excludes(found.name, disk.place)
+        }
+        by_file = {folded(file.path): file for disk in found.disks for file in disk.chain}
+        media = [medium for medium in made.media if medium.resource_sub_type == VIRTUAL_DISK]
+        files = read_files(self._door, [medium.file for medium in media], by_file)
+        frozen = []
+        missing = []
+        for place, disk in wanted.items():
+            tail = _tail(disk.storage)
+            medium = next((item for item in media if _tail(item.instance_id) == tail), None)
+            if medium is None or not medium.file:
+                missing.append(f"{place} ({disk.file.path})")
+                continue
+            try:
+                chain = files.chain(medium.file)
+            except ValueError as exc:
+                missing.append(f"{place} ({exc})")
+                continue
+            if chain[0].disk_id != disk.file.disk_id:
+                missing.append(f"{place} (the snapshot has the disk {chain[0].disk_id})")
+                continue
+            frozen.append(HostDisk(place, disk.storage, chain))
+        if missing:
+            self._give_up(record)
+            raise CheckpointFailed(
+                self.name,
+                found.name,
+                f"the host's snapshot leaves out {', '.join(missing)}",
+                "Disks that cannot be frozen are excluded from the job by name",
+            )
+        return frozen
+
+    def confirm_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """All was read: the release may convert. SourceChanged for a checkpoint that is not
+        recorded."""
+        record = self._record(checkpoint)
+        if record is None:
+            raise SourceChanged(checkpoint.machine_id, self.name, "the checkpoint is not recorded")
+        if record.phase == MADE:
+            self.records.save(msgspec.structs.replace(record, phase=READ))
+
+    def _record(self, checkpoint: Checkpoint) -> Record | None:
+        return self.records.of_snapshot(checkpoint.id)
+
+    def release_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Convert what was confirmed, give up what was not. The same ids when asked again."""
+        self._answers.pop(checkpoint.id, None)
+        record = self._record(checkpoint)
+        if record is None:
+            return {}
+        if record.phase == RELEASED:
+            return dict(record.trackers)
+        with self._pace.slot(volumes_of(name for disk in record.disks for name in disk.chain[:1])):
+            if record.phase not in (READ, CONVERTING):
+                self._give_up(record)
+                return {}
+            return self._converted(record)
+
+    def _converted(self, record: Record) -> dict[str, str]:
+        begun = record
+        record = self.records.save(msgspec.structs.replace(record, phase=CONVERTING))
+        outcome = convert(self._watch, begun, self._rules.waits)
+        if outcome.state == "gone":
+            self.records.drop(record.intent)
+            raise SourceChanged(
+                record.machine, record.snapshot, "somebody removed the recovery snapshot meanwhile"
+            )
+        if outcome.state == "failed":
+            self._snapshots.destroy(record.machine_id, record.machine, record.snapshot)
+        trackers = trackers_of(record, outcome)
+        point = outcome.point.instance_id if outcome.point else ""
+        # One that is still being converted stays as it is: the next start finds what comes of it.
+        phase = CONVERTING if outcome.state == "unfinished" else RELEASED
+        self.records.save(
+            msgspec.structs.replace(record, phase=phase, trackers=trackers, point=point)
+        )
+        self.records.let_go(record.intent)
+        return trackers
+
+    def _give_up(self, record: Record) -> None:
+        if record.snapshot:
+            self._snapshots.destroy(record.machine_id, record.machine, record.snapshot)
+        self.records.drop(record.intent)
+
+    def release_intent(self, intent_id: str) -> list[str]:
+        """See ports.IntentReleasing."""
+        record = next((item for item in self.records.all() if item.intent == intent_id), None)
+        if record is None or record.phase == RELEASED:
+            return []
+        return leftovers.release(self._watch, self._snapshots, self.records, record)
+
+    def release_leftovers(self) -> list[str]:
+        """What a dead process of this installation left, and no server knows of."""
+        return leftovers.release_all(self._watch, self._snapshots, self.records)
+
+    # --- trackers ----------------------------------------------------------------------------
+
+    def changes_since(
+        self, machine: Machine, place: str, tracker_id: str, checkpoint: Checkpoint
+    ) -> TrackedRanges:
+        """See ports.Host; the first question about a checkpoint asks for all of its disks."""
+        then = parse_tracker(tracker_id)
+        record = self._record(checkpoint)
+        disk = (
+            next((item for item in record.disks if item.place == place), None) if record else None
+        )
+        if then is None or record is None or disk is None:
+            return TrackedRanges(None, "the newest point's tracker id is none of this host")
+        now = DiskNow(disk.disk_id, disk.size, disk.chain)
+        reason = distrust_before(then, now, self._clock.now(), self._rules.audit_every)
+        if reason:
+            return TrackedRanges(None, reason)
+        answer = self._answers.get(checkpoint.id)
+        if answer is None:
+            files = {item.place: item.files[0] for item in checkpoint.disks}
+            answer = ask_changes(self._door, machine.id, files, record.disks, then)
+            self._answers[checkpoint.id] = answer
+        found = believed(then, answer, _chance)
+        if found.ranges is not None:
+            self._keep_audited(record.intent, then)
+        return found
+
+    def _keep_audited(self, intent: str, then: TrackedDisk) -> None:
+        """The disk is not read whole this time: its last audit counts on."""
+        record = next((item for item in self.records.all() if item.intent == intent), None)
+        if record is not None:
+            audited = {**record.audited, then.place: then.audited}
+            self.records.save(msgspec.structs.replace(record, audited=audited))
+
+    def forget_tracker(self, machine: Machine, tracker_ids: Sequence[str]) -> None:
+        """Destroy the reference points of these ids, and of our records older than the newest."""
+        parsed = [parse_tracker(item) for item in tracker_ids]
+        points = {item.point for item in parsed if item is not None and item.point}
+        done = [item for item in self.records.of_machine(machine.id) if item.phase == RELEASED]
+        points |= {item.point for item in done[:-1] if item.point}
+        if done:
+            points.discard(done[-1].point)
+        destroy_points(self._watch, machine.id, sorted(points))
+        for record in done[:-1]:
+            self.records.drop(record.intent)
+
+
+def _chance(below: int) -> int:
+    return int(new_token(16), 16) % below
+
+
+def _tail(instance_id: str) -> str:
+    """What media of a VM and of its snapshots have in common: all behind the owner."""
+    return instance_id.partition("\\")[2].lower()
+
+
+def _named(found: HostMachine) -> Machine:
+    return Machine(found.id, found.name, found.folder)
+
+
+def _checkpoint(record: Record, made: Made, frozen: Sequence[HostDisk]) -> Checkpoint:
+    if made.enabled and made.enabled[0] == OFF:
+        consistency = "offline"
+    else:
+        consistency = "application" if made.level == APPLICATION else "crash"
+    return Checkpoint(
+        id=made.snapshot,
+        machine_id=record.machine_id,
+        kind=KIND,
+        taken_at=record.recorded_at,
+        consistency=consistency,
+        disks=tuple(
+            CheckpointDisk(
+                place=disk.place,
+                files=tuple(file.path for file in disk.chain),
+                identity=f"{disk.file.disk_id}@{made.snapshot}",
+                virtual_size=disk.file.virtual_size,
+                logical_sector_size=disk.file.logical_sector_size,
+                physical_sector_size=disk.file.physical_sector_size,
+                page83=disk.file.disk_id,
+            )
+            for disk in frozen
+        ),
+    )
+
+
+__all__ = ["KIND", "HyperVSource", "SourceRules"]
