@@ -44,6 +44,36 @@ def test_points_read_right_and_nothing_is_sent_twice(site):
     site.check_nothing_leaked()
 
 
+def test_proxies_that_see_a_part_of_the_host_each_take_the_disks_there(tmp_path):
+    made = SeveralSite(tmp_path / "site")
+    whole = f'"{made.folder}/source" = "{made.folder}/source"'
+    text = made.config.read_text()
+    for machine in ("vm1", "vm2"):
+        text = text.replace(whole, whole.replace('/source"', f'/source/{machine}"'), 1)
+    made.config.write_text(text)
+    for machine in ("vm1", "vm2", "vm3"):
+        made.add_machine(machine)
+    made.fill()
+    try:
+        planned = {item.machine: item for item in made.plan().machines}
+        assert [item.action for item in planned.values()] == ["replicate", "replicate", "conflict"]
+        assert "VM vm3: no source proxy can take" in planned["vm3"].reason
+        report = made.run()
+        seen = {
+            machine.machine: {disk.proxy for disk in machine.disks if machine.outcome == "done"}
+            for machine in report.machines
+        }
+        assert seen == {"vm1": {"px1"}, "vm2": {"px2"}, "vm3": set()}
+        (failed,) = (machine for machine in report.machines if machine.machine == "vm3")
+        for proxy in ("px1", "px2"):
+            assert f"{proxy}: none of its paths for host source leads to" in failed.error
+        assert f"{made.folder}/source/vm3/" in failed.error
+        assert made.check_points("vm1_replica") == made.check_points("vm2_replica") == 1
+        made.check_nothing_leaked()
+    finally:
+        made.close()
+
+
 def sent(report):
     return sum(disk.sent for machine in report.machines for disk in machine.disks)
 
@@ -85,6 +115,17 @@ def test_a_dropped_data_link_costs_at_most_a_few_batches(big):
     assert data_bytes(big) < 1.05 * 96 * MiB + MiB
     assert big.check_points() == 1
     big.check_nothing_leaked()
+
+
+def test_a_plan_names_the_vm_that_no_proxy_of_the_target_can_take(site):
+    text = site.config.read_text() + 'target_proxies = ["dr2"]\n'
+    there = f'"{site.folder}/target" = '
+    site.config.write_text(text.replace(there, there.replace("/target", "/elsewhere")))
+    (planned,) = site.plan().machines
+    assert planned.action == "conflict"
+    assert planned.reason.startswith("VM vm1: no target proxy can take its disks (dr1: not am"), (
+        planned.reason
+    )
 
 
 def test_a_proxy_that_vanishes_gives_its_disk_to_the_other(big):

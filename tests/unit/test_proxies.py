@@ -105,6 +105,21 @@ def test_a_proxy_on_the_hosts_machine_sees_what_the_host_sees() -> None:
     assert set(all_proxies(config)) == {"px1", "px2"}
 
 
+def test_of_no_files_who_sees_a_part_is_named_with_what_it_sees() -> None:
+    parts = {"prod": {"/vms/web": "/mnt/web", "/vms/db/": "D:\\db", "/other": "/mnt/other"}}
+    config = config_of(
+        ProxyConfig("all", "m1", 2, {"prod": {"/": "/host"}}),
+        ProxyConfig("parts", "m2", 2, parts),
+        ProxyConfig("none", "m3", 2, {"prod": {"/other": "/mnt/other", "/vmsx": "/mnt/x"}}),
+    )
+    found = eligible_proxies(config, JOB, "source", [])
+    assert {name: item.paths for name, item in found.eligible.items()} == {
+        "all": ("/host/vms",),
+        "parts": ("/mnt/web", "D:\\db"),
+    }
+    assert found.refused == {"none": "none of its paths for host prod leads to /vms"}
+
+
 def test_every_layer_of_a_chain_must_be_seen() -> None:
     config = config_of(ProxyConfig("px1", "m1", 2, {"prod": {"/vms": "/mnt"}}))
     source = eligible_proxies(config, JOB, "source", ["/vms/a/child.vhdx", "/golden/base.vhdx"])

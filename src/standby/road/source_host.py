@@ -42,7 +42,8 @@ THREADS_MAX = 16
 
 
 class SourceDisk(msgspec.Struct, frozen=True):
-    """Where a disk under a checkpoint is: `files` newest layer first, below `root`."""
+    """Where a disk under a checkpoint is: `files` newest layer first, each below `root`, or, where
+    that is '', a whole path of its own."""
 
     root: str
     files: list[str]
@@ -95,9 +96,10 @@ class SendResult(msgspec.Struct, frozen=True):
 def open_source_disk(disk: SourceDisk, places: Places = LOCAL_PLACES) -> VirtualDisk:
     """The disk, read-only, by its files; raises PathRefused for a path that leaves the host's
     folder."""
-    paths = [places.inside(disk.root, name) for name in disk.files]
+    root = disk.root
+    paths = [places.inside(root, name) if root else places.path(name) for name in disk.files]
     if not paths:
-        raise ProtocolError("backup server", f"a disk of no files below {disk.root}")
+        raise ProtocolError("backup server", "a disk of no files")
     return open_disk(paths[0], parents=paths[1:] or None)
 
 

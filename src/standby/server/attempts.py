@@ -85,7 +85,7 @@ class Attempts:
         arguments: dict[str, Any] = {
             "task": task,
             "connection": link.at_source,
-            "disk": {"root": link.root, "files": list(disk.files)},
+            "disk": link.disk,
             "repository": link.repository,
             "replica": self._key,
             "disk_id": plan.disk_id,

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from standby.clock import Clock
 from standby.errors import CertificateError, ConfigurationError
-from standby.host.seen_paths import mapped_path
 from standby.model.job import ReplicationJob
 from standby.server.config import Config
 from standby.server.config_check import Finding, Level
@@ -18,7 +17,7 @@ from standby.server.crews import uses_services
 from standby.server.fleet import Fleet
 from standby.server.mover_check import Check, Movers
 from standby.server.mover_check import Level as CheckLevel
-from standby.server.proxies import Side, eligible_proxies
+from standby.server.proxies import Eligibility, Side, eligible_proxies, seen_folders
 
 AT_ONCE = 16
 TRIES = "`standby infrastructure check` tries every part"
@@ -58,7 +57,7 @@ def proxy_findings(config: Config) -> list[Finding]:
             findings.append(Finding(Level.WARNING, where, "sees no host's folders", hint))
         for name, folders in proxy.paths.items():
             host = config.hosts[name]
-            if mapped_path(str(host.path), folders) is None and proxy.mover != host.mover:
+            if not seen_folders(proxy, host):
                 left = ", ".join(folders) or "nothing"
                 problem = f"{left} does not hold {host.path}, the folder of host {name}"
                 hint = f"{proxy.name} takes no disk of it: write that folder, or one above it"
@@ -77,12 +76,18 @@ def _unserved(config: Config, job: ReplicationJob) -> Iterator[Finding]:
         yield Finding(Level.ERROR, where, exc.problem, exc.hint)
         return
     for side, host in _sides(job):
-        found = eligible_proxies(config, job, side, [str(config.hosts[host].path)])
+        found = _eligible(config, job, side, host)
         if not any(item.proxy.mover for item in found.eligible.values()):
             why = "; ".join(f"{name}: {reason}" for name, reason in sorted(found.refused.items()))
             problem = f"no proxy {'reads' if side == 'source' else 'writes'} host {host}: {why}"
             hint = f"write paths for {host} into a [proxies.NAME], or name its mover there"
             yield Finding(Level.ERROR, where, problem, hint)
+
+
+def _eligible(config: Config, job: ReplicationJob, side: Side, host: str) -> Eligibility:
+    """The proxies that see the host's folder, or, to read from it, a part."""
+    files = [str(config.hosts[host].path)] if side == "target" else []
+    return eligible_proxies(config, job, side, files)
 
 
 def _sides(job: ReplicationJob) -> tuple[tuple[Side, str], tuple[Side, str]]:
@@ -100,11 +105,10 @@ def needs_of(config: Config, job: ReplicationJob) -> list[Need]:
     for side, host in _sides(job):
         place = config.hosts[host]
         needs.append(Need(place.mover, "host", f"host {host}", str(place.path)))
-        found = eligible_proxies(config, job, side, [str(place.path)])
-        for item in found.eligible.values():
-            if item.proxy.mover:
+        for item in _eligible(config, job, side, host).eligible.values():
+            for path in item.paths if item.proxy.mover else ():
                 what, group = f"host {host}", f"{side} {host} of job {job.name}"
-                needs.append(Need(item.proxy.mover, side, what, item.paths[0], group))
+                needs.append(Need(item.proxy.mover, side, what, path, group))
     store = config.stores[job.repository]
     needs.append(Need(store.mover, "repository", f"repository {store.name}", str(store.path)))
     wan = config.wans.get(job.wan)

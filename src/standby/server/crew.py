@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +28,10 @@ from standby.server.service_mover import Reconnect
 
 if TYPE_CHECKING:
     from standby.server.wan_link import WanLink
+
+
+SourceFiles = Mapping[str, Any]
+"""A disk for the verbs of a source mover: {"root", "files"} (road.source_host.SourceDisk)."""
 
 
 class Handle(Protocol):
@@ -57,13 +61,15 @@ class RepositoryView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DiskTask:
-    """A disk that is to be sent, as far as choosing who does it goes. `avoid` are proxies that
-    failed at it; `may_use_wan`: over the job's WAN accelerators, where it has some."""
+    """A disk that is to be sent, as far as choosing who does it goes. `files` are its own in the
+    source host's folder, the disk first; `avoid` are proxies that failed at it; `may_use_wan`: over
+    the job's WAN accelerators, where it has some."""
 
     task: str
     machine: str
     place: str
     disk_id: str
+    files: Sequence[str]
     replica: str
     generation: int = 0
     size_bytes: int = 0
@@ -73,16 +79,16 @@ class DiskTask:
 
 @dataclass(frozen=True, slots=True)
 class DiskLink:
-    """The two ends of one disk task. `root` is the source host's folder and `repository` the
-    repository as `source` knows them; `at_source` and `at_target` are the ends' connection specs
-    (road.connections). `proxy` names who sends, '' on one machine. Where the repository lies with
-    another mover, `keeper` is that one, and `at_keeper` its end of a connection from `source`.
-    `wan` are the WAN accelerators between the ends; `left_wan` why there are none although the task
-    might use them.
+    """The two ends of one disk task. `disk` is what the verbs of `source` take for the disk (None
+    of a task that runs already) and `repository` the repository as it knows it; `at_source` and
+    `at_target` are the ends' connection specs (road.connections). `proxy` names who sends, '' on
+    one machine. Where the repository lies with another mover, `keeper` is that one, and `at_keeper`
+    its end of a connection from `source`. `wan` are the WAN accelerators between the ends;
+    `left_wan` why there are none although the task might use them.
     """
 
     source: Handle
-    root: str
+    disk: SourceFiles | None
     repository: Any
     at_source: Any
     at_target: Any
@@ -130,14 +136,12 @@ def replica_name(path: str) -> str:
 class Crew(Protocol):
     """The movers of one VM's session.
 
-    `source` answers questions about the source's disks, `target` is the replica's one writer;
-    `source_root` and `target_root` are the hosts' folders as those two know them.
+    `source` is one that reads the source's disks, `target` the replica's one writer; `target_root`
+    is the target's folder as that one knows it.
     """
 
     @property
     def source(self) -> Handle: ...
-    @property
-    def source_root(self) -> str: ...
 
     target: Handle
     target_root: str
@@ -150,6 +154,9 @@ class Crew(Protocol):
     disk began, and of limits that are not ours. By what it is about."""
     can_retry: bool
     """Whether a broken link is worth another try within the session."""
+
+    def ask_source(self, verb: str, disk: Sequence[str]) -> Any:
+        """The answer of one that sees the disk of these files, in the source host's folder."""
 
     def open_repository(self, create: bool = True) -> RepositoryView:
         """The repository; raises RepositoryError, also when it is not there and `create` is not
@@ -208,7 +215,7 @@ class LocalCrew:
         self._slots = slots
         self.source: Handle = pair.source
         self.target: Handle = pair.target
-        self.source_root = str(source_root)
+        self._source_root = str(source_root)
         self.target_root = str(target_root)
 
     @property
@@ -241,6 +248,13 @@ class LocalCrew:
             rename_durably(path, aside)
             return f"it was moved to {aside}"
 
+    def ask_source(self, verb: str, disk: Sequence[str]) -> Any:
+        """See Crew."""
+        return self.source.call(verb, disk=self._source_disk(disk))
+
+    def _source_disk(self, disk: Sequence[str]) -> SourceFiles:
+        return {"root": self._source_root, "files": list(disk)}
+
     @contextlib.contextmanager
     def disk_link(self, task: DiskTask) -> Iterator[DiskLink]:
         """See Crew; the ends are told the number of a connection they both hold."""
@@ -249,7 +263,8 @@ class LocalCrew:
                 stack.enter_context(self._slots.taken())
             number = stack.enter_context(self._pair.connection())
             repository = str(self._repository)
-            yield DiskLink(self.source, self.source_root, repository, number, number)
+            disk = self._source_disk(task.files)
+            yield DiskLink(self.source, disk, repository, number, number)
 
     def joined_link(
         self, task: DiskTask, proxy: str, wan: str = ""

@@ -15,7 +15,7 @@ from standby.ports import Host
 from standby.repository import DiskState
 from standby.road.points import DiskMatches, TargetDisk, TargetState
 from standby.server.config_check import excludes_disk
-from standby.server.crew import Handle, RepositoryView
+from standby.server.crew import Crew, RepositoryView
 from standby.server.plan import DiskFacts, DiskPlan, PartialFacts, TargetDiskFacts, plan_disk
 from standby.server.store import KnownReplica
 
@@ -72,8 +72,7 @@ def disk_plans(
     repository: RepositoryView | None,
     key: str,
     source: Host,
-    source_root: str,
-    mover: Handle,
+    crew: Crew,
     history: Mapping[str, tuple[int, ...]],
     *,
     lost_points: int = 0,
@@ -105,7 +104,7 @@ def disk_plans(
             source, machine, disk, held.tracker_id if held else "", checkpoint
         )
         is_excluded = excludes_disk(job, machine.name, disk.place)
-        allocated, blocks = (0, 0) if is_excluded else measured(mover, source_root, disk)
+        allocated, blocks = (0, 0) if is_excluded else measured(crew, disk)
         facts = DiskFacts(
             place=disk.place,
             disk_id=disk_id,
@@ -163,8 +162,8 @@ def _tracked(
     return tuple(answer.ranges), ""
 
 
-def measured(mover: Handle, source_root: str, disk: CheckpointDisk) -> tuple[int, int]:
+def measured(crew: Crew, disk: CheckpointDisk) -> tuple[int, int]:
     """Bytes the source disk stores, and blocks with any of them, by its allocation tables: nothing
     is read."""
-    found = mover.call("measure_disk", disk={"root": source_root, "files": list(disk.files)})
+    found = crew.ask_source("measure_disk", disk.files)
     return int(found["allocated"]), int(found["blocks"])

@@ -210,25 +210,32 @@ class Fleet:
             care.close()
 
     def place(self, station: Station) -> str:
-        """The station's path in its mover's own words; ConfigurationError where it lies below none
-        of the mover's roots."""
-        mover = self.mover(station.mover)
-        if station.mover not in self._roots:
-            mover.call("ping")  # it says its roots when it is greeted
-        roots = self._roots[station.mover]
+        """The station's path in its mover's own words; see `places`."""
+        return self.places(station.mover, (station.path,))[0]
+
+    def places(self, mover: str, paths: Sequence[str]) -> list[str]:
+        """Paths of the mover's machine in its own words; ConfigurationError where one lies below
+        none of the mover's roots."""
+        if mover not in self._roots:
+            self.mover(mover).call("ping")  # it says its roots when it is greeted
+        roots = self._roots[mover]
         folders = {path: f"{name}:" for name, path in roots.items()}
-        place = mapped_path(station.path, folders)
-        if place is None:
-            known = ", ".join(f"{name} = {path}" for name, path in sorted(roots.items()))
-            raise ConfigurationError(
-                station.path,
-                f"lies below none of the roots of mover {station.mover} ({known or 'it has none'})",
-                "Add a root to the mover's mover.toml, or correct the path",
-            )
-        return place
+        places = []
+        for path in paths:
+            place = mapped_path(path, folders)
+            if place is None:
+                known = ", ".join(f"{name} = {path}" for name, path in sorted(roots.items()))
+                raise ConfigurationError(
+                    path,
+                    f"lies below none of the roots of mover {mover} ({known or 'it has none'})",
+                    "Add a root to the mover's mover.toml, or correct the path",
+                )
+            places.append(place)
+        return places
 
     def stations(self, job: ReplicationJob, side: Side) -> dict[str, Station]:
-        """The proxies that see the job's host of that side, by name; NoProxy when none does."""
+        """The proxies that see the job's host of that side, or, of the source's, a part of it, by
+        name; NoProxy when none does."""
         found = self._found(job, side)
         stations = {
             name: Station(item.proxy.mover, item.paths[0], item.proxy.max_tasks, side)
@@ -241,21 +248,34 @@ class Fleet:
         return stations
 
     def refused(
-        self, job: ReplicationJob, failed: Collection[str] = ()
+        self, job: ReplicationJob, disk: Sequence[str], failed: Collection[str] = ()
     ) -> tuple[tuple[str, str, str], ...]:
-        """(side, name, reason) of the proxies that cannot take a disk of the job, also of those
-        that `failed` at sending it."""
+        """(side, name, reason) of the proxies that cannot take the disk of the job that has these
+        files in the source's folder, also of those that `failed` at sending it."""
         avoid = dict.fromkeys(failed, "it failed at this disk before")
-        found = (self._found(job, "source", avoid), self._found(job, "target"))
+        found = (self._found(job, "source", disk, avoid), self._found(job, "target"))
         return tuple(
             (item.side, name, reason) for item in found for name, reason in item.refused.items()
         )
 
+    def readers(self, job: ReplicationJob, disk: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The files of a disk, in the source's folder, as each of the proxies that see them all
+        has them on its machine, by the proxy's name."""
+        found = self._found(job, "source", disk)
+        return {name: item.paths for name, item in found.eligible.items()}
+
     def _found(
-        self, job: ReplicationJob, side: Side, avoid: Mapping[str, str] | None = None
+        self,
+        job: ReplicationJob,
+        side: Side,
+        disk: Sequence[str] = (),
+        avoid: Mapping[str, str] | None = None,
     ) -> Eligibility:
         host = self._config.hosts[job.source if side == "source" else job.target]
-        return eligible_proxies(self._config, job, side, [str(host.path)], avoid=avoid)
+        files = [f"{host.path}/{name}" for name in disk]
+        if side == "target":
+            files = [str(host.path)]
+        return eligible_proxies(self._config, job, side, files, avoid=avoid)
 
     @contextlib.contextmanager
     def writer(self, proxy: str) -> Iterator[None]:
@@ -367,7 +387,7 @@ def _proxy_roles(config: Config, mover: str) -> set[str]:
         side
         for (side, host, _), job in kinds.items()
         for item in eligible_proxies(
-            config, job, side, [str(config.hosts[host].path)]
+            config, job, side, [str(config.hosts[host].path)] if side == "target" else []
         ).eligible.values()
         if item.proxy.mover == mover
     }

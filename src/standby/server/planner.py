@@ -22,6 +22,7 @@ from standby.errors import (
     IllegalTransition,
     LinkError,
     MoverDied,
+    NoProxy,
     RepositoryBusy,
     RepositoryError,
     StandbyError,
@@ -78,7 +79,11 @@ class Planner:
         return JobPlan(self._job.name, plans, self._free, scan, _shortage(plans, self._free))
 
     def _machine(self, machine: Machine, scan: bool) -> MachinePlan:
-        made, damage = self._tried(machine, scan)
+        try:
+            made, damage = self._tried(machine, scan)
+        except NoProxy as exc:
+            reason = str(replace(exc, machine=exc.machine or machine.name))
+            return MachinePlan(machine.name, machine.id, "", "conflict", reason)
         if damage is not None and made is None:
             made, _ = self._tried(machine, scan, has_repository=False)
         assert made is not None
@@ -227,8 +232,7 @@ class Planner:
                 repository,
                 key,
                 self._source,
-                crew.source_root,
-                crew.source,
+                crew,
                 self._store.changed_history(identity),
                 mapped_places=mapped,
             )
@@ -259,11 +263,12 @@ class Planner:
         if plan.mode is Mode.EXCLUDED:
             return plan
         task = f"scan {plan.place} {new_token(4)}"
-        with crew.disk_link(DiskTask(task, "", plan.place, plan.disk_id, key)) as link:
+        wanted = DiskTask(task, "", plan.place, plan.disk_id, disk.files, key)
+        with crew.disk_link(wanted) as link:
             arguments: dict[str, Any] = {
                 "task": task,
                 "connection": link.at_source,
-                "disk": {"root": link.root, "files": list(disk.files)},
+                "disk": link.disk,
                 "repository": link.repository,
                 "replica": key,
                 "disk_id": plan.disk_id,

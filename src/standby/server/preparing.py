@@ -204,8 +204,7 @@ class Preparing(MachineWork):
             repository,
             self.key,
             self.context.source,
-            self.crew.source_root,
-            self.crew.source,
+            self.crew,
             self.context.store.changed_history(self._identity),
             lost_points=self._lost_points,
         )
@@ -260,12 +259,13 @@ class Preparing(MachineWork):
     def _blocks_of(self, plan: DiskPlan, disk: CheckpointDisk) -> int:
         """Blocks of the disk that hold anything but zeros, by reading it."""
         task = f"count {plan.place} {new_token(4)}"
-        with self.crew.disk_link(DiskTask(task, "", plan.place, plan.disk_id, self.key)) as link:
+        wanted = DiskTask(task, "", plan.place, plan.disk_id, disk.files, self.key)
+        with self.crew.disk_link(wanted) as link:
             found = link.source.call(
                 "scan_disk",
                 task=task,
                 connection=link.at_source,
-                disk={"root": link.root, "files": list(disk.files)},
+                disk=link.disk,
                 repository="",
                 replica=self.key,
                 disk_id=plan.disk_id,

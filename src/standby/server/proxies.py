@@ -72,8 +72,9 @@ def eligible_proxies(
     avoid: Mapping[str, str] | None = None,
 ) -> Eligibility:
     """The proxies that see all `files` (whole paths on the job's host of that side; for a chain,
-    every layer's). A list in the job restricts them; `avoid` are those that failed at this very
-    task, with the reason."""
+    every layer's); of no files, those that see a part of the host's folder, and how they see that.
+    A list in the job restricts them; `avoid` are those that failed at this very task, with the
+    reason."""
     host = config.hosts[job.source if side == "source" else job.target]
     named = job.proxies if side == "source" else job.target_proxies
     key = "proxies" if side == "source" else "target_proxies"
@@ -91,13 +92,23 @@ def eligible_proxies(
         elif avoid and name in avoid:
             refused[name] = avoid[name]
         else:
-            seen = [_seen(proxy, host, file) for file in files]
-            if None in seen:
-                file = files[seen.index(None)]
+            seen = [_seen(proxy, host, file) for file in files] or seen_folders(proxy, host)
+            if None in seen or not seen:
+                file = files[seen.index(None)] if files else host.path
                 refused[name] = f"none of its paths for host {host.name} leads to {file}"
             else:
                 eligible[name] = Eligible(proxy, tuple(path for path in seen if path is not None))
     return Eligibility(side, eligible, refused)
+
+
+def seen_folders(proxy: ProxyConfig, host: HostConfig) -> Sequence[str]:
+    """The host's folder as the proxy sees it, or, where it does not, what it sees below that."""
+    whole = _seen(proxy, host, str(host.path))
+    if whole is not None:
+        return (whole,)
+    maps = proxy.paths.get(host.name, {}).items()
+    inside = {str(host.path): "inside"}
+    return tuple(at_proxy for at_host, at_proxy in maps if mapped_path(at_host, inside) is not None)
 
 
 def _seen(proxy: ProxyConfig, host: HostConfig, file: str) -> str | None:

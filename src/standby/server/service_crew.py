@@ -8,22 +8,29 @@ the least busy one that answers; who reads a disk is chosen per disk, when its t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import MoverLeft, RepositoryError, StandbyError
+from standby.errors import DiskError, MoverLeft, NoProxy, RepositoryError, StandbyError
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.road.connections import (
     TO_REPOSITORY,
     TO_TARGET,
 )
-from standby.server.asked_sources import AskedSources
 from standby.server.config import Config
-from standby.server.crew import DiskLink, DiskTask, Handle, RepositoryView, replica_name
+from standby.server.crew import (
+    DiskLink,
+    DiskTask,
+    Handle,
+    RepositoryView,
+    SourceFiles,
+    replica_name,
+)
 from standby.server.crew_handle import CrewHandle
 from standby.server.fleet import Fleet, Station
 from standby.server.hanging import AskableNow, TaskWatch
@@ -109,13 +116,18 @@ class ServiceCrew:
         return min((found for found in known if found is not None), default=None)
 
     def _place(self, station: Station) -> str:
-        """Where the station is; MoverDied for one that is away and not waited for, as no mover is
-        once the session was cut off."""
-        mover = self._fleet.mover(station.mover)
+        """Where the station is; see `_there`."""
+        self._there(station.mover)
+        return self._fleet.place(station)
+
+    def _there(self, name: str) -> str:
+        """The mover of that name, which answers; MoverDied for one that is away and not waited for,
+        as no mover is once the session was cut off."""
+        mover = self._fleet.mover(name)
         with waits_end_when(lambda: self._is_cut):
-            if not mover.is_there(self._patience(station.mover)):
+            if not mover.is_there(self._patience(name)):
                 raise mover.why_away()
-            return self._fleet.place(station)
+        return name
 
     def _handle(self, mover: str) -> CrewHandle:
         """The mover as this session uses it."""
@@ -127,35 +139,46 @@ class ServiceCrew:
                 handle.cut()
         return handle
 
-    def _asked_source(self) -> Station:
-        """The proxy that is asked about the source's disks: the same one while it answers."""
-        station = self._sources.get(self._asked)
-        if station is None or self._fleet.mover(station.mover).problem:
-            self._asked = self._fleet.least_busy(self._sources, self._blind)
-            station = self._sources[self._asked]
-        return station
-
     @property
     def source(self) -> Handle:
         """See Crew."""
-        return AskedSources(self)
+        return self._handle(self._sources[self._fleet.least_busy(self._sources)].mover)
 
-    def asked(self) -> tuple[Handle, str]:
-        """The mover that is asked about the source's disks, and the source's folder there."""
-        station = self._asked_source()
-        return self._handle(station.mover), self._place(station)
+    def ask_source(self, verb: str, disk: Sequence[str]) -> Any:
+        """See Crew. The same one is asked while it answers and has the disks."""
+        readers = self._readers(disk, "")
+        tried: set[str] = set()
+        while True:
+            name = self._asked
+            if name not in readers or name in tried or self._problem(name):
+                left = {other: self._sources[other] for other in readers if other not in tried}
+                name = self._asked = self._fleet.least_busy(left, self._blind)
+            try:
+                there = self._source_disk(name, readers[name])
+                return self._handle(self._sources[name].mover).call(verb, disk=there)
+            except DiskError:
+                tried.add(name)
+                self._blind.add(name)
+                if tried.issuperset(readers):
+                    raise
 
-    def ask_another(self) -> bool:
-        """What is asked now does not see the disks: have another one asked; False when there is
-        none that did not fail."""
-        self._blind.add(self._asked)
-        self._asked = ""
-        return not self._blind.issuperset(self._sources)
+    def _problem(self, proxy: str) -> str:
+        return self._fleet.mover(self._sources[proxy].mover).problem
 
-    @property
-    def source_root(self) -> str:
-        """See Crew."""
-        return self.asked()[1]
+    def _readers(self, disk: Sequence[str], place: str) -> dict[str, tuple[str, ...]]:
+        """The proxies that see the disk, and how; NoProxy when none does."""
+        found = self._fleet.readers(self._job, disk)
+        readers = {name: paths for name, paths in found.items() if name in self._sources}
+        if not readers:
+            refused = self._fleet.refused(self._job, disk)
+            reasons = tuple(f"{name}: {why}" for side, name, why in refused if side == "source")
+            raise NoProxy(self._machine, place, "source", reasons)
+        return readers
+
+    def _source_disk(self, proxy: str, files: Sequence[str]) -> SourceFiles:
+        """The disk of these files, which lie on the machine of the proxy's mover."""
+        mover = self._there(self._sources[proxy].mover)
+        return {"root": "", "files": self._fleet.places(mover, files)}
 
     def _keeper(self) -> Station:
         store = self._config.stores[self._job.repository]
@@ -190,7 +213,7 @@ class ServiceCrew:
             job.repository,
             tuple(sorted(proxies)),
             (self.target_proxy,),
-            self._fleet.refused(job, task.avoid),
+            self._fleet.refused(job, task.files, task.avoid),
             priority=job.priority,
             weight=job.weight,
             job_max_tasks=job.max_tasks,
@@ -210,8 +233,9 @@ class ServiceCrew:
                     self.left_out[name] = (
                         f"source proxy {name} was left out: mover {found.mover} is no source"
                     )
-        able = {n for n, found in self._sources.items() if not self._fleet.lacks_role(found)}
-        proxies = able - task.avoid or able or set(self._sources)
+        readers = self._readers(task.files, task.place)
+        able = {name for name in readers if not self._fleet.lacks_role(self._sources[name])}
+        proxies = able - task.avoid or able or set(readers)
         with (
             self._resources.taken(self._request(task, proxies)) as grant,
             contextlib.ExitStack() as stack,
@@ -230,10 +254,11 @@ class ServiceCrew:
                     task, station.mover, self.target.name, pair
                 )
             source = self._handle(station.mover)
-            root, kept_at = self._place(station), self._place(keeper)
+            disk = self._source_disk(grant.source_proxy, readers[grant.source_proxy])
+            kept_at = self._place(keeper)
             link = DiskLink(
                 source,
-                root,
+                disk,
                 kept_at,
                 at_source,
                 at_target,
@@ -275,7 +300,7 @@ class ServiceCrew:
             if known is not None:
                 ends = self._handle(known.source), self._handle(known.target)
                 between = WanLink(WanPair(wan, *ends, known.if_away == "direct"))
-            yield DiskLink(self._handle(station.mover), "", "", None, None, proxy, wan=between)
+            yield DiskLink(self._handle(station.mover), None, "", None, None, proxy, wan=between)
 
     def hurry(self) -> float:
         """See Crew."""

@@ -106,6 +106,7 @@ class Transfer:
                 self._machine.name,
                 plan.place,
                 plan.disk_id,
+                disk.files,
                 self._key,
                 self._generation,
                 plan.send.value,
