@@ -100,7 +100,9 @@ def test_a_mover_that_is_away_is_waited_for(site: SeveralSite) -> None:
 def test_a_disk_that_no_proxy_can_take_says_of_each_why(site: SeveralSite) -> None:
     made = Installation(site, Reconnect(every_s=0.01, for_s=0.2))
     job = load_config(site.config).jobs["job"]
-    task = DiskTask("t1", "vm1", "scsi:0:0", "d1", ("vm1/a.vhdx",), "vm1_replica", avoid=frozenset({"px1"}))
+    task = DiskTask(
+        "t1", "vm1", "scsi:0:0", "d1", ("vm1/a.vhdx",), "vm1_replica", avoid=frozenset({"px1"})
+    )
     with made.crews.lent(job, "s1", "vm1") as crew, pytest.raises(NoProxy) as caught:
         with crew.disk_link(task):
             pass
