@@ -1,4 +1,4 @@
-"""PowerShell's values as Python values: what the dialect's interpreter and the model of hosts share.
+"""PowerShell's values as Python values, shared by the interpreter and the model of hosts.
 
 | PowerShell | Python |
 |---|---|

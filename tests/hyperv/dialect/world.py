@@ -1,4 +1,4 @@
-"""What a script sees beyond the language: the commands and .NET types that a model of hosts offers."""
+"""What a script sees beyond the language: the commands and .NET types of a model of hosts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ class Call:
 
     `parameters` has what was bound by name, switches as True (or False where `-Name:$false` was
     written), no common parameters.  `inputs` are the objects that came down the pipeline, None
-    where the command stands first in it.
+    where the command stands first in it.  For a program (`name.exe`) the arguments are texts in
+    `parameters["arguments"]`, and the world sets `exit_code`.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Call:
         self.parameters = parameters
         self.inputs = inputs
         self.session = session
+        self.exit_code = 0
         self._warn = warn
         self._error = error
 
