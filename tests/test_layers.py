@@ -62,6 +62,7 @@ DOORS: dict[str, frozenset[str]] = {
     "msgspec": frozenset(MAY_IMPORT) - BOTTOM - {"_kernels"} - KERNEL_OWNERS,
     "winrm": frozenset({"host/hyperv/sessions.py"}),
     "requests": frozenset({"host/hyperv/sessions.py"}),
+    "urllib3": frozenset({"host/hyperv/sessions.py"}),
     "fastapi": frozenset({"server/api"}),
     "uvicorn": frozenset({"server/api"}),
     "pydantic": frozenset({"server/api"}),
