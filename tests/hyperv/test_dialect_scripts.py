@@ -75,7 +75,9 @@ def test_the_payload_of_a_script_is_executed_through_the_bootstrap() -> None:
 def test_one_bad_machine_does_not_hide_the_others() -> None:
     script = """param($request)
 foreach ($one in $request.machines) {
-  Step $one.id { @{ names = @(Get-CimInstance -ClassName $one.class | ForEach-Object { $_.Name }) } }
+  Step $one.id {
+    @{ names = @(Get-CimInstance -ClassName $one.class | ForEach-Object { $_.Name }) }
+  }
 }"""
     machines = [{"id": "1", "class": "Msvm_Broken"}, {"id": "2", "class": "Msvm_ComputerSystem"}]
     first, second = _answer(_run(script, {"machines": machines}))["steps"]
