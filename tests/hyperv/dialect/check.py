@@ -83,12 +83,15 @@ def parse(text: str) -> Block:
     return script
 
 
-def check(text: str, name: str, functions: Iterable[str] = ()) -> list[Finding]:
-    """What a script holds that is not in the dialect, in the order of its lines.
+def examine(
+    text: str, name: str, functions: Iterable[str] = ()
+) -> tuple[list[Finding], Block | None]:
+    """What a script holds that is not in the dialect, in the order of its lines; the script.
 
     `functions` are those that stand before it, in the prelude.
     """
     found = _signs(text) + _brackets(text)
+    script = None
     if not found:
         reader = Reader(text)
         script = reader.script()
@@ -97,7 +100,12 @@ def check(text: str, name: str, functions: Iterable[str] = ()) -> list[Finding]:
             known = {each.lower() for each in functions}
             known |= {n.name.lower() for n in walk(script) if isinstance(n, Function)}
             found += _Rules(known).all(script)
-    return sorted({Finding(f.line, f.rule, f.text, name) for f in found})
+    return sorted({Finding(f.line, f.rule, f.text, name) for f in found}), script
+
+
+def check(text: str, name: str, functions: Iterable[str] = ()) -> list[Finding]:
+    """The findings of `examine`."""
+    return examine(text, name, functions)[0]
 
 
 # --- the text -----------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class Commands:
     """What runs commands; `Evaluator` adds statements and expressions."""
 
     world: World
+    cmdlets: Mapping[str, Cmdlet]
     session: Session
     types: Mapping[str, DotNetType]
     is_utf8: bool
@@ -93,14 +94,14 @@ class Commands:
         if name in core.CORE:
             core.check(node.name, bound.named, bound.positional)
             return core.CORE[name](self, bound.named, bound.positional, scope, out, is_first)
-        for key, cmdlet in self.world.cmdlets.items():
-            if key.lower() == name:
-                is_native = name.endswith(".exe")
-                if bound.positional and not is_native:
-                    raise DialectError(f"line {node.line}: {node.name} with a nameless argument")
-                if is_native:
-                    bound.named["arguments"] = [to_text(each) for each in bound.positional]
-                return _Foreign(self, node.name, cmdlet, bound, scope, out, is_first)
+        if name in self.cmdlets:
+            is_native = name.endswith(".exe")
+            if bound.positional and not is_native:
+                raise DialectError(f"line {node.line}: {node.name} with a nameless argument")
+            if is_native:
+                bound.named["arguments"] = [to_text(each) for each in bound.positional]
+            cmdlet = self.cmdlets[name]
+            return _Foreign(self, node.name, cmdlet, bound, scope, out, is_first)
         raise PSError(
             f"The term '{node.name}' is not recognized as the name of a cmdlet, function, script "
             "file, or operable program. Check the spelling of the name, or if a path was "

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from hyperv.dialect.check import check, parse
-
 from hyperv.dialect import dotnet
+from hyperv.dialect.check import examine
 from hyperv.dialect.conversion import DialectError, to_text
 from hyperv.dialect.errors import StderrRecord, clixml, error_lines, record
 from hyperv.dialect.evaluator import Evaluator
@@ -37,15 +36,16 @@ class Outcome:
 @lru_cache(maxsize=64)
 def _checked(text: str) -> Block:
     """A script that may run: parsed once."""
-    findings = check(text, "script")
-    if findings:
+    findings, script = examine(text, "script")
+    if findings or script is None:
         raise DialectError("not in the dialect:\n" + "\n".join(str(each) for each in findings))
-    return parse(text)
+    return script
 
 
 class _Process(Evaluator):
     def __init__(self, world: World, session: Session, stdin: str) -> None:
         self.world, self.session = world, session
+        self.cmdlets = {name.lower(): each for name, each in world.cmdlets.items()}
         self.types = {}
         self.is_utf8 = False
         self.line = self.tries = self.strict = 0

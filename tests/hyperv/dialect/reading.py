@@ -102,10 +102,14 @@ class Reader:
     # --- the tree itself -------------------------------------------------------------------
 
     def _close(self, root: Any) -> None:
+        """Look at every node; between two leaves stands nothing but white space."""
         end = 0
-        waiting = [root]
+        waiting: list[tuple[Any, bool]] = [(root, False)]
         while waiting:
-            node = waiting.pop()
+            node, in_text = waiting.pop()
+            if isinstance(node, int):  # the end of a text in quotes
+                end = node
+                continue
             if node.is_error or node.is_missing:
                 what = self._text(node).strip()[:40] or node.type
                 self._find(node, "syntax", f"the parser stumbles at {what!r}")
@@ -114,31 +118,22 @@ class Reader:
                 self._find(node, "node", f"{node.type} is not in the dialect")
                 continue
             if node.type in ("expandable_string_literal", "verbatim_string_characters"):
-                self._gap(end, node.start_byte, node)
-                end = node.start_byte
-                waiting += [c for c in reversed(node.children) if c.is_named]
-                if not node.named_child_count:
-                    end = node.end_byte
+                if not in_text:
+                    self._gap(end, node.start_byte, node)
+                waiting.append((node.end_byte, False))
+                waiting += [(c, True) for c in reversed(node.children) if c.is_named]
                 continue
             if not node.child_count:
-                if not self._in_string(node):
+                if not in_text:
                     self._gap(end, node.start_byte, node)
                 end = max(end, node.end_byte)
-            waiting += reversed(node.children)
-
-    @staticmethod
-    def _in_string(node: Any) -> bool:
-        """Whether it stands first in a `$(…)` or is a variable of a text in double quotes."""
-        above = node.parent
-        while above is not None and above.type != "expandable_string_literal":
-            above = above.parent
-        return above is not None
+            waiting += [(c, in_text) for c in reversed(node.children)]
 
     def _gap(self, start: int, end: int, node: Any) -> None:
         skipped = self._bytes[start:end].decode().replace("`\r\n", "").replace("`\n", "").strip()
         if skipped == "," and node.parent.type == "bareword_argument_list":
             return  # the grammar has no node for it
-        if skipped and not skipped.endswith('"') and node.type != "comment":
+        if skipped:
             self._find(node, "syntax", f"the parser steps over {skipped[:40]!r}")
 
     def _text(self, node: Any) -> str:

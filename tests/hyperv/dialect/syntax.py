@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 
@@ -213,23 +214,29 @@ class Finding:
         return f"{self.script}:{self.line}: {self.rule}: {self.text}"
 
 
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind) if each.name != "line")
+
+
 def children(node: Any) -> list[Node]:
     """The nodes right below one."""
     found: list[Node] = []
-    waiting: list[Any] = [getattr(node, each.name) for each in fields(node)]
+    waiting = [getattr(node, name) for name in _names(type(node))]
     while waiting:
-        value = waiting.pop(0)
+        value = waiting.pop()
         if isinstance(value, Node):
             found.append(value)
         elif isinstance(value, list | tuple):
-            waiting[:0] = value
-    return found
+            waiting += value
+    return found[::-1]
 
 
-def walk(node: Any) -> list[Node]:
+def walk(node: Node) -> list[Node]:
     """A node and all below it, parents first."""
-    assert is_dataclass(node)
-    found = [node]
-    for child in children(node):
-        found += walk(child)
+    found = []
+    waiting = [node]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += reversed(children(found[-1]))
     return found
