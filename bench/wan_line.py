@@ -4,7 +4,10 @@
 
 Two sites of network namespaces with 10 or 100 Mbit/s and 40 ms each way between them, real movers
 over TLS (`tests/net/wan_sites.py`), a VM of incompressible data, which the pair sends for the first
-time. The share of the line is what the target's accelerator received, headers included, by the
+time. Before that, one bare TCP connection between the same two machines sends as many bytes of
+zeros, and is measured in the same way: what the line, which may be a process between two devices,
+and the system's congestion control (BBR stops for a fifth of a second every ten) leave of it. The
+share of the line is what the target's accelerator received, headers included, by the
 kernel's count, over what the line carries in the time from the first 256 KiB on to the last ones:
 while there was something to send. That of the whole transfer has everything around it, some
 round trips until the first batch is under way and until the last is verified. Beside it, how the
@@ -14,6 +17,7 @@ report's bytes on the wire compare with the interface's. Needs root.
 from __future__ import annotations
 
 import argparse
+import socket
 import statistics
 import sys
 import threading
@@ -65,6 +69,29 @@ class Seen:
         return (ended[1] - began[1]) / (ended[0] - began[0])
 
 
+def bare_bps(sites: WanSites, total: int) -> float:
+    """Bytes per second of a socket, while it had something to send."""
+
+    def receive(server: socket.socket) -> None:
+        with server.accept()[0] as connection:
+            while connection.recv(256 * KiB):
+                pass
+
+    network = sites.network
+    with network["wb"].listen() as server, network["wa"].connect(server, None) as connection:
+        receiving = threading.Thread(target=receive, args=(server,))
+        receiving.start()
+        seen = Seen(sites)
+        try:
+            for _ in range(0, total, MiB):
+                connection.sendall(bytes(MiB))
+            connection.shutdown(socket.SHUT_WR)
+            receiving.join()
+        finally:
+            seen.end()
+    return seen.busy_bps()
+
+
 def turn(folder: Path, nursery: Nursery, rate_bps: int, total: int) -> dict[str, float]:
     """One session over such a line."""
     line = Line(DELAY_S, rate_bps)
@@ -72,6 +99,7 @@ def turn(folder: Path, nursery: Nursery, rate_bps: int, total: int) -> dict[str,
         sites.add_machine("vm1", (total + 16 * MiB,))
         for offset in range(0, total, 2 * MiB):
             sites.write(offset, 2 * MiB)
+        bare = bare_bps(sites, total)
         before = sites.network["wa"].link.counters()
         seen = Seen(sites)
         try:
@@ -83,6 +111,7 @@ def turn(folder: Path, nursery: Nursery, rate_bps: int, total: int) -> dict[str,
         if wan["left"]:
             raise SystemExit(f"the pair was left: {wan['left']}")
         return {
+            "bare": bare / rate_bps,
             "busy": seen.busy_bps() / rate_bps,
             "transfer": wan["wire_sent"] / machine["steps_s"]["transfer"] / rate_bps,
             "told": wan["wire_sent"] / (after.sent_bytes - before.sent_bytes),
@@ -108,6 +137,7 @@ def bench(folder: Path, report: Report, options: argparse.Namespace) -> None:
                 {
                     "what": name,
                     "MB": round(total / 1e6),
+                    "bare socket": round(statistics.median(it["bare"] for it in found), 3),
                     "share while busy": round(statistics.median(shares), 3),
                     "of the transfer": round(statistics.median(it["transfer"] for it in found), 3),
                     "told / interface": round(statistics.median(it["told"] for it in found), 4),
