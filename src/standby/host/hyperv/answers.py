@@ -14,6 +14,7 @@ failed as a whole. What Windows PowerShell 5.1's ConvertTo-Json does to values, 
 - Enums are numbers: a script writes "$($_.State)" where it means the name.
 - A DateTime is the text /Date(milliseconds)/: `Moment` reads it, and ISO texts too.
 - `/`, `<`, `>`, `&` and `'` may be escaped; any JSON reader takes that.
+- Any property of a CIM instance may be null: it is left out, and the field has its default.
 - Long lists are slow to write, one object each: ranges are one text of lines "offset,length", and
   `ranges` reads it.
 """
@@ -224,7 +225,7 @@ def _inflated(data: bytes) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with what 5.1 made of wrapped arrays undone."""
+    """`value` with what 5.1 made of wrapped arrays undone, and without properties that are null."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if not isinstance(value, dict):
@@ -232,4 +233,4 @@ def _plain(value: Any) -> Any:
     inner = value.get("value")
     if len(value) == 2 and isinstance(inner, list) and value.get("Count") == len(inner):
         return _plain(inner)
-    return {key: _plain(item) for key, item in value.items()}
+    return {key: _plain(item) for key, item in value.items() if item is not None}
