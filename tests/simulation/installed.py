@@ -3,7 +3,9 @@ own authority, the command line as its server. On one machine, over the loopback
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import signal
 import socket
 from collections.abc import Mapping
@@ -57,9 +59,12 @@ machines = ["*"]
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that nobody listens on now, below those that a system gives to whoever connects: such
+    a one may be taken by a test beside before the mover listens on it."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Installation(Site):
