@@ -1,6 +1,6 @@
 """A simulated Hyper-V host: the real door, over real HTTP, to the very text of our scripts.
 
-    Door ─▶ WsmanServer ─▶ Interpreter (the dialect) ─▶ HostView of a World (real VHDX files)
+Door ─▶ WsmanServer ─▶ Interpreter (the dialect) ─▶ HostView of a World (real VHDX files)
 """
 
 from __future__ import annotations
