@@ -93,9 +93,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
 
 
-_KEPT = frozenset(
-    {"STANDBY_KERNEL", "STANDBY_REFERENCE", "STANDBY_SAMPLES", "STANDBY_TEST_FOLDER"}
-)
+_KEPT = frozenset({"STANDBY_KERNEL", "STANDBY_REFERENCE", "STANDBY_SAMPLES", "STANDBY_TEST_FOLDER"})
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from standby.errors import ServerFenced, StandbyError, UnknownName
 from standby.model.machine import Checkpoint
 from standby.model.report import SessionReport
 from standby.server.store import Store, tables
-from standby.server.store.joint import MOST, JointWrites, Write
+from standby.server.store.joint import MOST, JointWrites
+from standby.server.store.line import Write
 
 CHECKPOINT = Checkpoint("c1", "id-vm1", "clone", "2026-11-23T22:00:00+00:00", "crash")
 
@@ -24,15 +25,16 @@ class Slow:
     """A database of which every commit waits for the test."""
 
     def __init__(self, at_once: int = 1) -> None:
-        self.joint = JointWrites(self.transact, at_once)
+        self.joint: JointWrites[Write[None], None] = JointWrites(self.transact, at_once)
         self.sizes: list[int] = []
         self.may_commit = threading.Semaphore(0)
 
-    def transact(self, writes: Sequence[Write]) -> None:
+    def transact(self, writes: Sequence[Write[None]]) -> list[None]:
         self.sizes.append(len(writes))
         for write in writes:
             write(None)  # type: ignore[arg-type]
         assert self.may_commit.acquire(timeout=30)
+        return [None] * len(writes)
 
 
 class Asking:
@@ -149,8 +151,8 @@ def test_many_threads_record_and_find_what_they_recorded(store: Store, is_guarde
         vm = f"vm{number}"
         intent = store.record_intent("prod", vm, "s1", "2026-11-23T22:00:00+00:00")
         store.checkpoint_made(intent, CHECKPOINT)
-        store.save_journey("nightly", vm, "none", f"plan of {vm}")
-        store.save_journey("nightly", vm, intent, f"journey of {vm}")
+        store.save_journey("nightly", vm, lambda: ("none", f"plan of {vm}"))
+        store.save_journey("nightly", vm, lambda: (intent, f"journey of {vm}"))
         store.begin_session(SessionReport(f"s{number}", "nightly", "2026-11-23T22:00:00+00:00"))
         if number % 2:
             store.drop_journey("nightly", vm)
@@ -180,7 +182,7 @@ def test_a_transfer_is_recorded_before_a_takeover_or_not_at_all(store: Store) ->
     with store._database.writing() as connection:  # another server is about to have taken over
         connection.execute(tables.lease.select().with_for_update())  # as `ServerLease.acquire`
         connection.execute(tables.lease.update().values(server="next"))
-        asking.put("vm1", partial(guarded.save_journey, "nightly", "vm1", "i1", "late"))
+        asking.put("vm1", partial(guarded.save_journey, "nightly", "vm1", lambda: ("i1", "late")))
 
         def waits() -> bool:
             if store._database.is_sqlite:
@@ -197,13 +199,13 @@ def test_a_server_that_was_overtaken_writes_for_none_of_its_threads(store: Store
     late = store.lease("late", duration_s=600)
     assert late.acquire()
     guarded = store.guarded(late)
-    guarded.save_journey("nightly", "vm0", "i0", "before")
+    guarded.save_journey("nightly", "vm0", lambda: ("i0", "before"))
     late.release()
     assert store.lease("next", duration_s=600).acquire()
     asking = Asking()
     for number in range(4):
         vm = f"vm{number}"
-        asking.put(vm, partial(guarded.save_journey, "nightly", vm, "i1", "after"))
+        asking.put(vm, partial(guarded.save_journey, "nightly", vm, lambda: ("i1", "after")))
     assert {type(error) for error in asking.join().values()} == {ServerFenced}
     assert store.journey_intents().keys() == {"i0"}
     with pytest.raises(ServerFenced):

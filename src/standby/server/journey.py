@@ -84,7 +84,7 @@ class JourneyBook:
         self._saving = threading.Lock()  # taken before the other
         self._lock = threading.Lock()
         self._journey: Journey | None = None
-        self._changes = self._saved = 0
+        self._changes = self._written = self._saved = 0
         self._told_at = context.clock.monotonic()
 
     def found(self) -> Journey | None:
@@ -169,16 +169,21 @@ class JourneyBook:
 
     def _save(self, change: int) -> None:
         """Return when the store has that change. Disks that begin at once wait for one another
-        here; whoever comes first saves for all that are there by then."""
+        here; whoever comes first saves for all that are there when its transaction begins."""
         with self._saving:
-            with self._lock:
-                journey, changes = self._journey, self._changes
-                if journey is None or self._saved >= change:
-                    return
-                intent = "" if journey.is_sent else journey.intent
-                text = msgspec.json.encode(journey).decode()
-            self._context.store.save_journey(self._context.job.name, self._machine_id, intent, text)
-            self._saved = changes
+            if self._journey is None or self._saved >= change:
+                return
+            store = self._context.store
+            store.save_journey(self._context.job.name, self._machine_id, self._newest)
+            self._saved = self._written
+
+    def _newest(self) -> tuple[str, str]:
+        """The checkpoint's intent and the journey, as they are to be written now."""
+        with self._lock:
+            journey, self._written = self._journey, self._changes
+            assert journey is not None  # `drop` waits for the end of saving
+            intent = "" if journey.is_sent else journey.intent
+            return intent, msgspec.json.encode(journey).decode()
 
 
 def add_transfer(disks: Sequence[DiskReport], before: Sequence[DiskReport]) -> None:

@@ -109,7 +109,7 @@ class Store(Reports, Checkpoints, KnownReplicas, Alarms):
         changes nothing unless `lease` is the active server's."""
         store = copy(self)
         store._lease = lease
-        store._write_jointly()
+        store._join_journeys()
         return store
 
     def wakeups(self) -> Wakeups:

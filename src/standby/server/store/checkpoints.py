@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from standby.clock import new_uuid
+from standby.clock import Clock, new_uuid
 from standby.errors import UnknownName
 from standby.model.machine import Checkpoint
 from standby.server.store import statements, tables
-from standby.server.store.database import upsert
-from standby.server.store.joint import JointWrites
+from standby.server.store.database import Database
+from standby.server.store.joint import AT_ONCE, JointWrites
 from standby.server.store.part import StorePart
+from standby.server.store.runs import encoded
 from standby.server.store.tables import CheckpointIntent
 
 _OF_A_VM = (
@@ -21,12 +23,18 @@ _OF_A_VM = (
     tables.journeys.c.machine_id == sa.bindparam("my_machine"),
 )
 _JOURNEY = sa.select(tables.journeys.c.journey).where(*_OF_A_VM)
-_JOURNEY_COLUMNS = tuple(column.name for column in tables.journeys.c)
 _DROP_JOURNEY = tables.journeys.delete().where(*_OF_A_VM)
+
+_Told = tuple[str, str, Callable[[], tuple[str, str]]]
+"""A journey that waits to be recorded: job, VM, and how to get (intent, journey)."""
 
 
 class Checkpoints(StorePart):
     """Checkpoint intents and journeys. Its methods are the store's."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        super().__init__(database, clock)
+        self._join_journeys()
 
     # --- checkpoint intents ------------------------------------------------------------------
 
@@ -46,7 +54,7 @@ class Checkpoints(StorePart):
         def write(connection: sa.Connection) -> None:
             connection.execute(tables.intents.insert(), values)
 
-        self._write_together(write)
+        self._line.write(write)
         return intent
 
     def checkpoint_made(self, intent: str, checkpoint: Checkpoint) -> None:
@@ -66,7 +74,7 @@ class Checkpoints(StorePart):
             if done.rowcount == 0:
                 raise UnknownName("checkpoint intent", intent)
 
-        self._write_together(write)
+        self._line.write(write)
 
     def open_intents(self, host: str | None = None) -> list[CheckpointIntent]:
         """Intents whose checkpoint may still be there, oldest first."""
@@ -90,29 +98,51 @@ class Checkpoints(StorePart):
 
     # --- transfers under way -----------------------------------------------------------------
 
-    def save_journey(self, job: str, machine_id: str, intent: str, journey: str) -> None:
-        """Record how far the VM's transfer by movers of other machines is, as text, so that another
-        process can go on with it. One per job and VM."""
-        self._journeys.put((job, machine_id, intent, journey, self._now()))
+    def save_journey(
+        self, job: str, machine_id: str, newest: Callable[[], tuple[str, str]]
+    ) -> None:
+        """Record how far the VM's transfer by movers of other machines is, so that another process
+        can go on with it. One per job and VM, and one call at a time for it. `newest()` is the
+        checkpoint's intent and the journey as text; it is asked for when the transaction begins, in
+        whatever thread, and may be again."""
+        told = (job, machine_id, newest)
+        if self._database.is_sqlite or self._lease is None:
+            self._line.write_all(self._save_journeys, told)
+        else:
+            self._joint_journeys.put(told)
 
-    def _write_jointly(self) -> None:
-        super()._write_jointly()
-        self._journeys = JointWrites(self._save_journeys, self._at_once)
+    def _journeys(self, told: Sequence[_Told]) -> str:
+        """Their rows as JSON."""
+        now = self._now()
+        rows = []
+        for job, machine_id, newest in told:
+            intent, journey = newest()
+            row = {"job": job, "machine_id": machine_id, "intent": intent, "journey": journey}
+            rows.append({**row, "changed_at": now})
+        return encoded(rows)
 
-    def _save_journeys(self, rows: Sequence[tuple[str, ...]]) -> None:
-        """Every dispatch waits for this."""
-        columns = dict(zip(_JOURNEY_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
-        if not self._database.is_sqlite and self._lease is not None:
-            mine = {"my_server": self._lease.server, "my_generation": self._lease.generation}
-            with self._database.asking() as connection:
-                saved = connection.execute(statements.SAVE_JOURNEYS, {**columns, **mine}).all()
-            if saved:
-                return
+    def _save_journeys(self, connection: sa.Connection, told: Sequence[_Told]) -> Sequence[None]:
+        statement = statements.SAVE_JOURNEYS[connection.dialect.name]
+        connection.execute(statement, {"rows": self._journeys(told)})
+        return [None] * len(told)
+
+    def _join_journeys(self) -> None:
+        """Begin a line for those under the lease in PostgreSQL."""
+        self._joint_journeys: JointWrites[_Told, None] = JointWrites(self._save_mine, AT_ONCE)
+
+    def _save_mine(self, told: Sequence[_Told]) -> Sequence[None]:
+        """One statement, because every dispatch waits for this."""
+        assert self._lease is not None
+        values: dict[str, Any] = {
+            "rows": self._journeys(told),
+            "my_server": self._lease.server,
+            "my_generation": self._lease.generation,
+        }
+        with self._database.asking() as connection:
+            if connection.execute(statements.SAVE_MY_JOURNEYS, values).rowcount:
+                return [None] * len(told)
         with self._writing() as connection:  # where the lease is lost: raises
-            for row in rows:
-                values = dict(zip(_JOURNEY_COLUMNS, row, strict=True))
-                key = {name: values.pop(name) for name in ("job", "machine_id")}
-                upsert(connection, tables.journeys, key, values)
+            return self._save_journeys(connection, told)
 
     def journey(self, job: str, machine_id: str) -> str:
         """What `save_journey` recorded last, '' for nothing."""
@@ -131,8 +161,9 @@ class Checkpoints(StorePart):
     def drop_journey(self, job: str, machine_id: str) -> None:
         """The transfer has ended, or is not gone on with."""
         key = {"my_job": job, "my_machine": machine_id}
+        self._line.write_all(_drop_journeys, key)
 
-        def write(connection: sa.Connection) -> None:
-            connection.execute(_DROP_JOURNEY, key)
 
-        self._write_together(write)
+def _drop_journeys(connection: sa.Connection, keys: Sequence[dict[str, str]]) -> Sequence[None]:
+    connection.execute(_DROP_JOURNEY, list(keys))
+    return [None] * len(keys)

@@ -15,7 +15,9 @@ import sqlalchemy.exc
 from standby.errors import StateDatabaseError, StateDatabaseUnreachable
 from standby.files import make_folder_durably
 from standby.server.store import schema, statements
+from standby.server.store.line import Line
 from standby.server.store.opening import (
+    ASKS,
     BUSY_TIMEOUT_S,
     WRITES,
     database_name,
@@ -42,9 +44,24 @@ class Database:
         self.file = Path(url.database) if self.is_sqlite and url.database else None
         self._listeners: list[Callable[[], None]] = []
         self._turn = threading.Lock()
+        self.line = Line(self)
+        """Of changes that no lease guards."""
         self._engine = make_engine(url, is_durable=True)
         self._quick_engine = make_engine(url, is_durable=False)
-        self._asking_engine = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        # Options of an engine cost its connections nothing.
+        asking: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
+        reading: dict[str, Any] = {
+            "isolation_level": "REPEATABLE READ",
+            "postgresql_readonly": True,
+        }
+        if self.is_sqlite:
+            asking, reading = {ASKS: True}, {}
+        self._asking_engine = self._engine.execution_options(**asking)
+        self._reading_engine = self._engine.execution_options(**reading)
+        self._writing_engines = {
+            True: self._engine.execution_options(**{WRITES: True}),
+            False: self._quick_engine.execution_options(**{WRITES: True}),
+        }
         try:
             with self.errors():
                 schema.prepare(self._engine, self.name, self.file)
@@ -60,21 +77,13 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A connection in a transaction: all statements see one state."""
-        with self.errors(), self._engine.connect() as connection:
-            if not self.is_sqlite:
-                connection.execution_options(
-                    isolation_level="REPEATABLE READ", postgresql_readonly=True
-                )
+        with self.errors(), self._reading_engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[sa.Connection]:
-        """A connection for one statement: as `reading`, where PostgreSQL is asked once instead of
+        """A connection for one statement: as `reading`, where the database is asked once instead of
         being told of a transaction's begin and end too. With PostgreSQL it may write, durably."""
-        if self.is_sqlite:
-            with self.reading() as connection:
-                yield connection
-            return
         with self.errors(), self._asking_engine.connect() as connection:
             yield connection
 
@@ -83,9 +92,9 @@ class Database:
         """All statements inside take effect together or not at all. On stable storage when the
         block has ended; without `is_durable`, on that of the next durable one. `wakes` whoever
         waits for changes (`Wakeups`), of any process."""
-        engine = self._engine if is_durable else self._quick_engine
+        engine = self._writing_engines[is_durable]
         with self._in_turn(), self.errors(), engine.connect() as connection:
-            with connection.execution_options(**{WRITES: True}).begin():
+            with connection.begin():
                 yield connection
                 if wakes:
                     self._count_change(connection)
@@ -189,8 +198,16 @@ def upsert(
 ) -> None:
     """Insert the row of `key` (the table's primary key), or update it: one statement, so that two
     processes cannot come between each other."""
-    statement = _upsert(connection.dialect.name, table, tuple(key), tuple(values))
-    connection.execute(statement, {**key, **values})
+    upsert_all(connection, table, tuple(key), [{**key, **values}])
+
+
+def upsert_all(
+    connection: sa.Connection, table: sa.Table, key: tuple[str, ...], rows: list[dict[str, Any]]
+) -> None:
+    """The same for several rows, each with its key; all name the same columns."""
+    values = tuple(name for name in rows[0] if name not in key)
+    statement = _upsert(connection.dialect.name, table, key, values)
+    connection.execute(statement, rows[0] if len(rows) == 1 else rows)
 
 
 @functools.cache

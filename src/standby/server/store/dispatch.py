@@ -74,16 +74,17 @@ class Dispatch(TaskDispatch):
         if sessions is not None:
             values["sessions"] = sorted(sessions)
         taking = {"now": self._now(), **self._me()}
-        with self._claiming, self._database.writing(is_durable=False) as connection:
-            self._lease.guard(connection)
+
+        def take(connection: sa.Connection) -> list[SessionRun]:
             wanted = list(connection.execute(query, values).scalars())
             if not wanted:
                 return []
-            rows = connection.execute(
-                statements.TAKE_SESSIONS, {**taking, "sessions": wanted}
-            ).all()
-        found = {row.id: session_of(row) for row in rows}
-        return [found[name] for name in wanted]
+            rows = connection.execute(statements.TAKE_SESSIONS, {**taking, "sessions": wanted})
+            found = {row.id: session_of(row) for row in rows}
+            return [found[name] for name in wanted]
+
+        with self._claiming:
+            return self._line.write(take, is_durable=False)
 
     def move_session(
         self,
@@ -99,30 +100,25 @@ class Dispatch(TaskDispatch):
         assert to is not SessionState.RUNNING
         legal = session_states_before(to) if expect is None else (expect,)
         values = {"my_session": session, "now": self._now(), "new_detail": detail, **self._me()}
-        is_durable = to in SESSION_ENDS
-        with self._database.writing(is_durable=is_durable, wakes=True) as connection:
-            self._lease.guard(connection)
-            row = connection.execute(
-                statements.session_moved(to, tuple(sorted(legal))), values
-            ).first()
+        statement = statements.session_moved(to, tuple(sorted(legal)))
+
+        def move(connection: sa.Connection) -> SessionRun:
+            row = connection.execute(statement, values).first()
             if row is None:
                 raise self._refused_session(connection, session, to)
-        return session_of(row)
+            return session_of(row)
+
+        return self._line.write(move, is_durable=to in SESSION_ENDS, wakes=True)
 
     def tell_session(self, session: str, detail: str) -> None:
         """What the session is at; nothing where it does not run here. Wakes nobody: it is for those
         who look."""
-        with self._database.writing(is_durable=False) as connection:
-            self._lease.guard(connection)
-            connection.execute(
-                tables.session_runs.update()
-                .where(
-                    _RUNS.id == session,
-                    _RUNS.state == SessionState.RUNNING,
-                    self._is_ours(_RUNS),
-                )
-                .values(detail=detail)
-            )
+        values = {"my_session": session, "new_detail": detail, **self._me()}
+
+        def tell(connection: sa.Connection) -> None:
+            connection.execute(statements.TELL_SESSION, values)
+
+        self._line.write(tell, is_durable=False)
 
     def _refused_session(
         self, connection: sa.Connection, session: str, to: SessionState
@@ -169,17 +165,20 @@ class Dispatch(TaskDispatch):
     def handled(self, request: int, result: str) -> SessionRequest:
         """Record what became of a request; a second answer changes nothing."""
         columns = tables.requests.c
-        with self._database.writing() as connection:
-            self._lease.guard(connection)
+        answer = {"handled_at": self._now(), "handled_by": self._lease.server, "result": result}
+
+        def write(connection: sa.Connection) -> SessionRequest:
             connection.execute(
                 tables.requests.update()
                 .where(columns.id == request, columns.handled_at == "")
-                .values(handled_at=self._now(), handled_by=self._lease.server, result=result)
+                .values(answer)
             )
             row = connection.execute(tables.requests.select().where(columns.id == request)).first()
             if row is None:
                 raise UnknownName("request", str(request))
             return request_of(row)
+
+        return self._line.write(write)
 
     # --- tidying -----------------------------------------------------------------------------
 

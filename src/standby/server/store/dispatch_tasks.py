@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,6 +45,7 @@ class TaskDispatch:
     def __init__(self, database: Database, lease: ServerLease, clock: Clock) -> None:
         self._database = database
         self._lease = lease
+        self._line = lease.line
         self._clock = clock
 
     def _now(self) -> str:
@@ -67,8 +69,8 @@ class TaskDispatch:
         """Queue a task for each (VM's name, VM's id) that the session has none for yet; all its
         tasks. Repeating it, after a restart, adds nothing."""
         now = self._now()
-        with self._database.writing(is_durable=False) as connection:
-            self._lease.guard(connection)
+
+        def add(connection: sa.Connection) -> list[TaskRun]:
             tasks = self._tasks_of(connection, session)
             known = {task.machine_id for task in tasks}
             new = [
@@ -84,7 +86,9 @@ class TaskDispatch:
                     for task in new
                 ]
                 connection.execute(tables.task_runs.insert(), rows)
-        return [*tasks, *(replace(task, changed_at=now) for task in new)]
+            return [*tasks, *(replace(task, changed_at=now) for task in new)]
+
+        return self._line.write(add, is_durable=False)
 
     def _tasks_of(self, connection: sa.Connection, session: str) -> list[TaskRun]:
         rows = connection.execute(statements.TASKS_OF, {"my_session": session})
@@ -102,13 +106,15 @@ class TaskDispatch:
         They are RUNNING, this server's, and their attempt is counted. What another one takes at
         the same instant is passed over."""
         now = self._now()
-        with self._database.writing(is_durable=False) as connection:
-            self._lease.guard(connection)
+
+        def claim(connection: sa.Connection) -> list[TaskRun]:
             if tasks is None:
                 wanted = self._next_tasks(connection, limit, sessions, now)
             else:
                 wanted = self._of_these(connection, limit, sessions, tasks, now)
             return self._taken(connection, wanted, now)
+
+        return self._line.write(claim, is_durable=False)
 
     def _next_tasks(
         self,
@@ -161,17 +167,24 @@ class TaskDispatch:
         """Move tasks on in one transaction: all, or none and IllegalStep for the first whose state
         or owner forbids it. One becomes RUNNING by `claim_tasks` only."""
         moves = list(moves)
-        with self._database.writing(is_durable=False, wakes=bool(moves)) as connection:
-            self._lease.guard(connection)
-            now = self._now()
-            together: dict[tuple[TaskState, str, str], list[TaskMove]] = {}
-            for move in moves:
-                key = (move.to, move.detail, move.next_attempt_at)
-                together.setdefault(key, []).append(move)
-            found: dict[str, TaskRun] = {}
-            for alike in together.values():
-                found |= self._moved(connection, alike, now)
-        return [found[move.task] for move in moves]
+        return self._line.write_all(self._move_all, moves, is_durable=False, wakes=bool(moves))
+
+    def _move_all(
+        self, connection: sa.Connection, asked: Sequence[list[TaskMove]]
+    ) -> list[list[TaskRun]]:
+        """What becomes of each list's tasks."""
+        count = sum(map(len, asked))
+        if len(asked) > 1 and len({move.task for moves in asked for move in moves}) < count:
+            return [self._move_all(connection, [moves])[0] for moves in asked]  # one after another
+        now = self._now()
+        together: dict[tuple[TaskState, str, str], list[TaskMove]] = {}
+        for move in itertools.chain.from_iterable(asked):
+            key = (move.to, move.detail, move.next_attempt_at)
+            together.setdefault(key, []).append(move)
+        found: dict[str, TaskRun] = {}
+        for alike in together.values():
+            found |= self._moved(connection, alike, now)
+        return [[found[move.task] for move in moves] for moves in asked]
 
     def _moved(
         self, connection: sa.Connection, moves: Sequence[TaskMove], now: str

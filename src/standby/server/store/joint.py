@@ -13,15 +13,12 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
-
-import sqlalchemy as sa
+from typing import Generic, TypeVar, cast
 
 from standby.errors import StandbyError
 
 Item = TypeVar("Item")
-Write = Callable[[sa.Connection], None]
-"""Changes rows over a connection, in any thread, and may be called again after a rollback."""
+Found = TypeVar("Found")
 
 MOST = 64
 """Writes of one transaction: SQLite lets nobody else write meanwhile."""
@@ -36,27 +33,30 @@ class _Fate(enum.Enum):
     ALONE = enum.auto()
 
 
-class _Place(Generic[Item]):
-    """A thread's place in the line, and what it is woken for."""
+class _Place(Generic[Item, Found]):
+    """A thread's place in the line, what it is woken for, and what its write returned."""
 
-    __slots__ = ("fate", "woken", "write")
+    __slots__ = ("fate", "found", "woken", "write")
 
     def __init__(self, write: Item) -> None:
         self.write = write
         self.woken = threading.Event()
         self.fate = _Fate.LEAD
+        self.found: Found | None = None
 
 
-class JointWrites(Generic[Item]):
+class JointWrites(Generic[Item, Found]):
     """Those to one database, under one server's lease. Thread-safe."""
 
-    def __init__(self, transact: Callable[[Sequence[Item]], None], at_once: int = 1) -> None:
-        """`transact` has them all take effect in one durable transaction, or none and raises;
-        `at_once` of them may be under way together."""
+    def __init__(
+        self, transact: Callable[[Sequence[Item]], Sequence[Found]], at_once: int = 1
+    ) -> None:
+        """`transact` has them all take effect in one transaction and returns what each returns, or
+        none and raises; `at_once` of them may be under way together."""
         self._transact = transact
         self._at_once = at_once
         self._lock = threading.Lock()
-        self._line: list[_Place[Item]] = []
+        self._line: list[_Place[Item, Found]] = []
         self._leaders = 0
 
     @property
@@ -65,10 +65,10 @@ class JointWrites(Generic[Item]):
         with self._lock:
             return len(self._line)
 
-    def put(self, write: Item) -> None:
-        """Return when `write` is on stable storage; raises what it does. One that fails takes no
-        other with it: each of that transaction is then tried by itself."""
-        place = _Place(write)
+    def put(self, write: Item) -> Found:
+        """What `write` returns, when its transaction has ended; raises what it does. One that fails
+        takes no other with it: each of that transaction is then tried by itself."""
+        place: _Place[Item, Found] = _Place(write)
         with self._lock:
             leads = self._leaders < self._at_once  # nobody is in the line then
             if leads:
@@ -80,16 +80,19 @@ class JointWrites(Generic[Item]):
         if place.fate is _Fate.LEAD:
             self._lead(place)
         elif place.fate is _Fate.ALONE:
-            self._transact([write])
+            (place.found,) = self._transact([write])
+        return cast(Found, place.found)
 
-    def _lead(self, place: _Place[Item]) -> None:
+    def _lead(self, place: _Place[Item, Found]) -> None:
         """Write for the caller and all that are there."""
         with self._lock:
             going = [place, *self._line[: MOST - 1]]
             del self._line[: MOST - 1]
         fate = _Fate.ALONE
         try:
-            self._transact([place.write for place in going])
+            found = self._transact([place.write for place in going])
+            for each, result in zip(going, found, strict=True):
+                each.found = result
             fate = _Fate.DONE
         except StandbyError:
             if len(going) == 1:
@@ -105,4 +108,4 @@ class JointWrites(Generic[Item]):
                 other.fate = fate
                 other.woken.set()
         if fate is _Fate.ALONE:
-            self._transact([place.write])
+            (place.found,) = self._transact([place.write])

@@ -34,6 +34,7 @@ from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ServerFenced, StandbyError, StateDatabaseUnreachable
 from standby.server.store import statements, tables
 from standby.server.store.database import Database
+from standby.server.store.line import Line
 
 LEASE_S = 15.0
 """How long a server that died stays the active one at most. A third of it is what a renewal may
@@ -79,6 +80,8 @@ class ServerLease:
         self._clock = clock
         self._generation = 0
         self._renewed_at = 0.0
+        self.line = Line(database, self.guard)
+        """Of the changes that this lease guards."""
 
     @property
     def generation(self) -> int:

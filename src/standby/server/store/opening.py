@@ -40,6 +40,8 @@ which costs it the two syncs it was to be spared. The durable ones wait for a sy
 from 1000 pages on, as ever; others write on meanwhile."""
 
 WRITES = "standby_writes"
+ASKS = "standby_asks"
+"""What a connection is for: a transaction that writes, one statement without any."""
 
 
 def database_url(database: Path | str) -> sa.URL:
@@ -116,7 +118,7 @@ def _sqlite_engine(url: sa.URL, is_durable: bool) -> sa.Engine:
         # A transaction that turns from reading to writing can be refused without waiting, so
         # writers say what they are.
         options = connection.get_execution_options()
-        if options.get("isolation_level") != "AUTOCOMMIT":
+        if options.get("isolation_level") != "AUTOCOMMIT" and not options.get(ASKS):
             connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(WRITES) else "BEGIN")
 
     return engine

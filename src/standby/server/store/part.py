@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC
 
 import sqlalchemy as sa
 
 from standby.clock import Clock
 from standby.server.store.database import Database
-from standby.server.store.joint import AT_ONCE, JointWrites, Write
 from standby.server.store.lease import ServerLease
+from standby.server.store.line import Line
 
 
 class StorePart:
@@ -21,7 +21,6 @@ class StorePart:
         self._database = database
         self._clock = clock
         self._lease: ServerLease | None = None
-        self._write_jointly()
 
     def check(self) -> None:
         """Raise ServerFenced where this is a `guarded` store and another server is active now."""
@@ -29,29 +28,17 @@ class StorePart:
             with self._database.writing(is_durable=False) as connection:
                 self._lease.guard(connection)
 
+    @property
+    def _line(self) -> Line:
+        """Where changes are made in one transaction with those of other threads."""
+        return self._database.line if self._lease is None else self._lease.line
+
     @contextlib.contextmanager
     def _writing(self, *, wakes: bool = False, is_durable: bool = True) -> Iterator[sa.Connection]:
         with self._database.writing(wakes=wakes, is_durable=is_durable) as connection:
             if self._lease is not None:
                 self._lease.guard(connection)
             yield connection
-
-    def _write_jointly(self) -> None:
-        """Begin lines of joint writes: those of one line look at one lease."""
-        self._joint = JointWrites(self._write_all, self._at_once)
-
-    @property
-    def _at_once(self) -> int:
-        return 1 if self._database.is_sqlite else AT_ONCE
-
-    def _write_together(self, write: Write) -> None:
-        """As `_writing` does, durably, in one transaction with what other threads write."""
-        self._joint.put(write)
-
-    def _write_all(self, writes: Sequence[Write]) -> None:
-        with self._writing() as connection:
-            for write in writes:
-                write(connection)
 
     def _now(self) -> str:
         return self._clock.now().astimezone(UTC).isoformat()

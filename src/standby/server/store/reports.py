@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from standby.model.replica import ReplicaIdentity
 from standby.model.report import MachineReport, SessionReport
 from standby.server.retention import HISTORY, changed_share
 from standby.server.store import tables
-from standby.server.store.database import upsert
+from standby.server.store.database import upsert, upsert_all
 from standby.server.store.part import StorePart
 
 _MY_SESSION: sa.BindParameter[str] = sa.bindparam("my_session")
@@ -22,6 +23,15 @@ _FIGURES = sa.select(tables.tasks.c.machine_id, tables.tasks.c.report).where(
     tables.tasks.c.session == _MY_SESSION, tables.tasks.c.outcome == ""
 )
 """What `save_figures` recorded of VMs that are at work."""
+_SAVE_FIGURES = (
+    tables.tasks.update()
+    .where(
+        tables.tasks.c.session == _MY_SESSION,
+        tables.tasks.c.machine_id == sa.bindparam("my_machine"),
+        tables.tasks.c.outcome == "",
+    )
+    .values(report=sa.bindparam("new_report"))
+)
 _DROP_TASKS = tables.tasks.delete().where(tables.tasks.c.session == _MY_SESSION)
 
 
@@ -35,51 +45,22 @@ class Reports(StorePart):
     def save_session(self, report: SessionReport) -> None:
         """Record the session as `report` has it, replacing what was recorded before; but of a VM
         that has no outcome yet what `save_figures` recorded stays."""
-        values = {
-            "job": report.job,
-            "started_at": report.started_at,
-            "ended_at": report.ended_at,
-            "outcome": report.outcome,
-        }
-        machines = list(report.machines)
-        rows = [
-            {"session": report.id, "position": position, **_task_values(machine)}
-            for position, machine in enumerate(machines)
-        ]
-        is_bare = [not machine.outcome and not machine.disks for machine in machines]
-        key = {"my_session": report.id}
-
-        def write(connection: sa.Connection) -> None:
-            upsert(connection, tables.sessions, {"id": report.id}, values)
-            figures: dict[str, str] = {}
-            if any(is_bare):
-                told = connection.execute(_FIGURES, key)
-                figures = {row.machine_id: row.report for row in told}
-            connection.execute(_DROP_TASKS, key)
-            kept = [
-                {**row, "report": figures.get(row["machine_id"], row["report"])} if bare else row
-                for row, bare in zip(rows, is_bare, strict=True)
-            ]
-            if kept:
-                connection.execute(tables.tasks.insert(), kept)
-
-        self._write_together(write)
+        self._line.write_all(_save_sessions, _Saved(report))
 
     def save_figures(self, session: str, machine: MachineReport) -> None:
         """Record how far a VM is that is at work: of a session that is killed, the report says
         that. Nothing happens where the session does not list it, or it has an outcome. Durable with
         the next transaction that is: a power cut may cost it."""
-        columns = tables.tasks.c
-        with self._writing(is_durable=False) as connection:
-            connection.execute(
-                tables.tasks.update()
-                .where(
-                    columns.session == session,
-                    columns.machine_id == machine.machine_id,
-                    columns.outcome == "",
-                )
-                .values(report=msgspec.json.encode(machine).decode())
-            )
+        values = {
+            "my_session": session,
+            "my_machine": machine.machine_id,
+            "new_report": msgspec.json.encode(machine).decode(),
+        }
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(_SAVE_FIGURES, values)
+
+        self._line.write(write, is_durable=False)
 
     def sessions(self, job: str | None = None, limit: int = 50) -> list[SessionReport]:
         """Sessions (of one job), newest first."""
@@ -189,3 +170,48 @@ def _task_values(machine: MachineReport) -> dict[str, Any]:
         "changed_share": changed_share(machine) if machine.outcome == "done" else None,
         "report": msgspec.json.encode(machine).decode(),
     }
+
+
+class _Saved:
+    """A session's rows."""
+
+    def __init__(self, report: SessionReport) -> None:
+        self.key = {"my_session": report.id}
+        self.row = {
+            "id": report.id,
+            "job": report.job,
+            "started_at": report.started_at,
+            "ended_at": report.ended_at,
+            "outcome": report.outcome,
+        }
+        machines = list(report.machines)
+        self.tasks = [
+            {"session": report.id, "position": position, **_task_values(machine)}
+            for position, machine in enumerate(machines)
+        ]
+        self.is_bare = [not machine.outcome and not machine.disks for machine in machines]
+        """Of which tasks nothing is known yet."""
+
+    def kept(self, connection: sa.Connection) -> list[dict[str, Any]]:
+        """The tasks, with the figures that the state database has of those."""
+        if not any(self.is_bare):
+            return self.tasks
+        told = connection.execute(_FIGURES, self.key)
+        figures = {row.machine_id: row.report for row in told}
+        return [
+            {**row, "report": figures.get(row["machine_id"], row["report"])} if bare else row
+            for row, bare in zip(self.tasks, self.is_bare, strict=True)
+        ]
+
+
+def _save_sessions(connection: sa.Connection, saved: Sequence[_Saved]) -> Sequence[None]:
+    """Each session once, as it was saved last, and always in one order: two transactions that save
+    the same ones do not wait for each other in a ring."""
+    latest = {session.row["id"]: session for session in saved}
+    sessions = [latest[name] for name in sorted(latest)]
+    upsert_all(connection, tables.sessions, ("id",), [session.row for session in sessions])
+    tasks = [row for session in sessions for row in session.kept(connection)]
+    connection.execute(_DROP_TASKS, [session.key for session in sessions])
+    if tasks:
+        connection.execute(tables.tasks.insert(), tasks)
+    return [None] * len(saved)
