@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clocks import HeldClock
+from hyperv import published
 from hyperv.dialect.values import Byte, CimInstance, Hashtable, UInt16, UInt64
 from hyperv.dialect.world import Call, PSError, Session
 from hyperv.world import (
@@ -281,21 +280,11 @@ def test_every_class_with_instances_gives_them(world: World, vm: Machine, shell:
     assert count > 50
 
 
-def _facts(name: str) -> Any:
-    folder = os.environ.get("STANDBY_REFERENCE")
-    beside = Path(__file__).resolve().parents[3] / "shared" / "reference"
-    path = (Path(folder) if folder else beside) / name
-    if not path.is_file():
-        assert "CI" not in os.environ, f"{path} is needed in CI"
-        pytest.skip("the published facts are not at hand")
-    return json.loads(path.read_text())
-
-
 def test_classes_are_those_that_are_published() -> None:
-    excerpt = make_classes.excerpt(_facts("hyperv-wmi.json"))
+    excerpt = make_classes.excerpt(published.facts(published.WMI))
     assert make_classes.CLASSES.read_text() == make_classes.rendered(excerpt)
 
 
 def test_cmdlets_are_those_that_are_published() -> None:
-    excerpt = make_cmdlets.excerpt(_facts("hyperv-cmdlets.json"))
+    excerpt = make_cmdlets.excerpt(published.facts(published.CMDLETS))
     assert make_cmdlets.CMDLETS.read_text() == make_cmdlets.rendered(excerpt)

@@ -1,0 +1,639 @@
+"""Follows a script's text and finds what it uses of the host.
+
+Nothing runs: a variable is all that is ever assigned to it, both branches are taken, a function is
+followed anew wherever it is called, with what is given to it there. The text is followed until
+nothing new comes up; only the last time counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyperv.dialect import syntax as s
+from hyperv.dialect.syntax import Node, children, walk
+from hyperv.uses.catalog import OLDEST, Catalog, Known
+from hyperv.uses.kinds import (
+    NOTHING,
+    Code,
+    Instance,
+    Kind,
+    Kinds,
+    Null,
+    Object,
+    Plain,
+    Record,
+    Request,
+    Result,
+    Schema,
+    Type,
+    constants,
+    plain,
+)
+
+CASTS = {
+    "byte": "uint8",
+    "int": "sint32",
+    "int16": "sint16",
+    "int32": "sint32",
+    "int64": "sint64",
+    "long": "sint64",
+    "uint16": "uint16",
+    "uint32": "uint32",
+    "uint64": "uint64",
+    "double": "real64",
+    "bool": "boolean",
+    "switch": "boolean",
+    "string": "string",
+    "datetime": "datetime",
+    "timespan": "timespan",
+    "guid": "guid",
+}
+_TYPE_NAMES = {"datetime": "DateTime", "string": "String", "timespan": "TimeSpan", "guid": "Guid"}
+_EQUALITY = frozenset(
+    ["-eq", "-ne", "-in", "-notin", "-contains", "-notcontains", "-like", "-notlike"]
+)
+_COUNTS = frozenset({"count", "length"})
+_OWN_VARIABLES = {
+    "errorActionPreference": "string",
+    "progressPreference": "string",
+    "lastexitcode": "sint32",
+}
+
+
+@dataclass(slots=True)
+class Use:
+    """One thing of the host that scripts use: where it is known from, and the places."""
+
+    kind: str
+    name: str
+    source: str
+    places: set[str] = field(default_factory=set)
+
+
+class Scope:
+    """Variables and functions; one that is not here is the caller's."""
+
+    def __init__(self, above: Scope | None = None) -> None:
+        self.above = above
+        self.values: dict[str, Kinds] = {}
+        self.functions: dict[str, tuple[s.Function, str]] = {}
+
+    def get(self, name: str) -> Kinds | None:
+        """What a variable may be, None where nobody assigned it."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            scope = scope.above
+        return None
+
+    def function(self, name: str) -> tuple[s.Function, str] | None:
+        """A function and the file that it stands in."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.functions:
+                return scope.functions[name]
+            scope = scope.above
+        return None
+
+
+class Walker:
+    """Follows one payload: the prelude, then a script.
+
+    `uses` has what it uses, `findings` what is nowhere known or cannot be told, with the places.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        from hyperv.uses.commands import Commands
+
+        self.catalog = catalog
+        self.uses: dict[tuple[str, str], Use] = {}
+        self.findings: set[str] = set()
+        self.reached: set[tuple[str, int]] = set()
+        """Nodes that were followed: the file and the node's id."""
+        self.file = ""
+        self._commands = Commands(self)
+        self._records: dict[tuple[int, ...], Record] = {}
+        self._guards: list[frozenset[str]] = []
+        self._mentions: dict[str, set[str]] = {}
+        self._calls: list[int] = []
+        self._sites: list[int] = []
+
+    # --- what is found -----------------------------------------------------------------------
+
+    def place(self, node: Node) -> str:
+        """Where a node stands."""
+        return f"{self.file}:{node.line}"
+
+    def find(self, node: Node, text: str) -> None:
+        """Something wrong."""
+        self.findings.add(f"{self.place(node)}: {text}")
+
+    def use(self, node: Node, kind: str, name: str, known: Known | None, word: str = "") -> bool:
+        """A use, or the finding that it is nowhere known, or that it needs a guard: an `if` around
+        it whose condition comes from asking for it by name."""
+        if known is None:
+            self.find(node, f"the {kind} {name} is neither published nor in assumed.toml")
+            return False
+        key = (kind, name.lower())
+        self.uses.setdefault(key, Use(kind, name, known.source)).places.add(self.place(node))
+        guard = (word or name).lower()
+        if known.since > OLDEST and not any(guard in words for words in self._guards):
+            self.find(
+                node,
+                f"the {kind} {name} is there since Server {known.since}: ask for it by its name, "
+                "and use it inside that if",
+            )
+        return True
+
+    def compared(self, node: Node, values: Kinds, others: Kinds) -> None:
+        """Constants that stand beside a property, a return code or a parameter are its values."""
+        for value in values:
+            if not isinstance(value, Plain) or not value.origin:
+                continue
+            for const in constants(others):
+                self.value(node, value.origin, const)
+
+    def value(self, node: Node, origin: str, const: Any) -> None:
+        """One value of a property (`Class.Name`), a return code (`Class.Method()`) or a parameter
+        (`Class.Method Name`)."""
+        if isinstance(const, bool):
+            return
+        if origin.startswith("names of "):
+            class_name = origin.removeprefix("names of ")
+            known = self.catalog.property_(class_name, const)
+            if known is None:
+                self.find(
+                    node,
+                    f"the property {class_name}.{const} is neither published nor in assumed.toml",
+                )
+            return
+        documented = self._commands.documented(origin)
+        is_text = isinstance(const, str)
+        if not documented and not (is_text and const) and const in (0, ""):
+            return  # of what has no documented values, nothing is no value of its own
+        known = self.catalog.value(origin, documented, const)
+        self.use(node, "value", f"{origin} = {const}", known)
+
+    def documented(self, origin: str) -> Mapping[str, str] | None:
+        """The documented values of a property, a method's return or a method's parameter."""
+        return self._commands.documented(origin)
+
+    # --- a whole payload ---------------------------------------------------------------------
+
+    def follow(
+        self,
+        parts: list[tuple[str, s.Block]],
+        run: Callable[[Walker, Scope], Kinds],
+        *more: s.Block,
+    ) -> Kinds:
+        """Follow `parts` (files and their scripts) from the top, then `run`, which follows `more`;
+        what that gives."""
+        size = -1
+        answer = NOTHING
+        for block in (*(block for _, block in parts), *more):
+            self._note_mentions(block)
+        scope = Scope()
+        while True:
+            self.findings.clear()
+            for file, block in parts:
+                self.file = file
+                self.block(block, scope)
+            answer = answer | run(self, scope)
+            grown = len(answer) + sum(record.size() for record in self._records.values())
+            grown += sum(len(values) for values in scope.values.values())
+            if grown == size:
+                return answer
+            size = grown
+
+    def _note_mentions(self, block: s.Block) -> None:
+        """For guards: the texts that what is assigned to a variable mentions, through others."""
+        assigned = [
+            (node.target.name.lower(), node.value)
+            for node in walk(block)
+            if isinstance(node, s.Assign) and isinstance(node.target, s.Var)
+        ]
+        grown = -1
+        while grown != (grown := sum(len(words) for words in self._mentions.values())):
+            for name, value in assigned:
+                self._mentions.setdefault(name, set()).update(self._words(value))
+
+    def _words(self, node: Node) -> set[str]:
+        words = self._texts(node)
+        for each in walk(node):
+            if isinstance(each, s.Var):
+                words |= self._mentions.get(each.name.lower(), set())
+        return words
+
+    def _texts(self, node: Node) -> set[str]:
+        return {
+            each.value.lower()
+            for each in walk(node)
+            if isinstance(each, s.Const) and isinstance(each.value, str)
+        }
+
+    # --- blocks ------------------------------------------------------------------------------
+
+    def block(self, block: s.Block, scope: Scope) -> Kinds:
+        """What a block gives, in a scope that has its parameters already."""
+        return self.node(block.body, scope)
+
+    def call(
+        self,
+        site: Node,
+        code: Code,
+        scope: Scope,
+        named: dict[str, Kinds],
+        rest: list[Kinds],
+    ) -> Kinds:
+        """What a function or a block gives for these arguments, called at `site`."""
+        block, file = code.block, code.file
+        if self._calls.count(id(block)) > 1:
+            return NOTHING
+        inner = Scope(scope)
+        left = list(rest)
+        for parameter in block.parameters:
+            name = parameter.name.lower()
+            if name in named:
+                inner.values[name] = named[name]
+            elif left:
+                inner.values[name] = left.pop(0)
+            else:
+                inner.values[name] = frozenset({Null()})
+        before, self.file = self.file, file
+        self._calls.append(id(block))
+        self._sites.append(id(site))
+        given = self.block(block, inner)
+        self._calls.pop()
+        self._sites.pop()
+        self.file = before
+        return given
+
+    # --- nodes -------------------------------------------------------------------------------
+
+    def node(self, node: Any, scope: Scope) -> Kinds:
+        """What a node gives."""
+        self.reached.add((self.file, id(node)))
+        return getattr(self, f"_{type(node).__name__.lower()}")(node, scope)  # type: ignore[no-any-return]
+
+    def _statements(self, node: s.Statements, scope: Scope) -> Kinds:
+        found = NOTHING
+        for each in node.body:
+            found |= self.node(each, scope)
+        return found
+
+    def _pipeline(self, node: s.Pipeline, scope: Scope) -> Kinds:
+        given = self.node(node.elements[0], scope)
+        for each in node.elements[1:]:
+            assert isinstance(each, s.Command)
+            self.reached.add((self.file, id(each)))
+            given = self._commands.call(each, scope, given)
+        return given
+
+    def _command(self, node: s.Command, scope: Scope) -> Kinds:
+        return self._commands.call(node, scope, None)
+
+    def _assign(self, node: s.Assign, scope: Scope) -> Kinds:
+        values = self.node(node.value, scope)
+        target = node.target.value if isinstance(node.target, s.Cast) else node.target
+        if isinstance(node.target, s.Cast):
+            values = self.cast(node.target.type, values)
+        if isinstance(target, s.Var):
+            name = target.name.lower()
+            if node.operator != "=":
+                values |= scope.get(name) or NOTHING
+            scope.values[name] = scope.values.get(name, NOTHING) | values
+        elif isinstance(target, s.Index):
+            keys = self.node(target.index, scope)
+            for owner in self.node(target.target, scope):
+                if isinstance(owner, Record):
+                    self.put(owner, keys, values)
+        elif isinstance(target, s.Member):
+            for owner in self.node(target.target, scope):
+                if isinstance(owner, Record):
+                    self.put(owner, plain("string", target.name), values)
+                elif isinstance(owner, Instance):
+                    self._commands.write(node, owner.class_name, target.name, values)
+                elif not isinstance(owner, Null):
+                    self.find(node, f"it is not clear what {target.name} is assigned to")
+        return NOTHING
+
+    def put(self, record: Record, keys: Kinds, values: Kinds) -> None:
+        """Values under keys, where these are written down; else under any."""
+        names = constants(keys)
+        if names and all(isinstance(k, Plain) and k.const is not None for k in keys):
+            words = frozenset[str]().union(*self._guards)
+            for name in names:
+                record.add(str(name), values)
+                key = record.key(str(name))
+                record.guards[key] = record.guards.get(key, words) & words
+        else:
+            record.star |= values
+
+    def _if(self, node: s.If, scope: Scope) -> Kinds:
+        found = NOTHING
+        for condition, body in node.branches:
+            self.node(condition, scope)
+            self._guards.append(frozenset(self._words(condition)))
+            found |= self.node(body, scope)
+            self._guards.pop()
+        if node.otherwise is not None:
+            found |= self.node(node.otherwise, scope)
+        return found
+
+    def _loop(self, node: s.Loop, scope: Scope) -> Kinds:
+        found = NOTHING
+        for _ in range(2):  # what the end assigns is there at the beginning
+            self.node(node.condition, scope)
+            found |= self.node(node.body, scope)
+        return found
+
+    def _foreach(self, node: s.ForEach, scope: Scope) -> Kinds:
+        name = node.variable.name.lower()
+        values = self.node(node.values, scope) - {Null()}
+        scope.values[name] = scope.values.get(name, NOTHING) | values
+        return self.node(node.body, scope) | self.node(node.body, scope)
+
+    def _try(self, node: s.Try, scope: Scope) -> Kinds:
+        found = self.node(node.body, scope)
+        before = scope.values.get("_")
+        scope.values["_"] = frozenset({Object("ErrorRecord")})
+        for names, body in node.catches:
+            for name in names:
+                self.type_use(node, name)
+            found |= self.node(body, scope)
+        if before is None:
+            del scope.values["_"]
+        else:
+            scope.values["_"] = before
+        return found | (self.node(node.final, scope) if node.final is not None else NOTHING)
+
+    def _function(self, node: s.Function, scope: Scope) -> Kinds:
+        scope.functions[node.name.lower()] = (node, self.file)
+        return NOTHING
+
+    def _flow(self, node: s.Flow, scope: Scope) -> Kinds:
+        given = self.node(node.value, scope) if node.value is not None else NOTHING
+        return given if node.kind == "return" else NOTHING
+
+    # --- values ------------------------------------------------------------------------------
+
+    def _const(self, node: s.Const, scope: Scope) -> Kinds:
+        if isinstance(node.value, str):
+            return plain("string", node.value)
+        if isinstance(node.value, float):
+            return plain("real64")
+        is_long = type(node.value).__name__ == "Int64"
+        return plain("sint64" if is_long else "sint32", int(node.value))
+
+    def _expand(self, node: s.Expand, scope: Scope) -> Kinds:
+        for part in node.parts:
+            if isinstance(part, Node):
+                self.node(part, scope)
+        return plain("string")
+
+    def _var(self, node: s.Var, scope: Scope) -> Kinds:
+        name = node.name.lower()
+        if name in ("true", "false"):
+            return plain("boolean", name == "true")
+        if name == "null":
+            return frozenset({Null()})
+        if node.scope == "env":
+            return plain("string")
+        if name == "error":
+            return frozenset({Object("ErrorRecord")})
+        if name in _OWN_VARIABLES:
+            return plain(_OWN_VARIABLES[name])
+        found = scope.get("_" if name == "psitem" else name)
+        if found is None:
+            self.find(node, f"nothing is assigned to ${node.name} before")
+        return found or NOTHING
+
+    def type_use(self, node: Node, name: str) -> None:
+        """A .NET type by its name."""
+        plain_name = name.removeprefix("System.")
+        if plain_name.lower() in CASTS or plain_name.lower() in ("hashtable", "pscustomobject"):
+            return  # the language's own
+        self.use(node, "type", plain_name, self.catalog.supposed("type", plain_name))
+
+    def _typename(self, node: s.TypeName, scope: Scope) -> Kinds:
+        self.type_use(node, node.name)
+        return frozenset({Type(node.name.removeprefix("System."))})
+
+    def _cast(self, node: s.Cast, scope: Scope) -> Kinds:
+        values = self.node(node.value, scope)
+        if node.type.lower().removeprefix("system.") in ("void",):
+            return NOTHING
+        return self.cast(node.type, values)
+
+    def cast(self, type_name: str, values: Kinds) -> Kinds:
+        """The values as a cast makes them; an array's or an object's stay."""
+        type_ = CASTS.get(type_name.lower().removeprefix("system."))
+        if type_ is None:
+            return values
+        return frozenset(
+            Plain(type_, v.const if type_ != "boolean" else None, v.origin)
+            if isinstance(v, Plain)
+            else Plain(type_)
+            for v in values
+        )
+
+    def _unary(self, node: s.Unary, scope: Scope) -> Kinds:
+        values = self.node(node.value, scope)
+        if node.operator in ("-not", "!"):
+            return plain("boolean")
+        return plain("sint32", -constants(values)[0]) if constants(values) else plain("number")
+
+    def _binary(self, node: s.Binary, scope: Scope) -> Kinds:
+        left, right = self.node(node.left, scope), self.node(node.right, scope)
+        if node.operator in _EQUALITY:
+            self.compared(node, left, right)
+            self.compared(node, right, left)
+        if node.operator == "-join":
+            return plain("string")
+        if node.operator not in ("+", "-", "*", "/", "%", "-band", "-bor", "-bxor"):
+            return plain("boolean")
+        both = left | right
+        if node.operator == "+" and not all(isinstance(v, Plain) for v in both):
+            return both
+        is_text = any(isinstance(v, Plain) and v.type == "string" for v in left)
+        return plain("string") if is_text else plain("number")
+
+    def _step(self, node: s.Step, scope: Scope) -> Kinds:
+        self.node(node.target, scope)
+        return NOTHING
+
+    def _comma(self, node: s.Comma, scope: Scope) -> Kinds:
+        found = NOTHING
+        for each in node.items:
+            found |= self.node(each, scope)
+        return found
+
+    def _collect(self, node: s.Collect, scope: Scope) -> Kinds:
+        return self.node(node.body, scope)
+
+    def _paren(self, node: s.Paren, scope: Scope) -> Kinds:
+        return self.node(node.value, scope)
+
+    def _block(self, node: s.Block, scope: Scope) -> Kinds:
+        return frozenset({Code(node, self.file)})
+
+    def record(self, node: Node) -> Record:
+        """The record that is made at a place of the text, for one way that leads there."""
+        key = (id(node), *self._sites)
+        return self._records.setdefault(key, Record(self.place(node)))
+
+    @contextmanager
+    def guarded(self, record: Record, name: str) -> Iterator[None]:
+        """Within the guards under which a record's key was set."""
+        self._guards.append(record.guards.get(name, frozenset()))
+        yield
+        self._guards.pop()
+
+    def _hashliteral(self, node: s.HashLiteral, scope: Scope) -> Kinds:
+        record = self.record(node)
+        for key, value in node.entries:
+            keys = self.node(key, scope)
+            self.put(record, keys, self.node(value, scope))
+        return frozenset({record})
+
+    def _index(self, node: s.Index, scope: Scope) -> Kinds:
+        keys = self.node(node.index, scope)
+        found = NOTHING
+        for value in self.node(node.target, scope):
+            if isinstance(value, Record):
+                names = [value.key(str(k)) for k in constants(keys)]
+                if names and all(names):
+                    for name in names:
+                        found |= value.fields[name]
+                elif all(isinstance(k, Plain) and k.type in ("sint32", "number") for k in keys):
+                    found |= {value}  # an element of an array of them
+                else:
+                    found |= value.star
+                    for values in value.fields.values():
+                        found |= values
+            elif not isinstance(value, Null):
+                found |= {value}
+        return found
+
+    # --- members -----------------------------------------------------------------------------
+
+    def member(self, node: Node, type_name: str, name: str) -> Kinds:
+        """A member of a .NET type, or of one of the engine's: those stand in assumed.toml alone."""
+        full = f"{type_name}.{name}"
+        known = self.catalog.supposed("member", full)
+        self.use(node, "member", full, known)
+        return self.given(known.fact["type"]) if known else NOTHING
+
+    def given(self, text: str, origin: str = "") -> Kinds:
+        """What assumed.toml says that something gives: a CIM type, `class X`, `hashtable`, or the
+        short name of an object's type."""
+        name = text.removesuffix("[]")
+        if name.startswith("class "):
+            return frozenset({Instance(name.removeprefix("class "))})
+        if name in ("any", "boolean", "string", "datetime", "guid") or name.rstrip(
+            "0123456789"
+        ) in (
+            "uint",
+            "sint",
+            "real",
+        ):
+            return plain(name, None, origin)
+        if name == "nothing":
+            return NOTHING
+        if name == "request":
+            return frozenset({Request()})
+        return frozenset({Object(name)})
+
+    def _member(self, node: s.Member, scope: Scope) -> Kinds:
+        found = NOTHING
+        targets = self.node(node.target, scope)
+        if not targets and not isinstance(node.target, s.Var):
+            return NOTHING
+        for value in targets:
+            found |= self.property_(node, value, node.name)
+        return found
+
+    def property_(self, node: Node, value: Kind, name: str) -> Kinds:
+        """What `value.name` may be."""
+        match value:
+            case Null():
+                return NOTHING
+            case Request():
+                return frozenset({value})
+            case Type():
+                return self.member(node, value.name, name)
+            case Record() if value.key(name):
+                return value.fields[value.key(name)]
+            case Instance() | Result():
+                if name.lower() in _COUNTS and not self._commands.has(value, name):
+                    return self.member(node, "Array", "Count")
+                return self._commands.read(node, value, name)
+            case Schema():
+                found = self.member(node, "CimClass", name)
+                return frozenset(
+                    Object(v.type, value.class_name) if isinstance(v, Object) else v for v in found
+                )
+            case Object():
+                if value.of and name.lower() == "name":
+                    self.member(node, value.type, name)
+                    return plain("string", None, f"names of {value.of}")
+                line = self.catalog.line("property", f"{value.type}.{name}")
+                if line is not None or self.catalog.line("member", f"{value.type}.{name}") is None:
+                    if name.lower() in _COUNTS and line is None:
+                        return self.member(node, "Array", "Count")
+                    return self._commands.read(node, value, name)
+                return self.member(node, value.type, name)
+        if name.lower() in _COUNTS:
+            return self.member(node, "Array", "Count")
+        if isinstance(value, Record):
+            if value.star:
+                return value.star
+            if name.lower() in ("keys", "values"):
+                return self.member(node, "Hashtable", name)
+            self.find(node, f"what is made at {value.place} has no {name}")
+            return NOTHING
+        if isinstance(value, Plain) and value.type in _TYPE_NAMES:
+            return self.member(node, _TYPE_NAMES[value.type], name)
+        self.find(node, f"it is not clear what {name} is a property of")
+        return NOTHING
+
+    def _invoke(self, node: s.Invoke, scope: Scope) -> Kinds:
+        given = [self.node(each, scope) for each in node.arguments]
+        found = NOTHING
+        for value in self.node(node.target, scope):
+            match value:
+                case Null():
+                    continue
+                case Type() | Object():
+                    name = value.name if isinstance(value, Type) else value.type
+                    found |= self.member(node, name, node.name)
+                case Record():
+                    found |= self.member(node, "Hashtable", node.name)
+                    if node.name.lower() == "add" and len(given) == 2:
+                        self.put(value, *given)
+                case Plain() if value.type in _TYPE_NAMES:
+                    found |= self.member(node, _TYPE_NAMES[value.type], node.name)
+                case Plain() if value.type.rstrip("0123456789") in ("uint", "sint", "number"):
+                    found |= self.member(node, "Int", node.name)
+                case _:
+                    self.find(node, f"it is not clear what {node.name}() is a method of")
+        return found
+
+
+def unreached(walkers: list[Walker], file: str, block: s.Block) -> list[str]:
+    """Places of a file that no walker came to."""
+    reached = {number for walker in walkers for name, number in walker.reached if name == file}
+    waiting: list[Node] = [block.body]
+    found = []
+    while waiting:
+        node = waiting.pop()
+        is_step = isinstance(node, s.Command | s.Invoke | s.Member | s.Cast | s.HashLiteral)
+        if is_step and id(node) not in reached:
+            found.append(f"{file}:{node.line}: nothing comes here, so what it uses is not known")
+            continue
+        waiting += children(node)
+    return found
