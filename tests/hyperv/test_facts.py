@@ -206,6 +206,10 @@ WRONG = {
         "the property Msvm_VirtualSystemSnapshotSettingData.GuestBackupType is there since Server "
         "2019: ask for it by its name, and use it inside that if",
     ),
+    "a property of an object that is set": (
+        "$v = Get-Volume -FilePath $request.path\n$v.Label = 1",
+        f"the property MSFT_Volume.Label {_NOWHERE}",
+    ),
     "a .NET type": ("[IO.Path]::DirectorySeparatorChar", f"the type IO.Path {_NOWHERE}"),
     "a member of a text": ("'a'.PadLeft(3)", f"the member String.PadLeft {_NOWHERE}"),
     "a program's switch": (

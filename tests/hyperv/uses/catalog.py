@@ -161,7 +161,8 @@ class Catalog:
         if line:
             return line.gives.split(" or ")
         known = self.cmdlets.get(self._cmdlets.get(cmdlet.lower(), ""), {})
-        return [short(name) for name in known.get("outputs", ())]
+        found = [short(name) for name in known.get("outputs", ())]
+        return [name for name in found if name != "CimInstance" or len(found) == 1]
 
     # classes
 

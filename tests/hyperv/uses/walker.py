@@ -312,11 +312,14 @@ class Walker:
                 if isinstance(owner, Record):
                     self.put(owner, keys, values)
         elif isinstance(target, s.Member):
+            self.reached.add((self.file, id(target)))
             for owner in self.node(target.target, scope):
                 if isinstance(owner, Record):
                     self.put(owner, plain("string", target.name), values)
                 elif isinstance(owner, Instance):
                     self._commands.write(node, owner.class_name, target.name, values)
+                elif isinstance(owner, Object):
+                    self._commands.read(node, owner, target.name)
                 elif not isinstance(owner, Null):
                     self.find(node, f"it is not clear what {target.name} is assigned to")
         return NOTHING

@@ -272,6 +272,15 @@ class Host:
     default_folder: str = r"C:\Hyper-V"
     language: int = 1033
     domain: str = "example.test"
+    account: str = "EXAMPLE\\backup"
+    groups: list[str] = field(default_factory=lambda: ["S-1-1-0", "S-1-5-32-544"])
+    """SIDs of the account's groups; S-1-5-32-544 are the Administrators."""
+    shares: list[Any] = field(default_factory=list)
+    """SMB shares (account.Share)."""
+    skew_s: float = 0.0
+    """Its clock is that much ahead of the world's."""
+    stopped: set[str] = field(default_factory=set)
+    """Classes of services that do not run."""
 
     @property
     def supported(self) -> tuple[str, ...]:

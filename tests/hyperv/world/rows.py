@@ -564,7 +564,7 @@ class Rows:
             "Name": SERVICES[name],
             "ElementName": name,
             "EnabledState": 2,
-            "Started": True,
+            "Started": name not in self.host.stopped,
         }
 
     def _service(self, name: str) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -603,7 +603,7 @@ class Rows:
             )
 
     def _system_of_host(self) -> Iterator[tuple[dict[str, Any], Any]]:
-        now = self.world.clock.now()
+        now = self.world.clock.now() + timedelta(seconds=self.host.skew_s)
         yield (
             {
                 "Caption": f"Microsoft Windows Server {self.host.version} Datacenter",

@@ -7,7 +7,7 @@ from typing import Any
 
 from hyperv.dialect.values import Properties
 from hyperv.dialect.world import Call, Cmdlet, DotNetType
-from hyperv.world import volumes
+from hyperv.world import account, volumes
 from hyperv.world.cim import Cim
 from hyperv.world.embedded import serializer_types
 from hyperv.world.machines import Host
@@ -30,9 +30,10 @@ class HostView:
             "Get-CimAssociatedInstance": self.cim.get_associated,
             "Invoke-CimMethod": self.cim.invoke,
             **volumes.cmdlets(self.rows),
+            **account.cmdlets(host),
         }
         self._cmdlets: Any = Properties({name: self._guarded(made[name]) for name in made})
-        self._types = serializer_types(self.rows.classes)
+        self._types = {**serializer_types(self.rows.classes), **account.types(host)}
 
     @property
     def cmdlets(self) -> Mapping[str, Cmdlet]:

@@ -19,6 +19,7 @@ from standby.host.hyperv.answers import Answer, read_answer
 from standby.host.hyperv.credentials import Access, SecretReader
 from standby.host.hyperv.payload import payload
 from standby.host.hyperv.pool import Pool
+from standby.host.hyperv.quotas import Quotas
 from standby.host.hyperv.sessions import CLEANUP_S, Deadline, Session
 from standby.host.hyperv.verbs import Value, Verb
 
@@ -104,6 +105,12 @@ class Door:
                 raise
             lost = HostShellLost(self.host, verb.name, "a part of its answer went with it")
             raise _Lost(lost, is_safe=False) from exc
+
+    def quotas(self, deadline_s: float = 60.0) -> Quotas:
+        """The host's limits; the smallest known ones where this account may not read them."""
+        deadline = Deadline(self.host, "reading quotas", deadline_s, self._clock)
+        with self._pool.session(deadline) as session:
+            return self._pool.quotas(session, deadline)
 
     @property
     def leftovers(self) -> int:

@@ -1,0 +1,246 @@
+"""What a Hyper-V host's doctor finds, on simulated hosts with faults of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clocks import HeldClock
+from hyperv.installation import PASSWORD, SimulatedHost
+from hyperv.world import DiskSpec, World
+from hyperv.world.account import Share
+from hyperv.world.machines import RECOVERY, Host
+from hyperv.wsman import CommandLine, Result, WsmanServer
+from hyperv.wsman import Quotas as WsmanQuotas
+from standby.errors import HostCertificateRefused
+from standby.host.hyperv.credentials import Access
+from standby.host.hyperv.doctor import clock_finding, double_hop, examined, refused
+from standby.host.hyperv.doctor_rows import HostFinding, Level
+from standby.host.hyperv.door import Door
+from standby.units import MiB
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    made = World(HeldClock(), tmp_path)
+    made.add_host("hv1")
+    return made
+
+
+@pytest.fixture
+def host(world: World) -> Iterator[SimulatedHost]:
+    with SimulatedHost(world, "hv1") as made:
+        yield made
+
+
+def _found(host: SimulatedHost) -> dict[str, HostFinding]:
+    with host.door() as door:
+        return {item.what: item for item in examined(door.access, door, host.world.clock).findings}
+
+
+def _access(**more: Any) -> Access:
+    return Access("prod", "hv1.example.test", 5986, "ntlm", **more)
+
+
+def test_a_sound_host_has_a_line_for_each_thing_and_no_remedy(
+    world: World, host: SimulatedHost
+) -> None:
+    world.add_machine("web", "hv1", [16 * MiB])
+    found = _found(host)
+    assert list(found) == [
+        *("reachability", "TLS", "version", "clock", "rights", "services", "quotas", "VMs")
+    ]
+    assert {item.level for item in found.values()} == {Level.OK}
+    assert {item.remedy for item in found.values()} == {""}
+    assert found["version"].text == "Microsoft Windows Server 2022 Datacenter (build 20348)"
+    assert host.scripts == 3
+
+
+def test_shares_are_told_but_for_the_systems_own(world: World, host: SimulatedHost) -> None:
+    world.hosts["hv1"].shares = [Share("vms", "D:\\VMs", {"EXAMPLE\\backup": "Full"})]
+    with host.door() as door:
+        shares = examined(door.access, door, world.clock).shares
+    assert shares is not None
+    assert [(item.name, item.path, item.access) for item in shares] == [
+        ("vms", "D:\\VMs", ["Allow:Full:EXAMPLE\\backup"])
+    ]
+
+
+# --- what keeps the host from answering -----------------------------------------------------------
+
+
+def test_a_host_that_does_not_answer(world: World) -> None:
+    host = SimulatedHost(world, "hv1")
+    with host:
+        access = host.door().access
+    with Door(access, lambda reference, where: PASSWORD, HeldClock()) as door:
+        (found,) = examined(access, door, world.clock).findings
+    assert (found.level, found.what) == (Level.ERROR, "reachability")
+    assert f"127.0.0.1:{access.port}" in found.text
+    assert found.remedy
+
+
+def test_wrong_credentials(host: SimulatedHost) -> None:
+    host.server.users["backup"] = "another"
+    (found,) = _found(host).values()
+    assert (found.level, found.what) == (Level.ERROR, "credentials")
+    assert "[hosts.hv1.credentials]" in found.remedy
+    assert PASSWORD not in str(found)
+
+
+def test_an_account_that_may_not_open_a_shell(host: SimulatedHost) -> None:
+    host.server.faults.arm("Create", "denied", 9)
+    (found,) = _found(host).values()
+    assert (found.level, found.what) == (Level.ERROR, "rights")
+    assert "S-1-5-32-578" in found.remedy
+
+
+def test_a_quota_that_is_used_up(world: World, host: SimulatedHost) -> None:
+    host.server.faults.arm("Create", "quota", 9)
+    with host.door() as door:
+        door = Door(door.access, lambda reference, where: PASSWORD, HeldClock())
+        (found,) = examined(door.access, door, world.clock).findings
+        door.close()
+    assert (found.level, found.what) == (Level.ERROR, "quotas")
+    assert "winrm set winrm/config/winrs" in found.remedy
+
+
+CONSTRAINED = (
+    b'#< CLIXML\r\n<Objs Version="1.1.0.1" xmlns="http://schemas.microsoft.com/powershell/2004/04">'
+    b'<S S="Error">Cannot invoke method. Method invocation is supported only on core types in this '
+    b'language mode._x000D__x000A_</S><S S="Error">    + FullyQualifiedErrorId : '
+    b"MethodInvocationNotSupportedInConstrainedLanguage_x000D__x000A_</S></Objs>"
+)
+
+
+def test_constrained_language() -> None:
+    def refusing(line: CommandLine, stdin: bytes) -> Result:
+        return Result(stderr=CONSTRAINED, exit_code=1)
+
+    with WsmanServer(refusing, {"backup": PASSWORD}) as server:
+        access = Access("hv1", "127.0.0.1", server.port, "basic", False, "backup", "env:HV")
+        with Door(access, lambda reference, where: PASSWORD) as door:
+            (found,) = examined(access, door, HeldClock()).findings
+    assert (found.level, found.what) == (Level.ERROR, "language mode")
+    assert "AppLocker" in found.remedy
+
+
+def test_a_certificate_that_is_not_trusted() -> None:
+    found = refused(_access(), HostCertificateRefused("prod", "hv1.example.test", "self-signed"))
+    assert (found.level, found.what) == (Level.ERROR, "TLS")
+    assert 'ca = "PATH"' in found.remedy
+
+
+# --- what the host tells --------------------------------------------------------------------------
+
+
+def test_an_account_without_rights(world: World, host: SimulatedHost) -> None:
+    world.hosts["hv1"].groups = ["S-1-1-0"]
+    found = _found(host)
+    assert found["rights"].level is Level.ERROR
+    assert "-Member 'EXAMPLE\\backup'" in found["rights"].remedy
+    assert found["shares"].level is Level.WARNING
+
+
+def test_a_hyper_v_administrator_is_enough_but_for_shares(
+    world: World, host: SimulatedHost
+) -> None:
+    world.hosts["hv1"].groups = ["S-1-5-32-578", "S-1-5-32-580"]
+    found = _found(host)
+    assert found["rights"].level is Level.OK
+    assert found["shares"].level is Level.WARNING
+
+
+def test_hyper_v_that_denies_its_services(world: World, host: SimulatedHost) -> None:
+    world.hosts["hv1"].denied = {"Msvm_VirtualSystemManagementService"}
+    found = _found(host)
+    assert found["services"].level is Level.ERROR
+    assert "Hyper-V Administrators" in found["services"].remedy
+
+
+def test_a_service_that_does_not_run(world: World, host: SimulatedHost) -> None:
+    world.hosts["hv1"].stopped = {"Msvm_VirtualSystemManagementService"}
+    found = _found(host)["services"]
+    assert (found.level, found.text) == (Level.ERROR, "vmms does not run")
+    assert found.remedy == "on the host: Start-Service vmms"
+
+
+def test_small_quotas(host: SimulatedHost) -> None:
+    host.server.quotas = WsmanQuotas(max_shells_per_user=5)
+    found = _found(host)["quotas"]
+    assert (found.level, found.text) == (
+        Level.WARNING,
+        "MaxShellsPerUser is 5: 3 scripts run at once",
+    )
+    assert "MaxShellsPerUser" in found.remedy
+
+
+def test_quotas_that_may_not_be_read(host: SimulatedHost) -> None:
+    host.server.quotas = WsmanQuotas(is_readable=False)
+    assert _found(host)["quotas"].level is Level.WARNING
+
+
+@pytest.mark.parametrize("skew_s", [40.0, -40.0])
+def test_a_clock_that_is_off(world: World, host: SimulatedHost, skew_s: float) -> None:
+    world.hosts["hv1"].skew_s = skew_s
+    found = _found(host)["clock"]
+    which = "ahead of" if skew_s > 0 else "behind"
+    assert (found.level, found.text) == (Level.WARNING, f"40 s {which} this machine's")
+    assert "w32tm" in found.remedy
+
+
+def test_a_clock_that_kerberos_refuses() -> None:
+    access = replace(_access(), transport="kerberos")
+    found = clock_finding(access, NOON + timedelta(seconds=301), NOON, NOON)
+    assert found.level is Level.ERROR
+
+
+# --- VMs ------------------------------------------------------------------------------------------
+
+
+def test_vms_without_change_tracking_or_with_disks_that_are_refused(
+    world: World, host: SimulatedHost
+) -> None:
+    world.hosts["hv1"] = Host("hv1", 2016)
+    world.add_machine("old", "hv1", [16 * MiB], version="5.0")
+    world.add_machine("raw", "hv1", [DiskSpec(kind="physical")])
+    found = _found(host)
+    assert "Update-VMVersion -Name 'old'" in found["VM old"].remedy
+    assert "pass-through" in found["VM raw"].text
+    assert {item.level for item in (found["VM old"], found["VM raw"])} == {Level.WARNING}
+    assert "VMs" not in found
+
+
+def test_a_vm_with_a_recovery_snapshot(world: World, host: SimulatedHost) -> None:
+    machine = world.add_machine("web", "hv1", [16 * MiB])
+    world.recovery_snapshot(machine)
+    assert [item.kind for item in machine.checkpoints] == [RECOVERY]
+    found = _found(host)["VM web"]
+    assert found.level is Level.WARNING
+    assert "Get-VMSnapshot -VMName 'web' -SnapshotType Recovery" in found.remedy
+
+
+def test_a_replica_is_told_and_is_no_warning(world: World, host: SimulatedHost) -> None:
+    world.add_machine("copy", "hv1", [16 * MiB], notes="standby-replica: nightly")
+    assert _found(host)["VM copy"].level is Level.OK
+
+
+def test_a_cluster_without_credssp(world: World) -> None:
+    world.add_cluster("east", ["n1", "n2"])
+    with SimulatedHost(world, "n1") as host:
+        found = _found(host)["double hop"]
+    assert found.level is Level.WARNING
+    assert "Add-ClusterVirtualMachineRole -VMName" in found.remedy
+    assert "Enable-WSManCredSSP -Role Server" in found.remedy
+
+
+def test_credssp_needs_no_remedy_for_the_double_hop() -> None:
+    assert not list(double_hop(replace(_access(), transport="credssp"), ["east"], []))
+    assert [item.what for item in double_hop(_access(), ["east"], [])] == ["double hop"]
