@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +117,9 @@ class Bound:
         wanted = self.signature.parameters[name].removeprefix("System.")
         if wanted == "switch":
             return bool(value)
+        if wanted == "StringCollection":
+            items = value if isinstance(value, list) else [value]
+            return [self._one(name, "String", item) for item in items]
         if wanted.endswith("[]"):
             items = value if isinstance(value, list) else [value]
             return [self._one(name, wanted[:-2], item) for item in items]
@@ -125,6 +130,13 @@ class Bound:
             return str(int(value)) if isinstance(value, SizedInt) else str(value)
         if wanted == "UInt32" and isinstance(value, int):
             return UInt32(int(value))
+        if wanted == "Int32" and isinstance(value, int) and -(2**31) <= value < 2**31:
+            return int(value)
+        if wanted == "Guid":
+            with contextlib.suppress(ValueError, AttributeError, TypeError):
+                return uuid.UUID(str(value))
+        if wanted == "PSObject" and value is not None:
+            return value
         if wanted == "UInt64" and isinstance(value, int):
             return UInt64(int(value))
         if wanted == "Collections.IDictionary" and isinstance(value, Hashtable):

@@ -204,6 +204,11 @@ class Machine:
     os_name: str = "Windows Server 2022 Standard"
     is_clustered: bool = False
     priority: int = 2000
+    role_name: str = ""
+    """Of its role in a cluster; '' is the VM's name."""
+    role_failed: bool = False
+    offline_action: int = 1
+    """How a VM ends that its role takes offline: 0 turned off, 1 saved, 2 shut down, 3 by force."""
     is_planned: bool = False
     created: datetime | None = None
     faults: Faults = field(default_factory=Faults)
@@ -213,6 +218,11 @@ class Machine:
     def runs(self) -> bool:
         """Whether its worker process has the disks open."""
         return self.state in (RUNNING, PAUSED, STARTING, STOPPING)
+
+    @property
+    def role(self) -> str:
+        """The name of its role in a cluster."""
+        return self.role_name or self.name
 
     @property
     def owner(self) -> str:
@@ -263,6 +273,8 @@ class Host:
     node_state: int = 0
     """MSCluster_Node.State: 0 up, 1 down, 2 paused, 3 joining."""
     drain_status: int = 0
+    has_credssp: bool = False
+    """Whether sessions to it carry credentials on: some of a cluster's commands need that."""
     memory: int = 64 * GiB
     memory_free: int = 48 * GiB
     processors: int = 16

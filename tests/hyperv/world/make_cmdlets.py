@@ -23,6 +23,19 @@ WANTED = [
     "Close-SmbOpenFile",
     "Get-SmbShare",
     "Get-SmbShareAccess",
+    "Get-Cluster",
+    "Get-ClusterNode",
+    "Get-ClusterGroup",
+    "Get-ClusterResource",
+    "Get-ClusterSharedVolume",
+    "Get-ClusterSharedVolumeState",
+    "Add-ClusterVirtualMachineRole",
+    "Move-ClusterVirtualMachineRole",
+    "Start-ClusterGroup",
+    "Stop-ClusterGroup",
+    "Set-ClusterParameter",
+    "Remove-ClusterGroup",
+    "Update-ClusterVirtualMachineConfiguration",
 ]
 
 

@@ -35,6 +35,8 @@ class Volume:
     free: int = 3072 * GiB
     owner: str = ""
     """The node that coordinates a cluster's shared volume."""
+    redirected: set[str] = field(default_factory=set)
+    """Nodes whose access to it goes through the coordinator."""
     file_system: str = "NTFS"
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
 

@@ -9,6 +9,7 @@ from hyperv.dialect.values import Properties
 from hyperv.dialect.world import Call, Cmdlet, DotNetType
 from hyperv.world import account, volumes
 from hyperv.world.cim import Cim
+from hyperv.world.clusters import Clusters
 from hyperv.world.embedded import serializer_types
 from hyperv.world.machines import Host
 from hyperv.world.rows import Rows
@@ -30,6 +31,7 @@ class HostView:
             "Get-CimAssociatedInstance": self.cim.get_associated,
             "Invoke-CimMethod": self.cim.invoke,
             **volumes.cmdlets(self.rows),
+            **Clusters(self.rows).cmdlets(),
             **account.cmdlets(host),
         }
         self._cmdlets: Any = Properties({name: self._guarded(made[name]) for name in made})

@@ -275,9 +275,9 @@ class World:
         """Live migration within a cluster: the files stay."""
         machine.host = host
 
-    def kill(self, host: str, *, jobs_are_done: bool = False) -> None:
-        """The node dies.  Its clustered VMs start on the first other node; its jobs end where they
-        were, or had just done their work."""
+    def kill(self, host: str, *, jobs_are_done: bool = False, takes_over: bool = True) -> None:
+        """The node dies.  Its clustered VMs start on the first other node, if one `takes_over`; its
+        jobs end where they were, or had just done their work."""
         node = self.hosts[host]
         for job in [job for job in self.jobs.values() if job.host == host]:
             if jobs_are_done and not job.is_over:
@@ -287,7 +287,7 @@ class World:
         others = [h for h in self.hosts.values() if h.cluster == node.cluster and h.is_up]
         for machine in self.on_host(host):
             machine.activity = None
-            if machine.is_clustered and node.cluster and others:
+            if takes_over and machine.is_clustered and node.cluster and others:
                 machine.host = others[0].name
                 self.merge_left(machine)
 
