@@ -21,7 +21,11 @@ from standby.errors import HostCertificateRefused
 from standby.host.hyperv.credentials import Access
 from standby.host.hyperv.doctor import clock_finding, double_hop, examined, refused
 from standby.host.hyperv.doctor_rows import HostFinding, Level
+from standby.host.hyperv.doctor_rows import Share as DocShare
 from standby.host.hyperv.door import Door
+from standby.host.hyperv.machines import HostMachine
+from standby.server.config import Config, ProxyConfig, load_config
+from standby.server.host_check import seen_findings, share_findings
 from standby.units import MiB
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -244,3 +248,119 @@ def test_a_cluster_without_credssp(world: World) -> None:
 def test_credssp_needs_no_remedy_for_the_double_hop() -> None:
     assert not list(double_hop(replace(_access(), transport="credssp"), ["east"], []))
     assert [item.what for item in double_hop(_access(), ["east"], [])] == ["double hop"]
+
+
+# --- proxies and shares ---------------------------------------------------------------------------
+
+TOML = """
+[standby]
+installation = "main"
+
+[hosts.hv1]
+kind = "folder"
+path = "."
+
+[hosts.dr]
+kind = "folder"
+path = "."
+
+[repositories.r]
+path = "r"
+
+[proxies.linux1]
+paths.hv1 = { 'D:\\VMs' = "/mnt/hv1" }
+
+[jobs.nightly]
+source = "hv1"
+target = "dr"
+repository = "r"
+machines = ["*"]
+"""
+
+
+def _config(tmp_path: Path, *changes: tuple[str, str]) -> Config:
+    text = TOML
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    file = tmp_path / "standby.toml"
+    file.write_text(text)
+    return load_config(file)
+
+
+def _machine(world: World, host: SimulatedHost) -> HostMachine:
+    world.add_machine("web", "hv1", [16 * MiB])
+    with host.door() as door:
+        inventory = examined(door.access, door, world.clock).inventory
+    assert inventory is not None
+    return inventory.machines[0]
+
+
+def test_a_proxy_that_sees_the_disks(tmp_path: Path, world: World, host: SimulatedHost) -> None:
+    config = _config(tmp_path, ("D:\\VMs", "C:\\Hyper-V"))
+    asked: list[tuple[str, str]] = []
+
+    def look(proxy: ProxyConfig, path: str) -> str:
+        asked.append((proxy.name, path))
+        return ""
+
+    found = list(seen_findings(config, "hv1", [_machine(world, host)], look))
+    assert asked == [("linux1", "/mnt/hv1/web")]
+    assert found == [HostFinding(Level.OK, "proxy linux1", "sees C:\\Hyper-V\\web as /mnt/hv1/web")]
+
+
+def test_a_proxy_whose_mount_is_away(tmp_path: Path, world: World, host: SimulatedHost) -> None:
+    config = _config(tmp_path, ("D:\\VMs", "C:\\Hyper-V"))
+    machines = [_machine(world, host)]
+    (found,) = seen_findings(config, "hv1", machines, lambda proxy, path: "does not exist")
+    assert found.level is Level.ERROR
+    assert found.text == "C:\\Hyper-V\\web should be /mnt/hv1/web there: does not exist"
+    assert "[proxies.linux1.paths] hv1" in found.remedy
+
+
+def test_a_folder_that_no_proxy_sees(tmp_path: Path, world: World, host: SimulatedHost) -> None:
+    machines = [_machine(world, host)]
+    found = list(seen_findings(_config(tmp_path), "hv1", machines, lambda proxy, path: ""))
+    assert found[0].level is Level.ERROR
+    assert found[0].text == "none of linux1 sees C:\\Hyper-V\\web (VM web)"
+
+
+def test_a_host_without_a_proxy(tmp_path: Path, world: World, host: SimulatedHost) -> None:
+    machines = [_machine(world, host)]
+    (found,) = seen_findings(_config(tmp_path), "hv2", machines, lambda proxy, path: "")
+    assert (found.level, found.text) == (Level.ERROR, "no proxy sees its disks")
+    assert "hv2 = { 'C:\\Hyper-V\\web' = \"/mnt/hv2\" }" in found.remedy
+
+
+def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:
+    (found,) = share_findings(_config(tmp_path), "hv1", [DocShare("other", "E:\\")], "EX\\backup")
+    assert (found.level, found.text) == (Level.WARNING, "no share of the host shows D:\\VMs")
+    assert found.remedy == (
+        "on the host: New-SmbShare -Name 'VMs' -Path 'D:\\VMs' -ReadAccess 'EX\\backup' "
+        "-CachingMode None"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "access", "level"),
+    [
+        ("D:\\", ["Allow:Read:EX\\backup"], Level.OK),
+        ("d:\\vms", ["Allow:Full:Everyone"], Level.OK),
+        ("D:\\VMs", ["Deny:Full:Everyone"], Level.WARNING),
+        ("D:\\VMs", [], Level.WARNING),
+    ],
+)
+def test_rights_of_the_share(tmp_path: Path, path: str, access: list[str], level: Level) -> None:
+    (found,) = share_findings(_config(tmp_path), "hv1", [DocShare("v", path, False, access)], "EX")
+    assert found.level is level
+    assert ("Grant-SmbShareAccess" in found.remedy) is (level is Level.WARNING)
+
+
+def test_a_target_s_share_has_to_let_write(tmp_path: Path) -> None:
+    config = _config(
+        tmp_path, ('source = "hv1"', 'source = "dr"'), ('target = "dr"', 'target = "hv1"')
+    )
+    share = DocShare("v", "D:\\VMs", False, ["Allow:Read:EX\\backup"])
+    (found,) = share_findings(config, "hv1", [share], "EX\\backup")
+    assert found.text == "v shows D:\\VMs, and lets nobody write it"
+    assert "-AccessRight Full" in found.remedy
