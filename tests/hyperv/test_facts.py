@@ -12,6 +12,7 @@ import pytest
 from hyperv import excerpt_facts, published
 from hyperv.uses.catalog import EXCERPT, Assumed, Catalog, read_assumed
 from hyperv.uses.reading import Answers, Module, note_value
+from hyperv.uses.remedies import told_commands
 from hyperv.uses.scripts import (
     Followed,
     assumed,
@@ -386,3 +387,17 @@ def test_a_format_whose_code_is_gone_is_a_finding() -> None:
     line = Assumed("ids", "format", "w", "s", "door", where="machines.py: no such text")
     found = follow_project(Catalog.of_excerpt([*assumed(), line]))
     assert found.findings == ["ids: machines.py: no such text is not there"]
+
+
+def test_finds_the_commands_that_texts_tell_to_run() -> None:
+    module = (
+        '"""Get-Nothing -At all, in a docstring."""\n'
+        'A = "on the host: Start-Service vmms; where it is missing: "\n'
+        "B = f\"Update-VMVersion -Name '{name}' -Force (for good), or Get-VM | Stop-VM -TurnOff\"\n"
+    )
+    assert list(told_commands("small", module)) == [
+        ("small:2", "Start-Service", []),
+        ("small:3", "Update-VMVersion", ["Name", "Force"]),
+        ("small:3", "Get-VM", []),
+        ("small:3", "Stop-VM", ["TurnOff"]),
+    ]

@@ -336,8 +336,8 @@ def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     (found,) = share_findings(_config(tmp_path), "hv1", [DocShare("other", "E:\\")], "EX\\backup")
     assert (found.level, found.text) == (Level.WARNING, "no share of the host shows D:\\VMs")
     assert found.remedy == (
-        "on the host: New-SmbShare -Name 'VMs' -Path 'D:\\VMs' -ReadAccess 'EX\\backup' "
-        "-CachingMode None"
+        "on the host: New-SmbShare -Name 'VMs' -Path 'D:\\VMs' -CachingMode None "
+        "-ReadAccess 'EX\\backup'"
     )
 
 

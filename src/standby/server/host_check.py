@@ -137,8 +137,8 @@ def _share_finding(
             Level.WARNING,
             "shares",
             f"no share of the host shows {folder}",
-            f"on the host: New-SmbShare -Name '{name}' -Path '{folder}' "
-            f"-{right}Access '{account}' -CachingMode None",
+            f"on the host: New-SmbShare -Name '{name}' -Path '{folder}' -CachingMode None "
+            + (f"-FullAccess '{account}'" if right == "Full" else f"-ReadAccess '{account}'"),
         )
     wanted = ("full", "change") if right == "Full" else ("full", "change", "read")
     for share in holding:

@@ -16,6 +16,7 @@ from hyperv.dialect.check import examine
 from hyperv.uses.catalog import Assumed, Catalog, read_assumed
 from hyperv.uses.kinds import Code, Kinds, Request, plain
 from hyperv.uses.reading import Answers, python_uses
+from hyperv.uses.remedies import texts, told_commands
 from hyperv.uses.walker import Scope, Use, Walker, unreached
 from standby.host.hyperv.payload import BOOTSTRAP
 from standby.host.hyperv.verbs import Verb, script_text
@@ -142,11 +143,33 @@ def follow_project(catalog: Catalog) -> Followed:
     uses, findings = python_uses(catalog, answers.read, loaded_modules(), documented)
     found.uses |= uses
     found.findings += findings
+    _remedies(catalog, found)
     for line in catalog.assumed:
         if line.kind == "format":
             found.findings += _format(catalog, line)
     found.findings = sorted(set(found.findings))
     return found
+
+
+def _remedies(catalog: Catalog, found: Followed) -> None:
+    """The commands that messages tell a user to run."""
+    for name, text in texts(loaded_modules()):
+        for place, cmdlet, parameters in told_commands(name, text):
+            known = catalog.cmdlet(cmdlet)
+            asked = [("cmdlet", cmdlet, known)]
+            if known is not None:
+                asked += [
+                    ("parameter", f"{cmdlet} -{each}", catalog.parameter(cmdlet, each))
+                    for each in parameters
+                ]
+            for kind, label, told in asked:
+                if told is None:
+                    found.findings.append(
+                        f"{place}: the {kind} {label} is neither published nor in assumed.toml"
+                    )
+                else:
+                    key = (kind, label.lower())
+                    found.uses.setdefault(key, Use(kind, label, told.source)).places.add(place)
 
 
 def _format(catalog: Catalog, line: Assumed) -> list[str]:
