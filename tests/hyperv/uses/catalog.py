@@ -210,6 +210,20 @@ class Catalog:
                     return Known(f"{owner}.{each}", f"hyperv-wmi.json ({fact['doc']})", fact, since)
         return self.supposed("method", f"{class_name}.{name}")
 
+    def documented(self, origin: str) -> Mapping[str, str] | None:
+        """The documented values of a property, a method's return or a method's parameter."""
+        owner, _, name = origin.partition(".")
+        if name.endswith("()"):
+            known = self.method(owner, name[:-2])
+            return known.fact.get("return_codes") if known else None
+        if " " in name:
+            method, _, parameter = name.partition(" ")
+            known = self.method(owner, method)
+            facts = known.fact["parameters"] if known else []
+            return next((p.get("values") for p in facts if p["name"] == parameter), None)
+        known = self.property_(owner, name)
+        return known.fact.get("values") if known else None
+
     def value(
         self, name: str, documented: Mapping[str, str] | list[str] | None, value: Any
     ) -> Known | None:

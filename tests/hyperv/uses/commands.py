@@ -143,7 +143,7 @@ class Commands:
             return special(node, named, inputs)
         found = NOTHING
         for name in self._w.catalog.outputs(known.name):
-            found |= self._w.given("string" if name == "String" else name)
+            found |= self._w.members.given("string" if name == "String" else name)
         return found
 
     def _one_set_fits(self, node: Node, known: Known, given: set[str], is_piped: bool) -> None:
@@ -213,7 +213,7 @@ class Commands:
         found = NOTHING
         for name in constants(names):
             for value in values:
-                found |= self._w.property_(node, value, str(name))
+                found |= self._w.members.property_(node, value, str(name))
         return found
 
     def _sort(self, node: s.Command, given: dict[str, Kinds], inputs: Kinds | None) -> Kinds:
@@ -387,22 +387,8 @@ class Commands:
         if name.endswith(" REF"):
             name = name.removesuffix(" REF")
             line = self._w.catalog.line("output", name)
-            return self._w.given(line.gives if line else f"class {name}")
-        return self._w.given(name, origin)
-
-    def documented(self, origin: str) -> Mapping[str, str] | None:
-        """The documented values of a property, a method's return or a method's parameter."""
-        owner, _, name = origin.partition(".")
-        if name.endswith("()"):
-            known = self._w.catalog.method(owner, name[:-2])
-            return known.fact.get("return_codes") if known else None
-        if " " in name:
-            method, _, parameter = name.partition(" ")
-            known = self._w.catalog.method(owner, method)
-            facts = known.fact["parameters"] if known else []
-            return next((p.get("values") for p in facts if p["name"] == parameter), None)
-        known = self._w.catalog.property_(owner, name)
-        return known.fact.get("values") if known else None
+            return self._w.members.given(line.gives if line else f"class {name}")
+        return self._w.members.given(name, origin)
 
     def write(self, node: Node, class_name: str, name: str, values: Kinds) -> None:
         """A property that is set, in an instance of the script's own."""
@@ -412,7 +398,7 @@ class Commands:
         assert known is not None
         origin = f"{class_name}.{known.name.rpartition('.')[2]}"
         self._typed(node, origin, known.fact["type"], values)
-        if self.documented(origin):
+        if self._w.catalog.documented(origin):
             for const in constants(values):
                 self._w.value(node, origin, const)
 

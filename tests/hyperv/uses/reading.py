@@ -12,7 +12,7 @@ import msgspec
 
 from hyperv.uses.catalog import Catalog
 from hyperv.uses.kinds import Kinds, Null, Plain, Record, Request
-from hyperv.uses.walker import Use
+from hyperv.uses.notes import Use
 from standby.host.hyperv.verbs import Verb
 
 _FITS: dict[type, frozenset[str]] = {
@@ -205,7 +205,7 @@ def modules(loaded: dict[str, Any]) -> Iterable[Module]:
 
 
 def python_uses(
-    catalog: Catalog, read: dict[str, set[str]], loaded: dict[str, Any], documented: Any
+    catalog: Catalog, read: dict[str, set[str]], loaded: dict[str, Any]
 ) -> tuple[dict[tuple[str, str], Use], list[str]]:
     """Uses of Python's own: properties of embedded instances, values of rows' fields."""
     uses: dict[tuple[str, str], Use] = {}
@@ -226,17 +226,15 @@ def python_uses(
             note(place, "property", label, catalog.property_(class_name, name))
         for line, attribute, value in module.compared(read):
             place = f"{module.name}.py:{line}"
-            note_value(catalog, documented, read[attribute], value, place, note)
+            note_value(catalog, read[attribute], value, place, note)
     return uses, findings
 
 
-def note_value(
-    catalog: Catalog, documented: Any, origins: set[str], value: Any, place: str, note: Any
-) -> None:
+def note_value(catalog: Catalog, origins: set[str], value: Any, place: str, note: Any) -> None:
     """Tell `note` of a value that a row's attribute is compared with: rows of several classes have
     an attribute of that name, and it is a value of one of them."""
     fitting = [o for o in sorted(origins) if _is_of(catalog, o, value)]
-    told = [(origin, documented(origin)) for origin in fitting]
+    told = [(origin, catalog.documented(origin)) for origin in fitting]
     if not told or (value in (0, "") and not any(values for _, values in told)):
         return
     known = [(o, found) for o, values in told if (found := catalog.value(o, values, value))]

@@ -15,9 +15,10 @@ from hyperv.dialect import syntax as s
 from hyperv.dialect.check import examine
 from hyperv.uses.catalog import Assumed, Catalog, read_assumed
 from hyperv.uses.kinds import Code, Kinds, Request, plain
+from hyperv.uses.notes import Use
 from hyperv.uses.reading import Answers, python_uses
 from hyperv.uses.remedies import texts, told_commands
-from hyperv.uses.walker import Scope, Use, Walker, unreached
+from hyperv.uses.walker import Scope, Walker, unreached
 from standby.host.hyperv.payload import BOOTSTRAP
 from standby.host.hyperv.verbs import Verb, script_text
 
@@ -139,8 +140,7 @@ def follow_project(catalog: Catalog) -> Followed:
         else:
             found.findings.append(f"{name}: no verb runs this script")
     found.findings += answers.end()
-    documented = Walker(catalog).documented
-    uses, findings = python_uses(catalog, answers.read, loaded_modules(), documented)
+    uses, findings = python_uses(catalog, answers.read, loaded_modules())
     found.uses |= uses
     found.findings += findings
     _remedies(catalog, found)

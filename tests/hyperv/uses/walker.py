@@ -7,31 +7,28 @@ nothing new comes up; only the last time counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from hyperv.dialect import syntax as s
 from hyperv.dialect.syntax import Node, children, walk
-from hyperv.uses.catalog import OLDEST, Catalog, Known
+from hyperv.uses.catalog import Catalog
 from hyperv.uses.kinds import (
     NOTHING,
     Code,
     Instance,
-    Kind,
     Kinds,
     Null,
     Object,
     Plain,
     Record,
-    Request,
-    Result,
-    Schema,
     Type,
     constants,
     plain,
 )
+from hyperv.uses.members import Members
+from hyperv.uses.notes import Notes
 
 CASTS = {
     "byte": "uint8",
@@ -51,26 +48,14 @@ CASTS = {
     "timespan": "timespan",
     "guid": "guid",
 }
-_TYPE_NAMES = {"datetime": "DateTime", "string": "String", "timespan": "TimeSpan", "guid": "Guid"}
 _EQUALITY = frozenset(
     ["-eq", "-ne", "-in", "-notin", "-contains", "-notcontains", "-like", "-notlike"]
 )
-_COUNTS = frozenset({"count", "length"})
 _OWN_VARIABLES = {
-    "errorActionPreference": "string",
-    "progressPreference": "string",
+    "erroractionpreference": "string",
+    "progresspreference": "string",
     "lastexitcode": "sint32",
 }
-
-
-@dataclass(slots=True)
-class Use:
-    """One thing of the host that scripts use: where it is known from, and the places."""
-
-    kind: str
-    name: str
-    source: str
-    places: set[str] = field(default_factory=set)
 
 
 class Scope:
@@ -100,87 +85,21 @@ class Scope:
         return None
 
 
-class Walker:
-    """Follows one payload: the prelude, then a script.
-
-    `uses` has what it uses, `findings` what is nowhere known or cannot be told, with the places.
-    """
+class Walker(Notes):
+    """Follows one payload: the prelude, then a script."""
 
     def __init__(self, catalog: Catalog) -> None:
         from hyperv.uses.commands import Commands
 
-        self.catalog = catalog
-        self.uses: dict[tuple[str, str], Use] = {}
-        self.findings: set[str] = set()
+        super().__init__(catalog)
         self.reached: set[tuple[str, int]] = set()
         """Nodes that were followed: the file and the node's id."""
-        self.file = ""
-        self._commands = Commands(self)
+        self.commands = Commands(self)
+        self.members = Members(self)
         self._records: dict[tuple[int, ...], Record] = {}
-        self._guards: list[frozenset[str]] = []
         self._mentions: dict[str, set[str]] = {}
         self._calls: list[int] = []
         self._sites: list[int] = []
-
-    # --- what is found -----------------------------------------------------------------------
-
-    def place(self, node: Node) -> str:
-        """Where a node stands."""
-        return f"{self.file}:{node.line}"
-
-    def find(self, node: Node, text: str) -> None:
-        """Something wrong."""
-        self.findings.add(f"{self.place(node)}: {text}")
-
-    def use(self, node: Node, kind: str, name: str, known: Known | None, word: str = "") -> bool:
-        """A use, or the finding that it is nowhere known, or that it needs a guard: an `if` around
-        it whose condition comes from asking for it by name."""
-        if known is None:
-            self.find(node, f"the {kind} {name} is neither published nor in assumed.toml")
-            return False
-        key = (kind, name.lower())
-        self.uses.setdefault(key, Use(kind, name, known.source)).places.add(self.place(node))
-        guard = (word or name).lower()
-        if known.since > OLDEST and not any(guard in words for words in self._guards):
-            self.find(
-                node,
-                f"the {kind} {name} is there since Server {known.since}: ask for it by its name, "
-                "and use it inside that if",
-            )
-        return True
-
-    def compared(self, node: Node, values: Kinds, others: Kinds) -> None:
-        """Constants that stand beside a property, a return code or a parameter are its values."""
-        for value in values:
-            if not isinstance(value, Plain) or not value.origin:
-                continue
-            for const in constants(others):
-                self.value(node, value.origin, const)
-
-    def value(self, node: Node, origin: str, const: Any) -> None:
-        """One value of a property (`Class.Name`), a return code (`Class.Method()`) or a parameter
-        (`Class.Method Name`)."""
-        if isinstance(const, bool):
-            return
-        if origin.startswith("names of "):
-            class_name = origin.removeprefix("names of ")
-            known = self.catalog.property_(class_name, const)
-            if known is None:
-                self.find(
-                    node,
-                    f"the property {class_name}.{const} is neither published nor in assumed.toml",
-                )
-            return
-        documented = self._commands.documented(origin)
-        is_text = isinstance(const, str)
-        if not documented and not (is_text and const) and const in (0, ""):
-            return  # of what has no documented values, nothing is no value of its own
-        known = self.catalog.value(origin, documented, const)
-        self.use(node, "value", f"{origin} = {const}", known)
-
-    def documented(self, origin: str) -> Mapping[str, str] | None:
-        """The documented values of a property, a method's return or a method's parameter."""
-        return self._commands.documented(origin)
 
     # --- a whole payload ---------------------------------------------------------------------
 
@@ -290,11 +209,11 @@ class Walker:
         for each in node.elements[1:]:
             assert isinstance(each, s.Command)
             self.reached.add((self.file, id(each)))
-            given = self._commands.call(each, scope, given)
+            given = self.commands.call(each, scope, given)
         return given
 
     def _command(self, node: s.Command, scope: Scope) -> Kinds:
-        return self._commands.call(node, scope, None)
+        return self.commands.call(node, scope, None)
 
     def _assign(self, node: s.Assign, scope: Scope) -> Kinds:
         values = self.node(node.value, scope)
@@ -317,9 +236,9 @@ class Walker:
                 if isinstance(owner, Record):
                     self.put(owner, plain("string", target.name), values)
                 elif isinstance(owner, Instance):
-                    self._commands.write(node, owner.class_name, target.name, values)
+                    self.commands.write(node, owner.class_name, target.name, values)
                 elif isinstance(owner, Object):
-                    self._commands.read(node, owner, target.name)
+                    self.commands.read(node, owner, target.name)
                 elif not isinstance(owner, Null):
                     self.find(node, f"it is not clear what {target.name} is assigned to")
         return NOTHING
@@ -328,7 +247,7 @@ class Walker:
         """Values under keys, where these are written down; else under any."""
         names = constants(keys)
         if names and all(isinstance(k, Plain) and k.const is not None for k in keys):
-            words = frozenset[str]().union(*self._guards)
+            words = frozenset[str]().union(*self.guards)
             for name in names:
                 record.add(str(name), values)
                 key = record.key(str(name))
@@ -340,9 +259,9 @@ class Walker:
         found = NOTHING
         for condition, body in node.branches:
             self.node(condition, scope)
-            self._guards.append(frozenset(self._words(condition)))
+            self.guards.append(frozenset(self._words(condition)))
             found |= self.node(body, scope)
-            self._guards.pop()
+            self.guards.pop()
         if node.otherwise is not None:
             found |= self.node(node.otherwise, scope)
         return found
@@ -492,9 +411,9 @@ class Walker:
     @contextmanager
     def guarded(self, record: Record, name: str) -> Iterator[None]:
         """Within the guards under which a record's key was set."""
-        self._guards.append(record.guards.get(name, frozenset()))
+        self.guards.append(record.guards.get(name, frozenset()))
         yield
-        self._guards.pop()
+        self.guards.pop()
 
     def _hashliteral(self, node: s.HashLiteral, scope: Scope) -> Kinds:
         record = self.record(node)
@@ -524,107 +443,18 @@ class Walker:
 
     # --- members -----------------------------------------------------------------------------
 
-    def member(self, node: Node, type_name: str, name: str) -> Kinds:
-        """A member of a .NET type, or of one of the engine's: those stand in assumed.toml alone."""
-        full = f"{type_name}.{name}"
-        known = self.catalog.supposed("member", full)
-        self.use(node, "member", full, known)
-        return self.given(known.fact["type"]) if known else NOTHING
-
-    def given(self, text: str, origin: str = "") -> Kinds:
-        """What assumed.toml says that something gives: a CIM type, `class X`, `hashtable`, or the
-        short name of an object's type."""
-        name = text.removesuffix("[]")
-        if name.startswith("class "):
-            return frozenset({Instance(name.removeprefix("class "))})
-        if name in ("any", "boolean", "string", "datetime", "guid") or name.rstrip(
-            "0123456789"
-        ) in (
-            "uint",
-            "sint",
-            "real",
-        ):
-            return plain(name, None, origin)
-        if name == "nothing":
-            return NOTHING
-        if name == "request":
-            return frozenset({Request()})
-        return frozenset({Object(name)})
-
     def _member(self, node: s.Member, scope: Scope) -> Kinds:
         found = NOTHING
         targets = self.node(node.target, scope)
         if not targets and not isinstance(node.target, s.Var):
             return NOTHING
         for value in targets:
-            found |= self.property_(node, value, node.name)
+            found |= self.members.property_(node, value, node.name)
         return found
-
-    def property_(self, node: Node, value: Kind, name: str) -> Kinds:
-        """What `value.name` may be."""
-        match value:
-            case Null():
-                return NOTHING
-            case Request():
-                return frozenset({value})
-            case Type():
-                return self.member(node, value.name, name)
-            case Record() if value.key(name):
-                return value.fields[value.key(name)]
-            case Instance() | Result():
-                if name.lower() in _COUNTS and not self._commands.has(value, name):
-                    return self.member(node, "Array", "Count")
-                return self._commands.read(node, value, name)
-            case Schema():
-                found = self.member(node, "CimClass", name)
-                return frozenset(
-                    Object(v.type, value.class_name) if isinstance(v, Object) else v for v in found
-                )
-            case Object():
-                if value.of and name.lower() == "name":
-                    self.member(node, value.type, name)
-                    return plain("string", None, f"names of {value.of}")
-                line = self.catalog.line("property", f"{value.type}.{name}")
-                if line is not None or self.catalog.line("member", f"{value.type}.{name}") is None:
-                    if name.lower() in _COUNTS and line is None:
-                        return self.member(node, "Array", "Count")
-                    return self._commands.read(node, value, name)
-                return self.member(node, value.type, name)
-        if name.lower() in _COUNTS:
-            return self.member(node, "Array", "Count")
-        if isinstance(value, Record):
-            if value.star:
-                return value.star
-            if name.lower() in ("keys", "values"):
-                return self.member(node, "Hashtable", name)
-            self.find(node, f"what is made at {value.place} has no {name}")
-            return NOTHING
-        if isinstance(value, Plain) and value.type in _TYPE_NAMES:
-            return self.member(node, _TYPE_NAMES[value.type], name)
-        self.find(node, f"it is not clear what {name} is a property of")
-        return NOTHING
 
     def _invoke(self, node: s.Invoke, scope: Scope) -> Kinds:
         given = [self.node(each, scope) for each in node.arguments]
-        found = NOTHING
-        for value in self.node(node.target, scope):
-            match value:
-                case Null():
-                    continue
-                case Type() | Object():
-                    name = value.name if isinstance(value, Type) else value.type
-                    found |= self.member(node, name, node.name)
-                case Record():
-                    found |= self.member(node, "Hashtable", node.name)
-                    if node.name.lower() == "add" and len(given) == 2:
-                        self.put(value, *given)
-                case Plain() if value.type in _TYPE_NAMES:
-                    found |= self.member(node, _TYPE_NAMES[value.type], node.name)
-                case Plain() if value.type.rstrip("0123456789") in ("uint", "sint", "number"):
-                    found |= self.member(node, "Int", node.name)
-                case _:
-                    self.find(node, f"it is not clear what {node.name}() is a method of")
-        return found
+        return self.members.invoked(node, self.node(node.target, scope), given)
 
 
 def unreached(walkers: list[Walker], file: str, block: s.Block) -> list[str]:
