@@ -24,7 +24,8 @@ from hyperv.dialect.values import PSObject
 from hyperv.dialect.world import Call, EmptyWorld, PSError
 
 HERE = files("hyperv.dialect")
-SNIPPETS = tomllib.loads(HERE.joinpath("snippets.toml").read_text())["snippet"]
+LANGUAGE = files("standby.host.hyperv").joinpath("language.toml")
+SNIPPETS = tomllib.loads(LANGUAGE.read_text())["snippet"]
 PAGE = HERE.joinpath("DIALECT.md").read_text()
 PARSED = [node for each in SNIPPETS for node in walk(parse(each["script"]))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import weakref
 from types import TracebackType
 from typing import Any
@@ -105,6 +106,15 @@ class Door:
                 raise
             lost = HostShellLost(self.host, verb.name, "a part of its answer went with it")
             raise _Lost(lost, is_safe=False) from exc
+
+    def printed(self, text: str, deadline_s: float = 300.0) -> str:
+        """What a script prints when it is run by itself, without prelude and request: for the
+        self-test of the language. Nothing is tried again."""
+        deadline = Deadline(self.host, "language", deadline_s, self._clock)
+        data = base64.b64encode(text.encode("utf-8"))
+        with self._pool.session(deadline) as session:
+            output = session.run(data, deadline, self._pool.quotas(session, deadline))
+        return output.stdout.decode("utf-8", "replace")
 
     def quotas(self, deadline_s: float = 60.0) -> Quotas:
         """The host's limits; the smallest known ones where this account may not read them."""
