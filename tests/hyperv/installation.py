@@ -10,6 +10,7 @@ from types import TracebackType
 
 from hyperv.dialect.interpreter import Interpreter
 from hyperv.world import HostView, World
+from hyperv.world.errors import NodeDown
 from hyperv.wsman import CommandLine, Result, WsmanServer
 from standby.host.hyperv.credentials import Access
 from standby.host.hyperv.door import Door
@@ -32,16 +33,29 @@ class SimulatedHost:
         """powershell.exe: the bootstrap comes in its arguments and is executed like any script."""
         self.scripts += 1
         bootstrap = base64.b64decode(line.arguments.rpartition(" ")[2]).decode("utf-16-le")
-        left = self._powershell.run(bootstrap, stdin.decode("ascii"))
+        try:
+            left = self._powershell.run(bootstrap, stdin.decode("ascii"))
+        except NodeDown:
+            return Result(exit_code=1)  # nobody is there to hear it
         return Result(left.stdout.encode(), left.stderr.encode(), left.exit_code)
 
-    def door(self) -> Door:
-        """A door to it: basic over HTTP, which no configuration may ask for."""
-        access = Access(self.name, "127.0.0.1", self.server.port, "basic", False, USER, "env:HV")
+    def _fate(self, host: str) -> None:
+        """A host of the world died, or is back."""
+        if host == self.name:
+            (self.server.go_up if self.world.hosts[host].is_up else self.server.go_down)()
+
+    def door(self, title: str = "") -> Door:
+        """A door to it: basic over HTTP, which no configuration may ask for. `title` is the name
+        that errors give it."""
+        access = Access(
+            title or self.name, "127.0.0.1", self.server.port, "basic", False, USER, "env:HV"
+        )
         return Door(access, lambda reference, where: PASSWORD, cleanup_s=2)
 
     def __enter__(self) -> SimulatedHost:
         self.server.__enter__()
+        self.world.fates.append(self._fate)
+        self._fate(self.name)
         return self
 
     def __exit__(
@@ -50,4 +64,5 @@ class SimulatedHost:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.world.fates.remove(self._fate)
         self.server.__exit__(kind, error, traceback)

@@ -84,6 +84,8 @@ class World:
     faults: list[Fault] = field(default_factory=list)
     hooks: list[Callable[[str, str, Mapping[str, Any]], None]] = field(default_factory=list)
     """Called with (host, command or Class.Method, arguments) before each call is carried out."""
+    fates: list[Callable[[str], None]] = field(default_factory=list)
+    """Called with a host's name when it died, or is back."""
     calls: list[tuple[str, str]] = field(default_factory=list)
     """(host, command or Class.Method) of all calls so far."""
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -284,6 +286,8 @@ class World:
                 self._finish(job)
             del self.jobs[job.id]
         node.is_up, node.node_state = False, 1
+        for tell in self.fates:
+            tell(host)
         others = [h for h in self.hosts.values() if h.cluster == node.cluster and h.is_up]
         for machine in self.on_host(host):
             machine.activity = None
@@ -294,6 +298,8 @@ class World:
     def revive(self, host: str) -> None:
         """The node is back."""
         self.hosts[host].is_up, self.hosts[host].node_state = True, 0
+        for tell in self.fates:
+            tell(host)
 
     # --- time ----------------------------------------------------------------------------------
 

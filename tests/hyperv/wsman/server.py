@@ -45,6 +45,7 @@ class WsmanServer:
         quotas: Quotas | None = None,
     ) -> None:
         self.users = dict(users)
+        self.is_up = True
         self.quotas = quotas or Quotas()
         self.faults = Faults()
         self.shells = Shells(executor)
@@ -58,7 +59,10 @@ class WsmanServer:
         self.lock = threading.Lock()
         self._tls = tls
         self._http = _Http(("127.0.0.1", 0), _Handler, self, tls)
-        self._thread = threading.Thread(
+        self._thread = self._server_thread()
+
+    def _server_thread(self) -> threading.Thread:
+        return threading.Thread(
             target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         )
 
@@ -75,6 +79,26 @@ class WsmanServer:
     def drop_connections(self) -> None:
         """End every connection, as a restart of the service does; shells stay."""
         self._http.drop_connections()
+
+    def go_down(self) -> None:
+        """The machine dies: its shells and connections are gone, nobody listens any more."""
+        if not self.is_up:
+            return
+        self.is_up = False
+        self._http.shutdown()
+        self._http.socket.close()
+        self.drop_connections()
+        self.shells.forget_all()
+
+    def go_up(self) -> None:
+        """It is back, under the same address."""
+        if self.is_up:
+            return
+        self._thread.join()
+        self._http.socket = socket.create_server(self._http.server_address, backlog=64)
+        self.is_up = True
+        self._thread = self._server_thread()
+        self._thread.start()
 
     def __enter__(self) -> WsmanServer:
         self._thread.start()
@@ -162,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
                 {k: v for k, v in self.headers.items() if k.lower() != "authorization"}
             )
         try:
+            if not service.is_up:
+                raise _Dropped
             self._answer(body)
         except _Dropped:
             self.close_connection = True
