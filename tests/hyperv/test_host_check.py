@@ -25,7 +25,16 @@ from standby.host.hyperv.doctor_rows import Share as DocShare
 from standby.host.hyperv.door import Door
 from standby.host.hyperv.machines import HostMachine
 from standby.server.config import Config, ProxyConfig, load_config
-from standby.server.host_check import seen_findings, share_findings
+from standby.server.fleet import Fleet
+from standby.server.host_check import (
+    Map,
+    checked_host,
+    checked_nodes,
+    looking,
+    maps_of,
+    seen_findings,
+    share_findings,
+)
 from standby.units import MiB
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -288,6 +297,10 @@ def _config(tmp_path: Path, *changes: tuple[str, str]) -> Config:
     return load_config(file)
 
 
+def _maps(config: Config) -> list[Map]:
+    return maps_of(config, Access("hv1", "hv1.example.test", 5986, "ntlm"))
+
+
 def _machine(world: World, host: SimulatedHost) -> HostMachine:
     world.add_machine("web", "hv1", [16 * MiB])
     with host.door() as door:
@@ -304,7 +317,7 @@ def test_a_proxy_that_sees_the_disks(tmp_path: Path, world: World, host: Simulat
         asked.append((proxy.name, path))
         return ""
 
-    found = list(seen_findings(config, "hv1", [_machine(world, host)], look))
+    found = list(seen_findings("hv1", _maps(config), [_machine(world, host)], look))
     assert asked == [("linux1", "/mnt/hv1/web")]
     assert found == [HostFinding(Level.OK, "proxy linux1", "sees C:\\Hyper-V\\web as /mnt/hv1/web")]
 
@@ -312,7 +325,7 @@ def test_a_proxy_that_sees_the_disks(tmp_path: Path, world: World, host: Simulat
 def test_a_proxy_whose_mount_is_away(tmp_path: Path, world: World, host: SimulatedHost) -> None:
     config = _config(tmp_path, ("D:\\VMs", "C:\\Hyper-V"))
     machines = [_machine(world, host)]
-    (found,) = seen_findings(config, "hv1", machines, lambda proxy, path: "does not exist")
+    (found,) = seen_findings("hv1", _maps(config), machines, lambda proxy, path: "does not exist")
     assert found.level is Level.ERROR
     assert found.text == "C:\\Hyper-V\\web should be /mnt/hv1/web there: does not exist"
     assert "[proxies.linux1.paths] hv1" in found.remedy
@@ -320,20 +333,23 @@ def test_a_proxy_whose_mount_is_away(tmp_path: Path, world: World, host: Simulat
 
 def test_a_folder_that_no_proxy_sees(tmp_path: Path, world: World, host: SimulatedHost) -> None:
     machines = [_machine(world, host)]
-    found = list(seen_findings(_config(tmp_path), "hv1", machines, lambda proxy, path: ""))
+    maps = _maps(_config(tmp_path))
+    found = list(seen_findings("hv1", maps, machines, lambda proxy, path: ""))
     assert found[0].level is Level.ERROR
     assert found[0].text == "none of linux1 sees C:\\Hyper-V\\web (VM web)"
 
 
-def test_a_host_without_a_proxy(tmp_path: Path, world: World, host: SimulatedHost) -> None:
+def test_a_host_without_a_proxy(world: World, host: SimulatedHost) -> None:
     machines = [_machine(world, host)]
-    (found,) = seen_findings(_config(tmp_path), "hv2", machines, lambda proxy, path: "")
+    (found,) = seen_findings("hv2", [], machines, lambda proxy, path: "")
     assert (found.level, found.text) == (Level.ERROR, "no proxy sees its disks")
     assert "hv2 = { 'C:\\Hyper-V\\web' = \"/mnt/hv2\" }" in found.remedy
 
 
 def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:
-    (found,) = share_findings(_config(tmp_path), "hv1", [DocShare("other", "E:\\")], "EX\\backup")
+    (found,) = share_findings(
+        _maps(_config(tmp_path)), [DocShare("other", "E:\\")], "Read", "EX\\backup"
+    )
     assert (found.level, found.text) == (Level.WARNING, "no share of the host shows D:\\VMs")
     assert found.remedy == (
         "on the host: New-SmbShare -Name 'VMs' -Path 'D:\\VMs' -CachingMode None "
@@ -351,16 +367,40 @@ def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     ],
 )
 def test_rights_of_the_share(tmp_path: Path, path: str, access: list[str], level: Level) -> None:
-    (found,) = share_findings(_config(tmp_path), "hv1", [DocShare("v", path, False, access)], "EX")
+    (found,) = share_findings(
+        _maps(_config(tmp_path)), [DocShare("v", path, False, access)], "Read", "EX"
+    )
     assert found.level is level
     assert ("Grant-SmbShareAccess" in found.remedy) is (level is Level.WARNING)
 
 
 def test_a_target_s_share_has_to_let_write(tmp_path: Path) -> None:
-    config = _config(
-        tmp_path, ('source = "hv1"', 'source = "dr"'), ('target = "dr"', 'target = "hv1"')
-    )
     share = DocShare("v", "D:\\VMs", False, ["Allow:Read:EX\\backup"])
-    (found,) = share_findings(config, "hv1", [share], "EX\\backup")
+    (found,) = share_findings(_maps(_config(tmp_path)), [share], "Full", "EX\\backup")
     assert found.text == "v shows D:\\VMs, and lets nobody write it"
     assert "-AccessRight Full" in found.remedy
+
+
+def test_movers_on_the_host_itself_need_no_share(tmp_path: Path) -> None:
+    config = _config(tmp_path, ('"/mnt/hv1"', "'D:\\VMs'"))
+    assert list(share_findings(_maps(config), [], "Read", "EX\\backup")) == []
+
+
+def test_a_host_and_its_proxies_in_one(tmp_path: Path, world: World, host: SimulatedHost) -> None:
+    config = _config(tmp_path, ("D:\\VMs", "C:\\Hyper-V"), ("/mnt/hv1", str(tmp_path / "hv1")))
+    world.add_machine("web", "hv1", [16 * MiB])
+    world.hosts["hv1"].shares = [Share("vms", "C:\\Hyper-V", {"EXAMPLE\\backup": "Full"})]
+    fleet = Fleet(config, world.clock)
+    with host.door() as door, looking(config, fleet, world.clock) as look:
+        (node,) = checked_nodes(config, [door], world.clock, look)
+    fleet.close()
+    assert node.address == "127.0.0.1"
+    assert {item.level for item in node.findings} == {Level.OK}
+    assert [item.what for item in node.findings][-2:] == ["proxy linux1", "shares"]
+
+
+def test_a_host_that_cannot_be_asked_is_told_once(tmp_path: Path, host: SimulatedHost) -> None:
+    host.server.users["backup"] = "another"
+    with host.door() as door:
+        found = checked_host(_config(tmp_path), door, HeldClock(), lambda proxy, path: "")
+    assert [item.what for item in found] == ["credentials"]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from standby.clock import Clock
+from standby.errors import StandbyError
 from standby.host.hyperv.credentials import Access
 from standby.host.hyperv.doctor import examined
 from standby.host.hyperv.doctor_rows import HostFinding, Level, Share
@@ -12,37 +17,112 @@ from standby.host.hyperv.door import Door
 from standby.host.hyperv.machines import HostMachine
 from standby.host.seen_paths import Place, mapped_path, parsed_place
 from standby.server.config import Config, ProxyConfig
+from standby.server.fleet import Fleet
+from standby.server.mover_check import Level as MoverLevel
+from standby.server.mover_check import Movers
+from standby.server.place_check import seen_by
 
 Look = Callable[[ProxyConfig, str], str]
 """(proxy, path as it sees it) to what is wrong with that folder there, '' for nothing."""
 
+NODES_AT_ONCE = 8
 SHOWN_MAX = 3
 
 
-def checked_host(
-    config: Config, access: Access, door: Door, clock: Clock, look: Look
-) -> list[HostFinding]:
-    """Everything about one host of the configuration, or about one node of a cluster."""
+@dataclass(frozen=True, slots=True)
+class CheckedNode:
+    """A host, or one node of a cluster, by its address."""
+
+    address: str
+    findings: tuple[HostFinding, ...]
+
+
+def checked_nodes(
+    config: Config, doors: Sequence[Door], clock: Clock, look: Look
+) -> list[CheckedNode]:
+    """Every node of one host of the configuration, all at once."""
+
+    def checked(door: Door) -> CheckedNode:
+        return CheckedNode(door.access.address, tuple(checked_host(config, door, clock, look)))
+
+    with ThreadPoolExecutor(NODES_AT_ONCE, thread_name_prefix="host check") as pool:
+        return list(pool.map(checked, doors))
+
+
+@contextlib.contextmanager
+def looking(config: Config, fleet: Fleet, clock: Clock) -> Iterator[Look]:
+    """Looks at folders through the proxies' movers, each connected once, when it is first asked;
+    what has no mover is this machine."""
+    movers = Movers(fleet, config, clock)
+    lost: dict[str, str] = {}
+    lock = threading.Lock()
+
+    def look(proxy: ProxyConfig, path: str) -> str:
+        with lock:
+            if proxy.mover and proxy.mover not in movers.described and proxy.mover not in lost:
+                checks = movers.connected(config.movers[proxy.mover])
+                problems = [item.text for item in checks if item.level is MoverLevel.ERROR]
+                if proxy.mover not in movers.described:
+                    lost[proxy.mover] = problems[0] if problems else "it does not answer"
+        if proxy.mover in lost:
+            return f"mover {proxy.mover} cannot be asked: {lost[proxy.mover]}"
+        try:
+            return str(seen_by(movers, proxy.mover, path, False)["problem"] or "")
+        except StandbyError as exc:
+            return str(exc)
+
+    try:
+        yield look
+    finally:
+        movers.close()
+
+
+def checked_host(config: Config, door: Door, clock: Clock, look: Look) -> list[HostFinding]:
+    """Everything about one host, or about one node of a cluster."""
+    access = door.access
     told = examined(access, door, clock)
     machines = told.inventory.machines if told.inventory else ()
+    maps = maps_of(config, access)
     found = list(told.findings)
-    found += seen_findings(config, access.host, machines, look)
+    if told.inventory is not None:
+        found += seen_findings(access.host, maps, machines, look)
     if told.shares is not None:
-        found += share_findings(config, access.host, told.shares, _account(access))
+        right = "Full" if _is_target(config, access.host) else "Read"
+        account = access.username or "ACCOUNT"
+        found += share_findings(maps, told.shares, right, account)
     return found
 
 
-def _account(access: Access) -> str:
-    return access.username or "ACCOUNT"
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A proxy, and where it sees the folders of a node: `paths` of the host, and those that are
+    written for the node alone (`prod/hv1`)."""
+
+    proxy: ProxyConfig
+    paths: Mapping[str, str]
+
+
+def maps_of(config: Config, access: Access) -> list[Map]:
+    """The proxies that are made for the host."""
+    names = (access.host, f"{access.host}/{access.address.partition('.')[0]}")
+    found = []
+    for proxy in config.proxies.values():
+        paths = {at: seen for name in names for at, seen in proxy.paths.get(name, {}).items()}
+        if paths:
+            found.append(Map(proxy, paths))
+    return found
+
+
+def _is_target(config: Config, host: str) -> bool:
+    return any(job.target == host for job in config.jobs.values())
 
 
 def seen_findings(
-    config: Config, host: str, machines: Iterable[HostMachine], look: Look
+    host: str, maps: Sequence[Map], machines: Iterable[HostMachine], look: Look
 ) -> Iterator[HostFinding]:
     """Whether the proxies see the folders of the VMs' disks, each by its own `paths`."""
     folders = _folders(machines)
-    proxies = [item for item in config.proxies.values() if host in item.paths]
-    if not proxies:
+    if not maps:
         example = next(iter(folders), "C:\\ClusterStorage\\Volume1")
         yield HostFinding(
             Level.ERROR,
@@ -52,26 +132,26 @@ def seen_findings(
             f"{{ '{example}' = \"/mnt/{host}\" }}",
         )
         return
-    blind = {
-        folder: names for folder, names in folders.items() if not _seers(proxies, host, folder)
-    }
-    for folder, names in blind.items():
-        yield HostFinding(
-            Level.ERROR,
-            "proxies",
-            f"none of {', '.join(item.name for item in proxies)} sees {folder} ({_shown(names)})",
-            f"write it, or a folder above it, into [proxies.{proxies[0].name}.paths] {host}",
-        )
-    for proxy in proxies:
-        yield from _as_seen_by(proxy, host, folders, look)
+    for folder, names in folders.items():
+        if not any(mapped_path(folder, item.paths) for item in maps):
+            yield HostFinding(
+                Level.ERROR,
+                "proxies",
+                f"none of {', '.join(item.proxy.name for item in maps)} sees {folder} "
+                f"({_shown(names)})",
+                f"write it, or a folder above it, into [proxies.{maps[0].proxy.name}.paths] {host}",
+            )
+    for item in maps:
+        yield from _as_seen_by(item, host, folders, look)
 
 
 def _as_seen_by(
-    proxy: ProxyConfig, host: str, folders: dict[str, list[str]], look: Look
+    item: Map, host: str, folders: Mapping[str, list[str]], look: Look
 ) -> Iterator[HostFinding]:
+    proxy = item.proxy
     what = f"proxy {proxy.name}"
-    paths = {folder: seen for folder in folders if (seen := mapped_path(folder, proxy.paths[host]))}
-    for folder, seen in (paths or proxy.paths[host]).items():
+    paths = {folder: seen for folder in folders if (seen := mapped_path(folder, item.paths))}
+    for folder, seen in (paths or item.paths).items():
         problem = look(proxy, seen)
         if problem:
             yield HostFinding(
@@ -100,31 +180,26 @@ def _folders(machines: Iterable[HostMachine]) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def _seers(proxies: Iterable[ProxyConfig], host: str, folder: str) -> list[str]:
-    return [item.name for item in proxies if mapped_path(folder, item.paths[host])]
-
-
 def _shown(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN_MAX} more" if len(names) > SHOWN_MAX else ""
     return f"VM {', '.join(names[:SHOWN_MAX])}{more}"
 
 
 def share_findings(
-    config: Config, host: str, shares: Iterable[Share], account: str
+    maps: Iterable[Map], shares: Iterable[Share], right: str, account: str
 ) -> Iterator[HostFinding]:
     """Whether the host shares the folders that proxies on other machines are to see, and lets
-    anyone in. The folder's own rights (NTFS) count beside these."""
-    targets = {job.target for job in config.jobs.values()}
-    right = "Full" if host in targets else "Read"
+    anyone in with `right` (Read, or Full). The folder's own rights (NTFS) count beside these."""
     told: set[str] = set()
-    for proxy in config.proxies.values():
-        for folder, seen in proxy.paths.get(host, {}).items():
+    listed = list(shares)
+    for item in maps:
+        for folder, seen in item.paths.items():
             place, at_proxy = parsed_place(folder), parsed_place(seen)
             is_remote = place is None or place.anchor.startswith("\\\\")
             if is_remote or at_proxy is None or at_proxy.is_windows or folder in told:
                 continue  # another machine's share, or a mover on the host itself
             told.add(folder)
-            yield _share_finding(folder, place, list(shares), right, account)
+            yield _share_finding(folder, place, listed, right, account)
 
 
 def _share_finding(

@@ -45,7 +45,7 @@ def _place(
 ) -> list[Check]:
     seen_from = f"mover {mover}" if mover else SERVER
     try:
-        told = _looked_at(movers, mover, path, writes)
+        told = seen_by(movers, mover, path, writes)
     except StandbyError as exc:
         return [Check(Level.ERROR, seen_from, what, f"{path}: {exc}")]
     if told["problem"]:
@@ -63,7 +63,9 @@ def _place(
     return found
 
 
-def _looked_at(movers: Movers, mover: str, path: str, writes: bool) -> dict[str, Any]:
+def seen_by(movers: Movers, mover: str, path: str, writes: bool) -> dict[str, Any]:
+    """What is at a path as a mover sees it, or, of no mover, this machine: `problem`, '' for none,
+    and `free_bytes`."""
     if not mover:
         return looked_at(Path(path), writes)
     if mover not in movers.described:
