@@ -400,3 +400,26 @@ def test_finds_the_commands_that_texts_tell_to_run() -> None:
         ("small:3", "Get-VM", []),
         ("small:3", "Stop-VM", ["TurnOff"]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("body", "finding"),
+    [
+        ("Get-Later", "the cmdlet Get-Later is there since Server 2022"),
+        ("Get-Known -Younger 'a'", "the parameter Get-Known -Younger is there since Server 2025"),
+        ("@{ a = 'Get-Known' }", ""),
+    ],
+)
+def test_cmdlets_and_parameters_of_later_servers(body: str, finding: str) -> None:
+    cmdlets = {
+        "Get-Later": {"parameters": {}, "outputs": [], "server_versions": ["2022", "2025"]},
+        "Get-Known": {
+            "parameters": {"Younger": {"type": "String", "server_versions": ["2025"]}},
+            "outputs": [],
+            "server_versions": ["2016", "2019", "2022", "2025"],
+        },
+    }
+    walker, _ = follow_one(Catalog(cmdlets, {}, []), "small", f"param($request)\n{body}")
+    found = [text for text in walker.findings if text.startswith("small:")]
+    guard = ": ask for it by its name, and use it inside that if"
+    assert found == ([f"small:2: {finding}{guard}"] if finding else [])
