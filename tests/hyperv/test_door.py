@@ -205,7 +205,7 @@ def test_wrong_credentials_are_tried_once() -> None:
     with served(played(steps)) as server, door_of(server, "wrong") as door:
         with pytest.raises(HostCredentialsRefused):
             door.run(LOOK, REQUEST)
-        assert server.request_count == 1
+        assert (server.refusals, server.request_count) == (1, 0)
 
 
 def test_a_used_up_quota_is_named() -> None:
@@ -296,7 +296,7 @@ def test_no_secret_is_in_a_request_or_an_error() -> None:
     with served(played(steps)) as server:
         with door_of(server) as door:
             door.run(LOOK, REQUEST)
-            server.faults.arm("Command", "unauthorized")
+            server.faults.arm("Command", "unauthorized", 2)
             with pytest.raises(HostCredentialsRefused) as refused:
                 door.run(LOOK, REQUEST)
         written = b"".join(server.bodies) + repr(server.headers).encode()

@@ -106,14 +106,31 @@ class HostCredentialsRefused(HostCallFailed):
     username: str
     transport: str
     reason: str = ""
+    hint: str = ""
 
     def message(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
+        hint = self.hint or (
+            "Check the user name, the secret that the configuration names, and that the host "
+            "offers this way of signing in (`winrm get winrm/config/service/auth`)"
+        )
         return (
             f"host {self.host}: {self.username or 'the account'} was refused over "
-            f"{self.transport}{why}. Check the user name, the secret that the configuration "
-            "names, and that the host offers this way of signing in "
-            "(`winrm get winrm/config/service/auth`)"
+            f"{self.transport}{why}. {hint}"
+        )
+
+
+@dataclass(eq=False)
+class HostClockSkewed(HostCallFailed):
+    """Kerberos takes no ticket, for clocks differ by more than it allows (5 minutes)."""
+
+    reason: str
+
+    def message(self) -> str:
+        return (
+            f"host {self.host}: the clocks of this machine, the host and its domain differ too "
+            f"much for Kerberos ({self.reason}). Have all of them follow the domain's time "
+            "(`timedatectl` here, `w32tm /query /status` there)"
         )
 
 
@@ -259,6 +276,21 @@ class HostAnswerWrong(HostCallFailed):
         return (
             f"host {self.host}: the answer of {self.verb} cannot be used: {self.problem}{said}. "
             "`standby version --verbose` and this message belong into a report of the fault"
+        )
+
+
+@dataclass(eq=False)
+class MachineNowhere(HostCallFailed):
+    """No node of a cluster that answers has the VM."""
+
+    machine: str
+    reason: str
+
+    def message(self) -> str:
+        return (
+            f"cluster {self.host}: VM {self.machine} is on no node that answers ({self.reason}). "
+            "`Get-ClusterGroup` and `Get-ClusterNode` on a node show where it belongs; as soon as "
+            "a node has it, the next attempt finds it"
         )
 
 

@@ -10,5 +10,6 @@ from __future__ import annotations
 from hyperv.wsman.faults import Faults
 from hyperv.wsman.server import Tls, WsmanServer
 from hyperv.wsman.shells import CommandLine, Executor, Quotas, Result
+from hyperv.wsman.signing import Signing
 
-__all__ = ["CommandLine", "Executor", "Faults", "Quotas", "Result", "Tls", "WsmanServer"]
+__all__ = ["CommandLine", "Executor", "Faults", "Quotas", "Result", "Signing", "Tls", "WsmanServer"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import socket
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,24 +18,25 @@ from typing import Any
 from hyperv.wsman import envelopes
 from hyperv.wsman.faults import Faults
 from hyperv.wsman.shells import Command, CommandLine, Executor, Quotas, Shell, Shells
-
-MUTUAL = "http://schemas.dmtf.org/wbem/wsman/1/wsman/secprofile/https/mutual"
+from hyperv.wsman.signing import Garbled, Guard, Refused, Signing
 
 
 @dataclass(frozen=True)
 class Tls:
-    """PEM files: the host's certificate and key, and the authority of clients' certificates."""
+    """PEM files: the host's certificate and key, and the authority of clients' certificates;
+    `binding` is what a sign-in is bound to (tls-server-end-point)."""
 
     certificate: Path
     key: Path
     client_authority: Path | None = None
+    binding: bytes = b""
 
 
 class WsmanServer:
     """A host's WinRM service on a free port of this machine, while its context lasts.
 
     `users` are names and passwords for basic authentication. `requests` counts the messages by
-    action, `bodies` and `paths` keep them for who looks for secrets.
+    action, of users who are signed in; `bodies` and `headers` keep what came over the wire.
     """
 
     def __init__(
@@ -43,8 +45,12 @@ class WsmanServer:
         users: Mapping[str, str],
         tls: Tls | None = None,
         quotas: Quotas | None = None,
+        signing: Signing | None = None,
     ) -> None:
         self.users = dict(users)
+        self.signing = signing or Signing()
+        self.signed: Counter[str] = Counter()
+        """Who signed in how often, over all connections."""
         self.is_up = True
         self.quotas = quotas or Quotas()
         self.faults = Faults()
@@ -52,12 +58,14 @@ class WsmanServer:
         self.requests: Counter[str] = Counter()
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
-        """Of every request, but for Authorization."""
+        """Of every request, but for a basic Authorization."""
         self.connections = 0
         self.operation_timeouts: list[float] = []
         """Seconds that clients asked a Receive to wait."""
         self.lock = threading.Lock()
-        self._tls = tls
+        self.tls = tls
+        self.refusals = 0
+        """Answers of 401."""
         self._http = _Http(("127.0.0.1", 0), _Handler, self, tls)
         self._thread = self._server_thread()
 
@@ -172,6 +180,15 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing on stderr."""
 
+    def setup(self) -> None:
+        """A connection begins."""
+        super().setup()
+        certificate = getattr(self.connection, "getpeercert", dict)() or {}
+        subject = [value for part in certificate.get("subject", ()) for _, value in part]
+        service = self.service
+        binding = service.tls.binding if service.tls else None
+        self._guard = Guard(service.signing, service.users, binding, "".join(subject))
+
     @property
     def service(self) -> WsmanServer:
         return self.server.service
@@ -183,24 +200,49 @@ class _Handler(BaseHTTPRequestHandler):
         with service.lock:
             service.bodies.append(body)
             service.headers.append(
-                {k: v for k, v in self.headers.items() if k.lower() != "authorization"}
+                {k: v for k, v in self.headers.items() if not v.startswith("Basic ")}
             )
         try:
             if not service.is_up:
                 raise _Dropped
-            self._answer(body)
+            user = self._guard.look(self.headers.get("Authorization", ""))
+            if "Authorization" in self.headers:
+                with service.lock:
+                    service.signed[user] += 1
+            plain = self._guard.opened(self.headers.get("Content-Type", ""), body)
+            is_hidden = service.tls is not None or self._guard.is_encrypted
+            if not plain:
+                self._reply(200, b"")
+            elif not is_hidden and not service.signing.allows_plain:
+                self._reply(500, b"")
+            else:
+                self._answer(plain, user)
+        except Refused as refused:
+            self._refuse(refused)
+        except Garbled:
+            self._reply(400, b"")
         except _Dropped:
             self.close_connection = True
             self.connection.close()
 
-    def _answer(self, body: bytes) -> None:
+    def _refuse(self, refused: Refused) -> None:
+        self._guard.token = b""
+        self._reply(401, b"", offers=self._guard.offers(refused))
+
+    def _answer(self, body: bytes, user: str) -> None:
         message = envelopes.read(body)
         kind = self.service.faults.take(message.action)
         with self.service.lock:
             self.service.requests[message.action] += 1
-        user = self._user()
-        if kind == "unauthorized" or not user:
-            self._reply(401, b"", {"WWW-Authenticate": 'Basic realm="WSMAN"'})
+        if kind == "unauthorized":
+            self._guard.sign_out()
+            self._refuse(Refused())
+        elif kind == "redirected":
+            self._reply(302, b"", {"Location": "http://elsewhere.invalid/wsman"})
+        elif kind == "compressed":
+            self._reply(200, gzip.compress(bytes(1 << 20)), {"Content-Encoding": "gzip"})
+        elif kind == "endless":
+            self._endless()
         elif self.path != "/wsman":
             self._reply(404, b"")
         elif kind == "unavailable":
@@ -234,24 +276,37 @@ class _Handler(BaseHTTPRequestHandler):
         except envelopes.Fault as fault:
             return 500, message.fault(fault)
 
-    def _user(self) -> str:
-        """Who asks, '' when it is not a user."""
-        header = self.headers.get("Authorization", "")
-        if header == MUTUAL:
-            certificate = getattr(self.connection, "getpeercert", dict)()
-            return "by certificate" if certificate else ""
-        kind, _, value = header.partition(" ")
-        if kind != "Basic":
-            return ""
-        name, _, password = base64.b64decode(value).decode().partition(":")
-        return name if self.service.users.get(name) == password else ""
+    def _endless(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(1 << 40))
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(bytes(1 << 16))
+        except OSError as exc:
+            raise _Dropped from exc
 
-    def _reply(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+    def _reply(
+        self,
+        status: int,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        offers: Sequence[str] = (),
+    ) -> None:
+        if offers:
+            with self.service.lock:
+                self.service.refusals += 1
         self.send_response(status)
         if body:
-            self.send_header("Content-Type", "application/soap+xml;charset=UTF-8")
+            kind, body = self._guard.closed(body)
+            self.send_header("Content-Type", kind)
+        if self._guard.token:
+            token = base64.b64encode(self._guard.token).decode()
+            self.send_header("WWW-Authenticate", f"Negotiate {token}")
         for name, value in (headers or {}).items():
             self.send_header(name, value)
+        for offer in offers:
+            self.send_header("WWW-Authenticate", offer)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -17,11 +17,12 @@ from standby.errors import (
 )
 from standby.host.hyperv import clixml
 from standby.host.hyperv.answers import Answer, read_answer
+from standby.host.hyperv.connections import Deadline
 from standby.host.hyperv.credentials import Access, SecretReader
 from standby.host.hyperv.payload import payload
 from standby.host.hyperv.pool import Pool
 from standby.host.hyperv.quotas import Quotas
-from standby.host.hyperv.sessions import CLEANUP_S, Deadline, Session
+from standby.host.hyperv.sessions import CLEANUP_S, Session
 from standby.host.hyperv.verbs import Value, Verb
 
 ATTEMPTS_MAX = 3

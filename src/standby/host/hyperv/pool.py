@@ -14,9 +14,10 @@ from collections.abc import Iterator
 
 from standby.clock import Clock
 from standby.errors import HostCallFailed
+from standby.host.hyperv.connections import Deadline
 from standby.host.hyperv.credentials import Access, SecretReader
 from standby.host.hyperv.quotas import Quotas
-from standby.host.hyperv.sessions import Deadline, Session
+from standby.host.hyperv.sessions import Session
 
 IDLE_S = 600.0
 LEFTOVERS_MAX = 64
