@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from standby.errors import (
     HostAccessDenied,
-    HostCallFailed,
     HostDeadline,
     HostShellLost,
     ScriptFailed,
@@ -155,5 +154,3 @@ def destroy_points(watch: Watch, machine_id: str, points: list[str]) -> list[str
         return watch.door.run(DESTROY_POINTS, {"machines": [one]}).value(machine_id).left
     except (HostDeadline, HostShellLost):
         return points
-    except HostCallFailed:
-        raise

@@ -145,9 +145,28 @@ class HyperVSource:
 
     def take_checkpoint(self, machine: Machine, intent_id: str) -> Checkpoint:
         """Make a recovery snapshot (RULES 10). BackupInProgress while somebody else's is there."""
-        found = self._found(machine)
+        is_fresh = self._give_up_earlier(machine, intent_id)
+        found = self._found(machine, is_fresh=is_fresh)
         with self._pace.slot(volumes_of(disk.file.path for disk in found.disks)):
             return self._taken(found, intent_id)
+
+    def _give_up_earlier(self, machine: Machine, intent_id: str) -> bool:
+        """Release what sessions of this VM left that nobody is at any more; whether there was
+        any."""
+        left = [
+            record
+            for record in self.records.of_machine(machine.id)
+            if record.phase != RELEASED
+            and record.intent != intent_id
+            and not self.records.is_at(record.intent)
+            and self.records.take(record.intent)
+        ]
+        for record in left:
+            try:
+                leftovers.release(self._watch, self._snapshots, self.records, record)
+            finally:
+                self.records.let_go(record.intent)
+        return bool(left)
 
     def _taken(self, found: HostMachine, intent_id: str) -> Checkpoint:
         ours = {record.snapshot for record in self.records.of_machine(found.id)}

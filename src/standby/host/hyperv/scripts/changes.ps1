@@ -3,7 +3,7 @@ param($request)
 $images = Get-CimInstance -Namespace $ns -ClassName Msvm_ImageManagementService
 foreach ($one in $request.machines) {
   Step $one.id {
-    $vm = Get-CimInstance -Namespace $ns -ClassName Msvm_ComputerSystem -Filter "Name='$($one.id)'"
+    $vm = @(Get-CimInstance -Namespace $ns -ClassName Msvm_ComputerSystem -Filter "Name='$($one.id)'")
     $points = @(Get-CimInstance -Namespace $ns -ClassName Msvm_VirtualSystemReferencePoint -Filter "VirtualSystemIdentifier='$($one.id)'")
     $applied = @($vm | ForEach-Object { Get-CimAssociatedInstance -InputObject $_ -Association Msvm_LastAppliedSnapshot -ResultClassName Msvm_VirtualSystemSettingData })
     $disks = @(foreach ($disk in $one.disks) {

@@ -17,7 +17,7 @@ foreach ($one in $request.machines) {
     if (-not $started.ContainsKey($one.id)) { return @{ state = 'gone' } }
     $end = Finish $started[$one.id] $one.wait_s
     $made = @()
-    if ($end.state -eq 'done') {
+    if ($end.job -and $end.state -eq 'done') {
       $made = @(Get-CimAssociatedInstance -InputObject $started[$one.id].Job -ResultClassName Msvm_VirtualSystemReferencePoint)
     }
     @{ state = $end.state; job = $end.job

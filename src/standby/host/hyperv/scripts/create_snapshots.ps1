@@ -8,7 +8,7 @@ $before = @{}
 $failed = @{}
 foreach ($one in $request.machines) {
   try {
-    $vm = Get-CimInstance -Namespace $ns -ClassName Msvm_ComputerSystem -Filter "Name='$($one.id)'"
+    $vm = @(Get-CimInstance -Namespace $ns -ClassName Msvm_ComputerSystem -Filter "Name='$($one.id)'")
     $there = @(Get-CimInstance -Namespace $ns -ClassName Msvm_VirtualSystemSettingData -Filter "VirtualSystemIdentifier='$($one.id)'")
     $new = @($there | Where-Object { $_.VirtualSystemType -like '*:Snapshot:Recovery' -and $one.known -notcontains $_.InstanceID })
     $busy = @($vm | ForEach-Object { $_.OperationalStatus } | Where-Object { $_ -ge 32768 })
@@ -16,12 +16,12 @@ foreach ($one in $request.machines) {
     $applied = @($vm | ForEach-Object { Get-CimAssociatedInstance -InputObject $_ -Association Msvm_LastAppliedSnapshot -ResultClassName Msvm_VirtualSystemSettingData })
     $before[$one.id] = @{ enabled = @($vm | ForEach-Object { $_.EnabledState }); applied = @($applied | ForEach-Object { $_.InstanceID })
       points = @($points | ForEach-Object { $_.InstanceID }) }
-    if ($null -ne $vm -and $busy.Count -eq 0 -and $new.Count -eq 0) {
+    if ($vm.Count -gt 0 -and $busy.Count -eq 0 -and $new.Count -eq 0) {
       $values = @{ ConsistencyLevel = [byte]$one.level; IgnoreNonSnapshottableDisks = $true }
       if ($one.copy -and $has_copy) { $values['GuestBackupType'] = [byte]2 }
       $setting = ToText (New-CimInstance -ClientOnly -CimClass $class -Property $values)
       $started[$one.id] = Invoke-CimMethod -InputObject $service -MethodName CreateSnapshot -Arguments @{
-        AffectedSystem = $vm; SnapshotSettings = $setting; SnapshotType = [uint16]32768 }
+        AffectedSystem = $vm[0]; SnapshotSettings = $setting; SnapshotType = [uint16]32768 }
     }
   } catch { $failed[$one.id] = $_ }
 }
@@ -31,7 +31,7 @@ foreach ($one in $request.machines) {
     if (-not $started.ContainsKey($one.id)) { return @{ state = 'changed' } }
     $end = Finish $started[$one.id] $one.wait_s
     $made = @()
-    if ($end.state -eq 'done') { $made = @(Get-CimAssociatedInstance -InputObject $started[$one.id].Job -ResultClassName Msvm_VirtualSystemSettingData) }
+    if ($end.job -and $end.state -eq 'done') { $made = @(Get-CimAssociatedInstance -InputObject $started[$one.id].Job -ResultClassName Msvm_VirtualSystemSettingData) }
     $disks = @($made | ForEach-Object { Get-CimAssociatedInstance -InputObject $_ -ResultClassName Msvm_StorageAllocationSettingData })
     @{ state = $end.state; job = $end.job; is_copy = $one.copy -and $has_copy; before = $before[$one.id]; snapshots = @($made | ForEach-Object { $_.InstanceID })
       disks = @($disks | Select-Object -Property InstanceID, ResourceSubType, HostResource, Parent, AddressOnParent) }

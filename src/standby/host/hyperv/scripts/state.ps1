@@ -2,19 +2,19 @@
 param($request)
 foreach ($one in $request.machines) {
   Step $one.id {
-    $vm = Get-CimInstance -Namespace $ns -ClassName Msvm_ComputerSystem -Filter "Name='$($one.id)'"
-    $job = $null
-    if ($one.job) { $job = Get-CimInstance -Namespace $ns -ClassName Msvm_ConcreteJob -Filter "InstanceID='$($one.job)'" }
+    $vm = @(Get-CimInstance -Namespace $ns -ClassName Msvm_ComputerSystem -Filter "Name='$($one.id)'")
+    $job = @()
+    if ($one.job) { $job = @(Get-CimInstance -Namespace $ns -ClassName Msvm_ConcreteJob -Filter "InstanceID='$($one.job)'") }
     $settings = @()
     $points = @()
     $applied = @()
-    if ($null -ne $vm) {
+    if ($vm.Count -gt 0) {
       $settings = @(Get-CimInstance -Namespace $ns -ClassName Msvm_VirtualSystemSettingData -Filter "VirtualSystemIdentifier='$($one.id)'")
       $points = @(Get-CimInstance -Namespace $ns -ClassName Msvm_VirtualSystemReferencePoint -Filter "VirtualSystemIdentifier='$($one.id)'")
-      $applied = @(Get-CimAssociatedInstance -InputObject $vm -Association Msvm_LastAppliedSnapshot -ResultClassName Msvm_VirtualSystemSettingData)
+      $applied = @(Get-CimAssociatedInstance -InputObject $vm[0] -Association Msvm_LastAppliedSnapshot -ResultClassName Msvm_VirtualSystemSettingData)
     }
     @{
-      found = $null -ne $vm
+      found = $vm.Count -gt 0
       status = @($vm | ForEach-Object { $_.OperationalStatus })
       enabled = @($vm | ForEach-Object { $_.EnabledState })
       job = @($job | Select-Object -Property InstanceID, JobState, ErrorCode, ErrorDescription)

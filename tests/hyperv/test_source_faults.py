@@ -1,0 +1,195 @@
+"""What goes wrong around a checkpoint: leftovers are found and given up, all else is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clocks import HeldClock
+from hyperv.installation import SimulatedHost
+from hyperv.world import World
+from hyperv.world.machines import PAUSED, RECOVERY, SAVED
+from hyperv.world.machines import Machine as WorldMachine
+from standby.errors import BackupInProgress, CheckpointFailed, ScriptFailed
+from standby.host.hyperv.records import INTENT, MADE
+from standby.host.hyperv.source import HyperVSource, SourceRules
+from standby.model.machine import Checkpoint, Machine
+from standby.units import KiB, MiB
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    made = World(HeldClock(), tmp_path / "world")
+    made.add_host("hv1")
+    return made
+
+
+@pytest.fixture
+def host(world: World) -> Iterator[SimulatedHost]:
+    with SimulatedHost(world, "hv1") as made:
+        yield made
+
+
+class Server:
+    """The backup server: killed and started again on the same records."""
+
+    def __init__(self, world: World, host: SimulatedHost, folder: Path) -> None:
+        self.world, self.host, self.folder = world, host, folder
+        self.source: HyperVSource = HyperVSource("prod", host.door(), folder, world.clock)
+
+    def started(self, rules: SourceRules | None = None) -> HyperVSource:
+        for record in self.source.records.all():
+            self.source.records.let_go(record.intent)  # locks die with their process
+        self.source = HyperVSource(
+            "prod", self.host.door(), self.folder, self.world.clock, rules=rules
+        )
+        return self.source
+
+    def machine(self, name: str = "web") -> Machine:
+        (found,) = (it for it in self.source.inventory().machines if it.name == name)
+        return found
+
+
+@pytest.fixture
+def server(world: World, host: SimulatedHost, tmp_path: Path) -> Server:
+    return Server(world, host, tmp_path / "records")
+
+
+@pytest.fixture
+def web(world: World) -> WorldMachine:
+    made = world.add_machine("web", "hv1", [8 * MiB])
+    world.write(made, 0, b"1" * 4 * KiB)
+    return made
+
+
+def snapshots(web: WorldMachine) -> int:
+    return sum(item.kind == RECOVERY for item in web.checkpoints)
+
+
+def cycle(server: Server, name: str) -> Checkpoint:
+    made = server.source.take_checkpoint(server.machine(), name)
+    server.source.confirm_checkpoint(made)
+    server.source.release_checkpoint(made)
+    return made
+
+
+@pytest.mark.parametrize("state", ["off", "saved", "paused", "with user checkpoints"])
+def test_a_vm_in_any_state_is_frozen_read_and_released(
+    world: World, server: Server, web: WorldMachine, state: str
+) -> None:
+    if state == "with user checkpoints":
+        world.user_checkpoint(web, "before the update")
+        world.write(web, 4 * KiB, b"2" * 4 * KiB)
+    elif state == "off":
+        world.turn_off(web)
+    else:
+        world.turn_off(web, SAVED if state == "saved" else PAUSED)
+    depth = world.depth(web)
+    made = server.source.take_checkpoint(server.machine(), "i1")
+    path = world.storage.path("hv1", made.disks[0].files[0])
+    assert path is not None
+    assert world.content(path).startswith(b"1" * 4 * KiB)
+    server.source.confirm_checkpoint(made)
+    assert server.source.release_checkpoint(made)["scsi:0:0"]
+    world.clock.sleep(60)
+    world.settle()
+    assert world.depth(web) == depth
+    assert snapshots(web) == 0
+
+
+def test_a_guest_that_cannot_hold_still_is_frozen_as_by_a_power_cut(
+    server: Server, web: WorldMachine
+) -> None:
+    web.faults.vss_fails = True
+    made = server.source.take_checkpoint(server.machine(), "i1")
+    assert made.consistency == "crash"
+    server.source.release_checkpoint(made)
+    assert snapshots(web) == 0
+    source = server.started(SourceRules(fall_back=False))
+    with pytest.raises(ScriptFailed, match="hv1"):
+        source.take_checkpoint(server.machine(), "i2")
+    assert snapshots(web) == 0
+
+
+def test_a_snapshot_of_another_product_is_named_and_left(
+    world: World, server: Server, web: WorldMachine
+) -> None:
+    world.recovery_snapshot(web)
+    with pytest.raises(BackupInProgress) as caught:
+        server.source.take_checkpoint(server.machine(), "i1")
+    assert "Remove-VMSnapshot" in str(caught.value)
+    assert server.source.release_leftovers() == []
+    assert snapshots(web) == 1
+
+
+def test_a_disk_that_the_snapshot_leaves_out_ends_it(
+    world: World, server: Server, web: WorldMachine
+) -> None:
+    other = world.add_machine("two", "hv1", [8 * MiB, 8 * MiB])
+    other.faults.silently_left_out.add(other.disks()[1].place)
+    with pytest.raises(CheckpointFailed, match="scsi:0:1"):
+        server.source.take_checkpoint(server.machine("two"), "i1")
+    assert snapshots(other) == 0
+    assert server.source.records.all() == []
+
+
+class Killed(Exception):
+    """The server dies here."""
+
+
+def dies_at(source: HyperVSource, phase: str, *, before: bool) -> None:
+    """The server dies as it records that phase: before the record is written, or after."""
+    save = source.records.save
+
+    def saved(record: Any) -> Any:
+        if record.phase != phase:
+            return save(record)
+        if not before:
+            save(record)
+        raise Killed
+
+    source.records.save = saved  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("phase", [INTENT, MADE, "read", "converting", "released"])
+def test_a_server_that_dies_leaves_nothing_that_the_next_does_not_give_up(
+    world: World, server: Server, web: WorldMachine, phase: str, before: bool
+) -> None:
+    cycle(server, "i0")
+    points = {item.id for item in web.points}
+    foreign = world.add_machine("other", "hv1", [8 * MiB])
+    world.recovery_snapshot(foreign)
+    machine = server.machine()
+    dies_at(server.source, phase, before=before)
+    with pytest.raises(Killed):
+        cycle(server, "i1")
+    source = server.started()
+    source.release_intent("i1")
+    source.release_leftovers()
+    world.clock.sleep(60)
+    world.settle()
+    assert snapshots(web) == 0
+    assert world.depth(web) == 1
+    assert snapshots(foreign) == 1
+    assert points <= {item.id for item in web.points}
+    cycle(server, "i2")
+    server.source.forget_tracker(machine, [])
+    assert snapshots(web) == 0
+    assert len(web.points) <= 2
+
+
+@pytest.mark.parametrize("phase", [INTENT, MADE, "read", "converting"])
+def test_the_next_session_gives_up_what_the_last_one_left(
+    world: World, server: Server, web: WorldMachine, phase: str
+) -> None:
+    dies_at(server.source, phase, before=phase == MADE)
+    with pytest.raises(Killed):
+        cycle(server, "i1")
+    server.started()
+    cycle(server, "i2")
+    assert snapshots(web) == 0
+    assert [record.intent for record in server.source.records.all()] == ["i2"]
