@@ -296,6 +296,17 @@ def test_finds_a_field_of_another_type() -> None:
     assert _read("Name", Wrong) == ["small.Name: string is read as int"]
 
 
+def test_finds_an_array_that_is_read_as_one_value() -> None:
+    class Wrong(msgspec.Struct, rename="pascal"):
+        operational_status: int
+
+    class Right(msgspec.Struct, rename="pascal"):
+        operational_status: list[int]
+
+    assert _read("OperationalStatus", Wrong) == ["small.OperationalStatus: uint16[] is read as int"]
+    assert _read("OperationalStatus", Right) == []
+
+
 def test_finds_a_script_without_steps() -> None:
     _, answer = follow_one(Catalog.of_excerpt(_KNOWN), "small", "param($request)\n@{ a = 1 }")
     answers = Answers()

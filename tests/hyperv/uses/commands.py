@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hyperv.dialect import syntax as s
@@ -22,6 +23,7 @@ from hyperv.uses.kinds import (
     Schema,
     constants,
     plain,
+    single,
 )
 
 if TYPE_CHECKING:
@@ -174,11 +176,11 @@ class Commands:
     def _each(self, blocks: Kinds, values: Kinds) -> Kinds:
         scope = self._scope
         before = scope.values.get("_")
-        scope.values["_"] = values
+        scope.values["_"] = single(values)
         found = NOTHING
         for code in blocks:
             if isinstance(code, Code):
-                found |= self._w.block(code.block, scope)
+                found |= single(self._w.block(code.block, scope))
         self._scope = scope
         if before is None:
             del scope.values["_"]
@@ -388,7 +390,10 @@ class Commands:
             name = name.removesuffix(" REF")
             line = self._w.catalog.line("output", name)
             return self._w.members.given(line.gives if line else f"class {name}")
-        return self._w.members.given(name, origin)
+        found = self._w.members.given(name, origin)
+        if not type_name.endswith("[]"):
+            return found
+        return frozenset(replace(v, is_array=True) if isinstance(v, Plain) else v for v in found)
 
     def write(self, node: Node, class_name: str, name: str, values: Kinds) -> None:
         """A property that is set, in an instance of the script's own."""

@@ -6,7 +6,7 @@ all that is ever assigned to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hyperv.dialect import syntax
@@ -16,11 +16,12 @@ from hyperv.dialect import syntax
 class Plain:
     """A number, a text, a time, a truth: `type` by CIM's names (`number` where arithmetic made it,
     `any` where nothing tells), `const` where the text writes it down, `origin` the property, return
-    code or parameter that it was read from."""
+    code or parameter that it was read from, `is_array` that this is an array of them."""
 
     type: str
     const: Any = None
     origin: str = ""
+    is_array: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,13 @@ NOTHING: Kinds = frozenset()
 def plain(type: str, const: Any = None, origin: str = "") -> Kinds:
     """A set of one plain value."""
     return frozenset({Plain(type, const, origin)})
+
+
+def single(values: Kinds) -> Kinds:
+    """The elements of arrays, as a loop, a pipeline or an index gives them."""
+    return frozenset(
+        replace(v, is_array=False) if isinstance(v, Plain) and v.is_array else v for v in values
+    )
 
 
 def constants(values: Kinds) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from hyperv.uses.catalog import Catalog
-from hyperv.uses.kinds import Kinds, Null, Plain, Record, Request
+from hyperv.uses.kinds import Kinds, Null, Plain, Record, Request, single
 from hyperv.uses.notes import Use
 from standby.host.hyperv.verbs import Verb
 
@@ -61,7 +61,7 @@ class Answers:
                     self._fit(where, each, values)
                 return
             case msgspec.inspect.ListType() | msgspec.inspect.VarTupleType():
-                self._fit(where, told.item_type, values)
+                self._fit(where, told.item_type, single(values))
                 return
             case msgspec.inspect.DictType():
                 for value in values:
@@ -78,6 +78,8 @@ class Answers:
                 continue
             if not isinstance(value, Plain):
                 self.findings.append(f"{where}: a {type(value).__name__} is no plain value")
+            elif value.is_array:
+                self.findings.append(f"{where}: {value.type}[] is read as {_name(told)}")
             elif not _is_read_as(told, value.type):
                 self.findings.append(f"{where}: {value.type} is read as {_name(told)}")
 

@@ -26,6 +26,7 @@ from hyperv.uses.kinds import (
     Type,
     constants,
     plain,
+    single,
 )
 from hyperv.uses.members import Members
 from hyperv.uses.notes import Notes
@@ -275,7 +276,7 @@ class Walker(Notes):
 
     def _foreach(self, node: s.ForEach, scope: Scope) -> Kinds:
         name = node.variable.name.lower()
-        values = self.node(node.values, scope) - {Null()}
+        values = single(self.node(node.values, scope)) - {Null()}
         scope.values[name] = scope.values.get(name, NOTHING) | values
         return self.node(node.body, scope) | self.node(node.body, scope)
 
@@ -395,7 +396,7 @@ class Walker(Notes):
         return found
 
     def _collect(self, node: s.Collect, scope: Scope) -> Kinds:
-        return self.node(node.body, scope)
+        return single(self.node(node.body, scope))
 
     def _paren(self, node: s.Paren, scope: Scope) -> Kinds:
         return self.node(node.value, scope)
@@ -438,7 +439,7 @@ class Walker(Notes):
                     for values in value.fields.values():
                         found |= values
             elif not isinstance(value, Null):
-                found |= {value}
+                found |= single(frozenset({value}))
         return found
 
     # --- members -----------------------------------------------------------------------------
