@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
-ACTIONS = ("Create", "Command", "Send", "Receive", "Signal", "Delete", "Get")
+ACTIONS = ("Setup", "Create", "Command", "Send", "Receive", "Signal", "Delete", "Get")
 
 KINDS = (
     "unauthorized",  # HTTP 401

@@ -212,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
             plain = self._guard.opened(self.headers.get("Content-Type", ""), body)
             is_hidden = service.tls is not None or self._guard.is_encrypted
             if not plain:
-                self._reply(200, b"")
+                self._set_up()
             elif not is_hidden and not service.signing.allows_plain:
                 self._reply(500, b"")
             else:
@@ -224,6 +224,13 @@ class _Handler(BaseHTTPRequestHandler):
         except _Dropped:
             self.close_connection = True
             self.connection.close()
+
+    def _set_up(self) -> None:
+        """The empty message that encryption begins with."""
+        kind = self.service.faults.take("Setup")
+        if kind == "drop":
+            raise _Dropped
+        self._reply(503 if kind == "unavailable" else 200, b"")
 
     def _refuse(self, refused: Refused) -> None:
         self._guard.token = b""

@@ -92,7 +92,8 @@ class Pool:
                 self._idle.append(session)
             self._changed.notify()
         if session is not None and not is_kept:
-            session.close()
+            with contextlib.suppress(HostCallFailed):
+                session.close()
 
     def _limit(self) -> int:
         return (self._quotas or Quotas()).scripts_at_once(self._scripts_max)

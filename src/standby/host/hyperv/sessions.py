@@ -21,6 +21,7 @@ from standby.errors import (
     HostAccessDenied,
     HostAnswerWrong,
     HostCallFailed,
+    HostCredentialsRefused,
     HostFault,
     HostShellLost,
 )
@@ -105,6 +106,12 @@ class Session:
             )
             self._send(command_id, data, deadline, quotas)
             output = self._received(command_id, deadline, quotas)
+        except HostCredentialsRefused:
+            # Nothing more is sent: each message would be one more try with a wrong password.
+            shell_id, self._shell_id = self._shell_id, ""
+            if shell_id:
+                self._on_leftover(shell_id)
+            raise
         except BaseException:
             self._abandon(command_id)
             raise
@@ -116,18 +123,23 @@ class Session:
 
     def close(self) -> None:
         """Delete the shell, if the host answers, and end the connection."""
-        if self._shell_id:
-            self.delete_shell(self._shell_id)
-            self._shell_id = ""
-        self._connection.renew()
+        shell_id, self._shell_id = self._shell_id, ""
+        try:
+            if shell_id:
+                self.delete_shell(shell_id)
+        finally:
+            self._connection.renew()
 
     def delete_shell(self, shell_id: str) -> None:
-        """Delete a shell of this account; one that cannot be is reported as a leftover."""
+        """Delete a shell of this account; one that cannot be is reported as a leftover. Raises
+        only HostCredentialsRefused, which is no reason to try more."""
         try:
             self._connection.delete_shell("tidying up", self._soon(), shell_id)
-        except (HostCallFailed, ConfigurationError):
+        except (HostCallFailed, ConfigurationError) as exc:
             if not self._connection.is_shell_gone:
                 self._on_leftover(shell_id)
+            if isinstance(exc, HostCredentialsRefused):
+                raise
 
     # --- a script's input and output ---
 

@@ -8,10 +8,12 @@ followed, which would carry the request elsewhere.
 from __future__ import annotations
 
 import ssl
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import requests
+import requests.adapters
 import requests.auth
 import winrm.transport
 from requests_ntlm import HttpNtlmAuth
@@ -75,6 +77,8 @@ class Transport(winrm.transport.Transport):
         else:
             session.auth = self._auth()
         session.hooks["response"].append(self._bounded)
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _Adapter())
         if self._is_encrypting:
             try:
                 self.setup_encryption(session)
@@ -106,9 +110,28 @@ class Transport(winrm.transport.Transport):
         """The last hook of a message, after those that sign in."""
         encoding = response.headers.get("Content-Encoding", "identity")
         if response.is_redirect or encoding != "identity":
-            response.close()
             raise Strange(f"HTTP {response.status_code}, content encoding {encoding}")
         response.raw = _Bounded(response.raw, self._look)
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Ends with its session also what an error left half read, which no pool knows any more."""
+
+    def __init__(self) -> None:
+        super().__init__(pool_connections=1, pool_maxsize=1)
+        self._answers: deque[requests.Response] = deque(maxlen=4)  # of a sign-in's steps
+
+    def send(self, *message: Any, **options: Any) -> requests.Response:
+        """The answer to a request."""
+        response = super().send(*message, **options)
+        self._answers.append(response)
+        return response
+
+    def close(self) -> None:
+        """End all connections."""
+        while self._answers:
+            self._answers.pop().close()
+        super().close()
 
 
 class _Bounded:
