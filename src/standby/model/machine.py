@@ -70,11 +70,20 @@ class MachineProblem:
 
 
 @dataclass(frozen=True, slots=True)
+class InventoryWarning:
+    """What is amiss with a host, or with one of its VMs (`name`), and hinders nothing."""
+
+    text: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """All VMs of a host: those it can describe, in order of name, and the others."""
 
     machines: tuple[Machine, ...]
     problems: tuple[MachineProblem, ...] = ()
+    warnings: tuple[InventoryWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,11 @@ def taken_by(job: ReplicationJob, inventory: Inventory) -> Inventory:
     )
 
 
+def warnings_of(job: ReplicationJob, inventory: Inventory) -> list[str]:
+    """What is amiss with the host, and with VMs that the job takes."""
+    return [item.text for item in inventory.warnings if not item.name or selects(job, item.name)]
+
+
 def hidden_from(job: ReplicationJob, inventory: Inventory) -> dict[str, str]:
     """By folder, what there is to say of folders that hide the name of their VM, while a name or
     pattern of the job matches nothing: that may be the VM."""

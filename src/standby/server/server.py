@@ -31,6 +31,7 @@ from standby.server.fleet import Fleet, Station
 from standby.server.inventory import (
     hidden_from,
     taken_by,
+    warnings_of,
 )
 from standby.server.movers import MoverPair, child_movers
 from standby.server.overdue import is_left_out
@@ -271,5 +272,9 @@ class BackupServer:
         return replace(
             made,
             machines=with_overdue(wanted, plans, self.store, self._ages(wanted)),
-            warnings=(*made.warnings, *hidden_from(wanted, inventory).values()),
+            warnings=(
+                *made.warnings,
+                *warnings_of(wanted, inventory),
+                *hidden_from(wanted, inventory).values(),
+            ),
         )

@@ -13,7 +13,7 @@ from standby.host.hyperv.asking import Asking
 from standby.host.hyperv.files import Files, read_files
 from standby.host.hyperv.machines import HostMachine, files_named, machines_of, model_of
 from standby.host.hyperv.rows import MACHINES, HostRows
-from standby.model.machine import Inventory, Machine, MachineProblem
+from standby.model.machine import Inventory, InventoryWarning, Machine, MachineProblem
 
 Excludes = Callable[[str, str], bool]
 """Whether the disk at a controller place of a VM, by name, is to be left out."""
@@ -31,6 +31,8 @@ class HostInventory:
     machines: tuple[HostMachine, ...]
     rows: HostRows
     files: Files
+    warnings: tuple[str, ...] = ()
+    """What is amiss with nodes of a cluster."""
 
     def machine(self, identity: str) -> HostMachine | None:
         """The VM of that id, None when the host has none."""
@@ -59,11 +61,22 @@ class HostInventory:
                 problems.append(MachineProblem(item.folder, problem, item.name, item.id))
             else:
                 machines.append(model_of(item))
-        return Inventory(tuple(machines), tuple(problems))
+        warnings = [InventoryWarning(text) for text in self.warnings]
+        warnings += [
+            InventoryWarning(
+                f"VM {item.name}: no change tracking, every session reads its disks whole: "
+                f"{item.tracker_problem}",
+                item.name,
+            )
+            for item in shown
+            if item.tracker_problem
+        ]
+        return Inventory(tuple(machines), tuple(problems), tuple(warnings))
 
 
 def read_inventory(door: Asking) -> HostInventory:
     """Ask the host what it has."""
-    rows = door.run(MACHINES, {}).value("host")
+    answer = door.run(MACHINES, {})
+    rows = answer.value("host")
     files = read_files(door, files_named(rows))
-    return HostInventory(tuple(machines_of(rows, files)), rows, files)
+    return HostInventory(tuple(machines_of(rows, files)), rows, files, answer.warnings)

@@ -180,6 +180,8 @@ class HostRows(msgspec.Struct, frozen=True):
     security: list[Security]
     heartbeats: list[Component]
     backups: list[Component]
+    still: list[str] = []
+    """Names of the computers when all was read: what came or went meanwhile was not read whole."""
 
 
 class FileAnswer(msgspec.Struct, frozen=True):

@@ -34,5 +34,6 @@ Step 'host' {
     security = @(Rows -Class Msvm_SecuritySettingData -Names InstanceID, TpmEnabled, ShieldingRequested)
     heartbeats = @(Rows -Class Msvm_HeartbeatComponentSettingData -Names InstanceID, EnabledState)
     backups = @(Rows -Class Msvm_VssComponentSettingData -Names InstanceID, EnabledState)
+    still = @(Get-CimInstance -Namespace $ns -ClassName Msvm_ComputerSystem -Property Name | ForEach-Object { $_.Name })
   }
 }
