@@ -20,6 +20,8 @@ _FITS: dict[type, frozenset[str]] = {
     msgspec.inspect.BoolType: frozenset({"boolean"}),
     msgspec.inspect.FloatType: frozenset({"real32", "real64", "number"}),
 }
+_EVERYWHERE = frozenset({"name", "id", "path"})
+"""Attributes that things of every kind have, and no property with values of its own."""
 _WHOLE = ("uint", "sint", "number")
 
 
@@ -126,8 +128,11 @@ def _name(told: Any) -> str:
 class Module:
     """One module's text: what it reads of embedded instances, what it compares rows with."""
 
-    def __init__(self, name: str, text: str, constants: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, text: str, constants: dict[str, Any], *, has_rows: bool = True
+    ) -> None:
         self.name = name
+        self.has_rows = has_rows
         self._tree = ast.parse(text)
         self._constants = constants
 
@@ -157,7 +162,7 @@ class Module:
     def compared(self, attributes: Iterable[str]) -> Iterable[tuple[int, str, Any]]:
         """(line, attribute, value): each constant that an attribute of such a name is compared
         with."""
-        wanted = set(attributes)
+        wanted = set(attributes) - _EVERYWHERE
         for node in ast.walk(self._tree):
             if not isinstance(node, ast.Compare):
                 continue
@@ -203,7 +208,14 @@ def modules(loaded: dict[str, Any]) -> Iterable[Module]:
             for key, value in vars(module).items()
             if isinstance(value, str | int | tuple | frozenset) and not isinstance(value, bool)
         }
-        yield Module(name, text, plain)
+        yield Module(name, text, plain, has_rows=any(map(_is_row, vars(module).values())))
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a module that has this knows rows of answers: their types, or a verb."""
+    return isinstance(value, Verb) or (
+        isinstance(value, type) and issubclass(value, msgspec.Struct)
+    )
 
 
 def python_uses(
@@ -226,7 +238,7 @@ def python_uses(
             note(place, "class", class_name, catalog.class_(class_name))
             label = f"{class_name}.{name}"
             note(place, "property", label, catalog.property_(class_name, name))
-        for line, attribute, value in module.compared(read):
+        for line, attribute, value in module.compared(read if module.has_rows else ()):
             place = f"{module.name}.py:{line}"
             note_value(catalog, read[attribute], value, place, note)
     return uses, findings
