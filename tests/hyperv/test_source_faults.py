@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,16 @@ from hyperv.installation import SimulatedHost
 from hyperv.world import World
 from hyperv.world.machines import PAUSED, RECOVERY, SAVED
 from hyperv.world.machines import Machine as WorldMachine
-from standby.errors import BackupInProgress, CheckpointFailed, ScriptFailed
+from hyperv.world.world import Fault
+from standby.errors import (
+    BackupInProgress,
+    CheckpointFailed,
+    MachineBusy,
+    ScriptFailed,
+    SourceChanged,
+)
 from standby.host.hyperv.records import INTENT, MADE
+from standby.host.hyperv.snapshots import Waits
 from standby.host.hyperv.source import HyperVSource, SourceRules
 from standby.model.machine import Checkpoint, Machine
 from standby.units import KiB, MiB
@@ -193,3 +202,140 @@ def test_the_next_session_gives_up_what_the_last_one_left(
     cycle(server, "i2")
     assert snapshots(web) == 0
     assert [record.intent for record in server.source.records.all()] == ["i2"]
+
+
+CREATE, CONVERT, DESTROY = "CreateSnapshot", "ConvertToReferencePoint", "DestroySnapshot"
+
+
+def test_a_job_that_ends_with_warnings_has_done_its_work(
+    world: World, server: Server, web: WorldMachine
+) -> None:
+    world.faults.append(Fault(CREATE, job=(32768, 0, "with warnings"), works=True))
+    world.faults.append(Fault(CONVERT, job=(32768, 0, "with warnings"), works=True))
+    machine = server.machine()
+    made = server.source.take_checkpoint(machine, "i1")
+    server.source.confirm_checkpoint(made)
+    assert server.source.release_checkpoint(made)["scsi:0:0"]
+    assert len(web.points) == 1
+
+
+def test_a_job_that_takes_longer_than_a_script_waits_is_adopted(
+    world: World, server: Server, web: WorldMachine
+) -> None:
+    world.faults.append(Fault(CREATE, seconds=270))
+    world.faults.append(Fault(CONVERT, seconds=270))
+    made = server.source.take_checkpoint(server.machine(), "i1")
+    server.source.confirm_checkpoint(made)
+    trackers = server.source.release_checkpoint(made)
+    assert web.points[0].id in trackers["scsi:0:0"]
+    assert snapshots(web) == 0
+
+
+def test_a_job_that_never_ends_is_left_and_given_up_by_the_next_session(
+    world: World, server: Server, web: WorldMachine
+) -> None:
+    world.faults.append(Fault(CREATE, seconds=7200))
+    server.started(SourceRules(waits=Waits(job_s=60)))
+    with pytest.raises(MachineBusy, match="creating a snapshot"):
+        server.source.take_checkpoint(server.machine(), "i1")
+    world.clock.sleep(7200)
+    world.settle()
+    assert snapshots(web) == 1
+    server.started()
+    cycle(server, "i2")
+    assert snapshots(web) == 0
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(CONVERT, code=32768),
+        Fault(CONVERT, code=32775),
+        Fault(CONVERT, job=(10, 32768, "it failed")),
+    ],
+    ids=["refused", "invalid state", "failed"],
+)
+def test_a_snapshot_that_cannot_be_converted_is_destroyed_and_the_point_says_why(
+    world: World, server: Server, web: WorldMachine, fault: Fault
+) -> None:
+    machine = server.machine()
+    first = server.source.take_checkpoint(machine, "i0")
+    server.source.confirm_checkpoint(first)
+    before = server.source.release_checkpoint(first)["scsi:0:0"]
+    world.faults.append(replace(fault))
+    second = server.source.take_checkpoint(machine, "i1")
+    server.source.confirm_checkpoint(second)
+    tracker = server.source.release_checkpoint(second)["scsi:0:0"]
+    assert snapshots(web) == 0
+    assert len(web.points) == 1
+    world.clock.sleep(60)
+    world.settle()
+    third = server.source.take_checkpoint(machine, "i2")
+    reason = server.source.changes_since(machine, "scsi:0:0", tracker, third).reason
+    assert "convert the checkpoint" in reason
+    assert server.source.changes_since(machine, "scsi:0:0", before, third).reason == ""
+
+
+@pytest.mark.parametrize("confirmed", [True, False], ids=["convert", "destroy"])
+def test_a_reader_that_still_holds_a_file_is_waited_for(
+    world: World, server: Server, web: WorldMachine, confirmed: bool
+) -> None:
+    made = server.source.take_checkpoint(server.machine(), "i1")
+    path = world.storage.path("hv1", made.disks[0].files[0])
+    assert path is not None
+    reader = world.open_for_reading(path)
+    world.later(8, reader.close)
+    web.faults.conflict_fails_job = True
+    if confirmed:
+        server.source.confirm_checkpoint(made)
+    server.source.release_checkpoint(made)
+    assert snapshots(web) == 0
+    world.clock.sleep(60)
+    world.settle()
+    assert world.depth(web) == 1
+
+
+@pytest.mark.parametrize("activity", [32772, 32773, 32774], ids=["merge", "export", "migration"])
+def test_what_the_host_does_with_the_vm_is_waited_for(
+    world: World, server: Server, web: WorldMachine, activity: int
+) -> None:
+    machine = server.machine()
+    web.activity = activity
+
+    def over() -> None:
+        web.activity = None
+
+    world.later(120, over)
+    begun = world.clock.monotonic()
+    made = server.source.take_checkpoint(machine, "i1")
+    assert world.clock.monotonic() - begun >= 120
+    server.source.release_checkpoint(made)
+    world.clock.sleep(60)
+    world.settle()
+    web.activity = activity
+    server.started(SourceRules(waits=Waits(busy_s=60)))
+    with pytest.raises(MachineBusy):
+        server.source.take_checkpoint(machine, "i2")
+    assert snapshots(web) == 0
+
+
+def test_an_application_consistent_snapshot_that_comes_late_is_ours(
+    world: World, server: Server, web: WorldMachine
+) -> None:
+    """Its job is said to have failed, and it is there all the same."""
+    world.faults.append(Fault(CREATE, job=(10, 32768, "VSS took too long"), works=True))
+    made = server.source.take_checkpoint(server.machine(), "i1")
+    server.source.release_checkpoint(made)
+    assert snapshots(web) == 0
+
+
+def test_somebody_who_removes_the_snapshot_changes_the_source(
+    world: World, server: Server, web: WorldMachine
+) -> None:
+    machine = server.machine()
+    made = server.source.take_checkpoint(machine, "i1")
+    server.source.confirm_checkpoint(made)
+    web.checkpoints.clear()
+    with pytest.raises(SourceChanged):
+        server.source.release_checkpoint(made)
+    assert server.source.records.all() == []

@@ -18,6 +18,7 @@ from standby.errors import (
     HostDeadline,
     HostError,
     HostShellLost,
+    MachineBusy,
 )
 from standby.host.hyperv.rows import CREATE, DESTROY, Created, Resource, State
 from standby.host.hyperv.states import (
@@ -148,12 +149,8 @@ class Snapshots:
             if not any(is_running(item) for item in found.job) and not operation(found):
                 break
             if self._watch.clock.monotonic() >= until:
-                raise CheckpointFailed(
-                    self._watch.host,
-                    wanted.machine,
-                    f"the host has been at it for {self._waits.job_s:g} s",
-                    "What it makes is looked for, and given up, by the next session",
-                )
+                doing = operation(found) or "making the recovery snapshot"
+                raise MachineBusy(self._watch.host, wanted.machine, doing, self._waits.job_s)
             self._watch.clock.sleep(self._watch.poll_s)
         new = new_snapshots(found, wanted.known)
         if len(new) == 1:

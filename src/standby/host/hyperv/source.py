@@ -51,6 +51,7 @@ from standby.host.hyperv.snapshots import (
     Waits,
     Wanted,
     in_progress,
+    new_snapshots,
 )
 from standby.host.hyperv.states import Watch
 from standby.host.hyperv.trust import (
@@ -223,11 +224,21 @@ class HyperVSource:
         try:
             return self._snapshots.make(wanted)
         except (ScriptFailed, CheckpointFailed):
+            self._give_up_late(found, record)
             if not is_application or not self._rules.fall_back:
                 raise
         return self._snapshots.make(
             Wanted(found.id, found.name, CRASH, self._rules.is_copy, record.known)
         )
+
+    def _give_up_late(self, found: HostMachine, record: Record) -> None:
+        """A snapshot that is there although its job failed is ours, and not to be trusted."""
+        state = self._watch.idle(found.id, found.name, self._rules.waits.busy_s)
+        new = new_snapshots(state, record.known)
+        if len(new) > 1:
+            raise in_progress(self.name, found.name, found.id, new)
+        for snapshot in new:
+            self._snapshots.destroy(found.id, found.name, snapshot)
 
     def _frozen(self, found: HostMachine, record: Record, made: Made) -> list[HostDisk]:
         """The VM's disks as the snapshot froze them, chains in the host's words. A disk that the
