@@ -72,7 +72,7 @@ def _classes(catalog: Catalog) -> dict[str, Any]:
             "min_server": fact["min_server"],
             "doc": fact["doc"],
             "properties": {
-                key: {k: told[k] for k in ("type", "values") if k in told}
+                key: {k: told[k] for k in ("type", "access", "values") if k in told}
                 for key, told in fact["properties"].items()
                 if key in properties
             },

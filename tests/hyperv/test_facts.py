@@ -76,6 +76,7 @@ _KNOWN = [
     Assumed("Array.Count", "member", "w", "s", "t", gives="sint32"),
     Assumed("MSFT_Volume.SizeRemaining", "property", "w", "s", "t", gives="uint64"),
     Assumed("icacls.exe", "program", "w", "s", "t"),
+    Assumed("Msvm_VirtualSystemSnapshotSettingData.GuestBackupType", "set", "w", "s", "t"),
     Assumed("CimClass.CimClassProperties", "member", "w", "s", "t", gives="CimPropertyDeclaration"),
     Assumed("CimPropertyDeclaration.Name", "member", "w", "s", "t", gives="string"),
     Assumed(
@@ -201,6 +202,11 @@ WRONG = {
         "-Namespace $ns -ClassName Msvm_VirtualSystemSnapshotSettingData)",
         f"the property Msvm_VirtualSystemSnapshotSettingData.Level {_NOWHERE}",
     ),
+    "a property that is published as read-only, set": (
+        "New-CimInstance -ClientOnly -Property @{ ConsistencyLevel = [byte]2 } -CimClass "
+        "(Get-CimClass -Namespace $ns -ClassName Msvm_VirtualSystemSnapshotSettingData)",
+        f"the set Msvm_VirtualSystemSnapshotSettingData.ConsistencyLevel {_NOWHERE}",
+    ),
     "a property of a later server without a guard": (
         "New-CimInstance -ClientOnly -Property @{ GuestBackupType = [byte]2 } -CimClass "
         "(Get-CimClass -Namespace $ns -ClassName Msvm_VirtualSystemSnapshotSettingData)",
@@ -240,7 +246,7 @@ def test_a_guarded_use_of_a_later_property_is_well() -> None:
         $class = Get-CimClass -Namespace $ns -ClassName Msvm_VirtualSystemSnapshotSettingData
         $there = @($class.CimClassProperties | Where-Object { $_.Name -eq 'GuestBackupType' })
         $has = $there.Count -gt 0
-        $values = @{ ConsistencyLevel = [byte]2 }
+        $values = @{}
         if ($has) { $values['GuestBackupType'] = [byte]2 }
         $null = New-CimInstance -ClientOnly -CimClass $class -Property $values
         """

@@ -17,7 +17,7 @@ OLDEST = 2016
 
 KINDS = {
     *("cmdlet", "parameter", "output", "class", "property", "method", "argument", "value"),
-    *("type", "member", "program", "later", "format"),
+    *("set", "type", "member", "program", "later", "format"),
 }
 _FIELDS = {"name": str, "kind": str, "why": str, "source": str, "selftest": str}
 _MORE = {"gives": str, "min_server": int, "where": str}

@@ -402,6 +402,8 @@ class Commands:
             return
         assert known is not None
         origin = f"{class_name}.{known.name.rpartition('.')[2]}"
+        if known.fact.get("access") == "read-only":
+            self._w.use(node, "set", origin, self._w.catalog.supposed("set", origin), name)
         self._typed(node, origin, known.fact["type"], values)
         if self._w.catalog.documented(origin):
             for const in constants(values):
