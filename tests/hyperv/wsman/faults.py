@@ -18,6 +18,7 @@ KINDS = (
     "denied",  # Code 5, subcode AccessDenied
     "unavailable",  # HTTP 503 without a body
     "garbled",  # HTTP 200 with a body that is not XML
+    "unproven",  # signed in, without the token that proves the host
     "redirected",  # HTTP 302 to another host
     "compressed",  # a body that unpacks to a thousand times its size
     "endless",  # a body that does not end

@@ -230,6 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind = self.service.faults.take("Setup")
         if kind == "drop":
             raise _Dropped
+        if kind == "unproven":
+            self._guard.token = b""
         self._reply(503 if kind == "unavailable" else 200, b"")
 
     def _refuse(self, refused: Refused) -> None:

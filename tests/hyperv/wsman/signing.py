@@ -99,12 +99,14 @@ class Guard:
     def _stepped(self, scheme: str, token: bytes) -> str:
         if self._context is None or self._context.complete:
             self._context = self._accepting(scheme)
+        answer = b""
         try:
             answer = self._context.step(token) or b""
+            is_complete = self._context.complete  # raises where `answer` says what is wrong
         except Exception as exc:
             self._context = None
-            raise Refused(scheme, getattr(exc, "token", b"") or b"") from exc
-        if not self._context.complete:
+            raise Refused(scheme, answer) from exc
+        if not is_complete:
             raise Refused(scheme, answer)
         self.token = answer
         if scheme == "Negotiate":

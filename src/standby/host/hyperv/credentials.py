@@ -10,7 +10,8 @@
 | transport   | account         | over             | needs                                        |
 |-------------|-----------------|------------------|----------------------------------------------|
 | ntlm        | local or domain | HTTPS, HTTP      | username, password; the default              |
-| kerberos    | domain          | HTTPS, HTTP      | username (user@REALM), keytab or a ticket    |
+| kerberos    | domain          | HTTPS, HTTP      | username (user@REALM); keytab, password, or  |
+|             |                 |                  | neither: tickets that kinit or k5start got   |
 | credssp     | local or domain | HTTPS            | username, password; delegates them           |
 | certificate | local, mapped   | HTTPS            | certificate, key                             |
 | basic       | local           | HTTPS            | username, password                           |
@@ -113,6 +114,7 @@ def _signing(table: Table, transport: str) -> dict[str, Any]:
     values: dict[str, Any] = {"username": table.text("username")}
     if transport == "kerberos":
         values["keytab"] = table.path("keytab") if table.has("keytab") else None
+        values["password"] = table.secret("password", "")
         values["delegate"] = table.boolean("delegate", False)
     else:
         values["password"] = table.secret("password")
@@ -132,6 +134,8 @@ def _check(access: Access, table: Table, signing: Table, key: str) -> None:
             f"{access.address!r} is not the whole name of a host",
             "Kerberos knows hosts by name: write it with its domain, as hv01.example.com",
         )
+    if access.keytab is not None and access.password:
+        raise signing.error("keytab", "stands beside a password", "leave one of them out")
     if access.transport == "kerberos" and "@" not in access.username:
         raise signing.error(
             "username",

@@ -5,7 +5,8 @@
     neither    tickets that somebody else keeps fresh (kinit, k5start) in the default cache
 
 pywinrm's own Kerberos takes all of that from the process's environment, for every host the same;
-here each host has its own. Over HTTPS the ticket is bound to the host's certificate (RFC 5929),
+here each host has its own. How long a domain controller is waited for is krb5.conf's business. Over
+HTTPS the ticket is bound to the host's certificate (RFC 5929),
 over HTTP each message is encrypted with the session's key (MS-WSMV 2.2.9.1.1).
 """
 
@@ -15,6 +16,7 @@ import base64
 import hashlib
 import re
 import threading
+from collections import defaultdict
 from typing import Any
 
 import requests.auth
@@ -38,8 +40,10 @@ _FIRST_CODE = -1765328384
 """krb5_err.h's ERROR_TABLE_BASE_krb5: what a code counts from."""
 
 _SKEWED = 37
-_NO_KDC = frozenset({156, 150, 29, 164})
-"""KDC_UNREACH, REALM_UNKNOWN, SVC_UNAVAILABLE, REALM_CANT_RESOLVE."""
+_NO_KDC = frozenset({29, 154, 156, 220})
+"""SVC_UNAVAILABLE, REALM_UNKNOWN, KDC_UNREACH, REALM_CANT_RESOLVE."""
+_NO_KEY = "The keytab has no key for this account: `klist -k` shows whose it has"
+_NO_TICKET = "There are no tickets: run kinit as the server's user, or name a keytab"
 
 _HINTS: dict[int, str] = {
     1: "The account has expired: extend it in Active Directory",
@@ -51,13 +55,15 @@ _HINTS: dict[int, str] = {
     24: "The password was changed: write the new one, or make the keytab anew",
     31: "The host's own key was changed: sign in anew, and restart its WinRM service",
     32: "Tickets of the default cache ran out and nothing renews them: name a keytab",
-    181: "The keytab has no key for this account: `klist -k` shows whose it has",
-    195: "There are no tickets: run kinit as the server's user, or name a keytab",
+    141: _NO_TICKET,
+    181: _NO_KEY,
+    195: _NO_TICKET,
 }
 """By code of RFC 4120 (up to 127), or of MIT's library."""
 
 _TOKEN = re.compile(r"(?:^|,)\s*(?:Negotiate|Kerberos)\s+([A-Za-z0-9+/=]+)", re.IGNORECASE)
-_lock = threading.Lock()
+_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+_locks_lock = threading.Lock()
 
 
 def check(access: Access) -> None:
@@ -84,7 +90,7 @@ class KerberosAuth(requests.auth.AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """requests' hook before a request."""
         if not self._access.is_tls and self._context is None:
-            request.headers["Authorization"] = f"Negotiate {self._token(None, None)}"
+            request.headers["Authorization"] = f"Negotiate {self._token(None)}"
         request.register_hook("response", self._answered)
         return request
 
@@ -100,7 +106,7 @@ class KerberosAuth(requests.auth.AuthBase):
         request = response.request.copy()
         response.content  # noqa: B018  # read to the end, so that the connection can be used again
         response.raw.release_conn()
-        request.headers["Authorization"] = f"Negotiate {self._token(None, binding)}"
+        request.headers["Authorization"] = f"Negotiate {self._token(binding)}"
         signed: requests.Response = response.connection.send(request, **options)
         signed.history.append(response)
         self._finish(signed)
@@ -112,9 +118,12 @@ class KerberosAuth(requests.auth.AuthBase):
         if match:
             with self._typed():
                 self._context.step(base64.b64decode(match[1]))
+                self._raise_deferred()
         if response.status_code == 401:
             self._context = None
-        elif not self._context.complete:
+        elif self._context.complete:
+            self._ends_at = SYSTEM_CLOCK.monotonic() + self._context.lifetime
+        else:
             raise HostCredentialsRefused(
                 self._access.host,
                 self._access.username,
@@ -122,7 +131,7 @@ class KerberosAuth(requests.auth.AuthBase):
                 "what answers did not prove that it is the host",
             )
 
-    def _token(self, answer: bytes | None, binding: bytes | None) -> str:
+    def _token(self, binding: bytes | None) -> str:
         gssapi = self._gssapi
         with self._typed():
             mech = gssapi.OID.from_int_seq(_KRB5)
@@ -145,8 +154,8 @@ class KerberosAuth(requests.auth.AuthBase):
                 usage="initiate",
                 channel_bindings=binding and gssapi.raw.ChannelBindings(application_data=binding),
             )
-            token = self._context.step(answer)
-            self._ends_at = SYSTEM_CLOCK.monotonic() + self._context.lifetime
+            token = self._context.step()
+            self._raise_deferred()
         return base64.b64encode(token or b"").decode("ascii")
 
     def _credentials(self, mech: Any) -> Any:
@@ -160,7 +169,7 @@ class KerberosAuth(requests.auth.AuthBase):
                 # gets new tickets into it when the old ones have lived half of their life.
                 "ccache": f"MEMORY:standby-{hashlib.sha256(who).hexdigest()[:32]}",
             }
-            with _lock:  # one request for tickets at a time
+            with _lock_of(store["ccache"]):  # one request for tickets at a time
                 return gssapi.Credentials(name=name, store=store, mechs=[mech], usage="initiate")
         if self._password:
             got = gssapi.raw.acquire_cred_with_password(
@@ -168,6 +177,10 @@ class KerberosAuth(requests.auth.AuthBase):
             )
             return got.creds
         return gssapi.Credentials(name=name, mechs=[mech], usage="initiate")
+
+    def _raise_deferred(self) -> None:
+        """A step that failed with something to send raises at the next use of its context."""
+        self._context.complete  # noqa: B018
 
     def _typed(self) -> _Typed:
         return _Typed(self._access, self._gssapi)
@@ -229,6 +242,8 @@ def error_of(access: Access, code: int, text: str) -> HostCallFailed:
             "and does a firewall let it reach their port 88?",
         )
     hint = _HINTS.get(number, "").format(address=access.address)
+    if hint == _NO_TICKET and access.keytab is not None:
+        hint = _NO_KEY
     return HostCredentialsRefused(access.host, access.username, "kerberos", text, hint)
 
 
@@ -236,6 +251,11 @@ def _text(error: Any) -> str:
     """What the library says, without its "Unspecified GSS failure"."""
     said = error.get_all_statuses(error.min_code, False) if error.min_code else []
     return " ".join("; ".join(str(one) for one in said).split()) or str(error)
+
+
+def _lock_of(cache: str) -> threading.Lock:
+    with _locks_lock:
+        return _locks[cache]
 
 
 def _offered(response: requests.Response) -> str:
