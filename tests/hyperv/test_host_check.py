@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from clocks import HeldClock
+from hyperv.certificates import Authority
 from hyperv.installation import PASSWORD, SimulatedHost
 from hyperv.world import DiskSpec, World
 from hyperv.world.account import Share
 from hyperv.world.machines import RECOVERY, Host
 from hyperv.wsman import CommandLine, Result, WsmanServer
 from hyperv.wsman import Quotas as WsmanQuotas
+from standby.clock import SYSTEM_CLOCK
 from standby.errors import HostCertificateRefused
 from standby.host.hyperv.credentials import Access
 from standby.host.hyperv.doctor import clock_finding, double_hop, examined, refused
@@ -149,6 +151,26 @@ def test_a_certificate_that_is_not_trusted() -> None:
     found = refused(_access(), HostCertificateRefused("prod", "hv1.example.test", "self-signed"))
     assert (found.level, found.what) == (Level.ERROR, "TLS")
     assert 'ca = "PATH"' in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "level"),
+    [("authority", 90, Level.OK), ("self-signed", 90, Level.OK), ("authority", 5, Level.WARNING)],
+)
+def test_how_long_a_certificate_is_good(
+    host: SimulatedHost, tmp_path: Path, name: str, days: int, level: Level
+) -> None:
+    until = datetime.now(UTC) + timedelta(days=days, minutes=5)
+    authority = Authority(tmp_path, name)
+    tls = authority.issue("hv1", until=until)
+    with WsmanServer(host._execute, host.server.users, tls) as server:
+        access = replace(host.door().access, is_tls=True, ca=authority.file, port=server.port)
+        with Door(access, lambda reference, where: PASSWORD) as door:
+            told = examined(access, door, SYSTEM_CLOCK).findings
+    found = next(item for item in told if item.what == "TLS")
+    assert found.level is level, found
+    assert f"good until {until:%Y-%m-%d}" in found.text
+    assert ("renew it" in found.remedy) is (level is Level.WARNING)
 
 
 # --- what the host tells --------------------------------------------------------------------------

@@ -201,6 +201,9 @@ def _certificate(access: Access, clock: Clock) -> Iterator[HostFinding]:
 
 def _certificate_end(access: Access) -> datetime:
     context = ssl.create_default_context(cafile=str(access.ca) if access.ca else None)
+    # As strict as the door, which has verified it a moment before: one that signed itself will do.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     address = access.address.strip("[]")
     with (
         socket.create_connection((address, access.port), CONNECT_S) as line,
