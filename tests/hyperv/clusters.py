@@ -39,7 +39,7 @@ class SimulatedCluster:
             )
         else:
             node = address.partition(".")[0]
-        door = self.hosts[node].door(title)
+        door = self.hosts[node].door(title, self.world.clock)
         self._doors.append(door)
         return door
 

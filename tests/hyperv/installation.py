@@ -12,6 +12,7 @@ from hyperv.dialect.interpreter import Interpreter
 from hyperv.world import HostView, World
 from hyperv.world.errors import NodeDown
 from hyperv.wsman import CommandLine, Result, WsmanServer
+from standby.clock import SYSTEM_CLOCK, Clock
 from standby.host.hyperv.credentials import Access
 from standby.host.hyperv.door import Door
 
@@ -44,13 +45,13 @@ class SimulatedHost:
         if host == self.name:
             (self.server.go_up if self.world.hosts[host].is_up else self.server.go_down)()
 
-    def door(self, title: str = "") -> Door:
+    def door(self, title: str = "", clock: Clock = SYSTEM_CLOCK) -> Door:
         """A door to it: basic over HTTP, which no configuration may ask for. `title` is the name
         that errors give it."""
         access = Access(
             title or self.name, "127.0.0.1", self.server.port, "basic", False, USER, "env:HV"
         )
-        return Door(access, lambda reference, where: PASSWORD, cleanup_s=2)
+        return Door(access, lambda reference, where: PASSWORD, clock, cleanup_s=2)
 
     def __enter__(self) -> SimulatedHost:
         self.server.__enter__()

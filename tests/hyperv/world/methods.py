@@ -258,6 +258,8 @@ class Methods:
         for machine in self.world.machines.values():
             if not machine.runs or machine.host == self.host.name:
                 continue
+            if not self.world.hosts[machine.host].is_up:
+                continue
             for drive in machine.disks():
                 if drive.path is not None and path in self.world.storage.chain(drive.path):
                     raise ReturnCode(IN_USE)

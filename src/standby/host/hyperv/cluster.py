@@ -39,7 +39,9 @@ FIND_S = 300.0
 """How long a VM is looked for that its cluster has a role for: a node that died is given up by the
 others after some seconds, then its VMs start one by one."""
 PAUSE_S = 5.0
-ROUNDS_MAX = 8
+INVENTORY_WAIT_S = 60.0
+"""How long an inventory waits for VMs that are being taken over."""
+ROUNDS_MAX = 20
 """How often a request follows a VM that moves on."""
 
 
@@ -84,6 +86,8 @@ class ClusterDoor:
         self._lock = threading.RLock()
         self._homes: dict[str, str] = {}
         """By VM id, the name of the node it was last seen on."""
+        self._known: set[str] = set()
+        """The VMs that inventories had, until they are gone."""
         self._files = FileHomes()
 
     def node_of(self, machine_id: str) -> str:
@@ -304,22 +308,34 @@ class ClusterDoor:
         """Every node's rows in one answer; what is amiss with nodes are its warnings."""
         self.nodes.look()
         found = self._merged([node.name for node in self.nodes.asked()], {})
-        with self._lock:
-            before = dict(self._homes)
+        nowhere: list[str] = []
+        until = self._clock.monotonic() + min(self._find_s, INVENTORY_WAIT_S)
         for _ in range(ROUNDS_MAX):
-            # One that moved while it was asked for is on neither node's list, or not whole.
-            missing = sorted((set(before) | found.torn) - set(found.homes))
-            there, silent = self._locate(missing) if missing else ({}, [])
-            for identity in set(missing) - set(there) if not silent else ():
-                self._forget(identity)
-            if not there:
+            # One that moved while it was asked for is on neither node's list, or not whole; one
+            # whose node died is on none until another has taken it over.
+            with self._lock:
+                missing = sorted((self._known | found.torn) - set(found.homes))
+            if not missing:
                 break
-            found = self._merged(sorted(set(there.values())), found.rows)
+            there, silent = self._locate(missing)
+            if there:
+                found = self._merged(sorted(set(there.values())), found.rows)
+                continue
+            roles = self._roles(missing)
+            nowhere = [f"VM {key} is on no node: {why}" for key, why in roles.items()]
+            if not silent:
+                with self._lock:
+                    self._known -= set(missing) - set(roles)
+            if not roles or self._clock.monotonic() >= until:
+                break
+            self._clock.sleep(self._pause_s)
+            self.nodes.look()
         with self._lock:
             self._homes.update(found.homes)
+            self._known |= set(found.homes)
         self._files.learn_rows(found.whole)
         step = Step("host", found.whole)
-        warnings = (*self.nodes.problems, *found.problems)
+        warnings = (*self.nodes.problems, *nowhere, *found.problems)
         return Answer(self.host, MACHINES.name, (step,), warnings)
 
     def _merged(self, names: Sequence[str], rows: Mapping[str, HostRows]) -> Merged:

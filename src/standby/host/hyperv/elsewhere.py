@@ -32,5 +32,5 @@ def may_be_elsewhere(step: Step[Any]) -> bool:
     if isinstance(value, Converted | Destroyed):
         return value.state == "gone"
     if isinstance(value, Changes):
-        return not value.points
+        return not value.points or any(disk.code for disk in value.disks)
     return isinstance(value, Growth) and not value.status

@@ -268,9 +268,10 @@ class Destroyed(msgspec.Struct, frozen=True):
 
 
 class PointsLeft(msgspec.Struct, frozen=True):
-    """destroy_reference_points.ps1: which are still being destroyed."""
+    """destroy_reference_points.ps1: which are still being destroyed; whether the VM is there."""
 
     left: list[str]
+    found: bool = True
 
 
 class DiskChanges(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ foreach ($one in $request.machines) {
       $end = Finish (Invoke-CimMethod -InputObject $service -MethodName DestroyReferencePoint -Arguments @{ AffectedReferencePoint = $point }) $one.wait_s
       if ($end.state -ne 'done') { $left += $point.InstanceID }
     }
-    @{ left = @($left) }
+    $vm = Get-CimInstance -Namespace $ns -ClassName Msvm_ComputerSystem -Filter "Name='$($one.id)'"
+    @{ found = $null -ne $vm; left = @($left) }
   }
 }
