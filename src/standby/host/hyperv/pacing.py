@@ -6,10 +6,8 @@ waiting; a merge reads and writes a volume as fast as it can.
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from standby.host.seen_paths import parsed_place
 
@@ -56,34 +54,17 @@ def startable(
     return chosen
 
 
-class Pace:
-    """Lets so many begin at once, in the order they came; for threads."""
-
-    def __init__(self, host_max: int = HOST_MAX, volume_max: int = VOLUME_MAX) -> None:
-        self._limits = (host_max, volume_max)
-        self._turn = threading.Condition()
-        self._under_way: list[frozenset[str]] = []
-        self._waiting: list[tuple[object, frozenset[str]]] = []
-
-    @contextlib.contextmanager
-    def slot(self, volumes: frozenset[str]) -> Iterator[None]:
-        """Wait for a turn, and hold it."""
-        ticket = object()
-        with self._turn:
-            self._waiting.append((ticket, volumes))
-            try:
-                self._turn.wait_for(lambda: self._may_start(ticket))
-            finally:
-                self._waiting.remove((ticket, volumes))
-            self._under_way.append(volumes)
-            self._turn.notify_all()
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._under_way.remove(volumes)
-                self._turn.notify_all()
-
-    def _may_start(self, ticket: object) -> bool:
-        chosen = startable(self._under_way, [item[1] for item in self._waiting], *self._limits)
-        return any(self._waiting[index][0] is ticket for index in chosen)
+def rounds(
+    waiting: Sequence[frozenset[str]], host_max: int = HOST_MAX, volume_max: int = VOLUME_MAX
+) -> list[int]:
+    """In which round each of `waiting` is begun, where one ends before the next begins."""
+    numbers = [0] * len(waiting)
+    left = list(range(len(waiting)))
+    number = 0
+    while left:
+        chosen = startable((), [waiting[index] for index in left], host_max, volume_max)
+        for position in chosen:
+            numbers[left[position]] = number
+        left = [index for position, index in enumerate(left) if position not in chosen]
+        number += 1
+    return numbers

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from standby.errors import (
-    HostAccessDenied,
     HostDeadline,
     HostShellLost,
     ScriptFailed,
 )
+from standby.host.hyperv.pacing import volumes_of
 from standby.host.hyperv.records import CONVERTING, Record, RecordedDisk
 from standby.host.hyperv.rows import CONVERT, DESTROY_POINTS, Converted, Point
 from standby.host.hyperv.snapshots import RETRY_PAUSES_S, SCRIPT_WAIT_S, Waits
@@ -47,8 +47,6 @@ def convert(watch: Watch, record: Record, waits: Waits) -> Outcome:
     while True:
         try:
             answer = _convert(watch, record)
-        except HostAccessDenied:
-            raise
         except (HostDeadline, HostShellLost):
             return _adopted(watch, record, "", until)
         except ScriptFailed as exc:
@@ -64,7 +62,13 @@ def convert(watch: Watch, record: Record, waits: Waits) -> Outcome:
 
 
 def _convert(watch: Watch, record: Record) -> Converted:
-    one = {"id": record.machine_id, "snapshot": record.snapshot, "wait_s": SCRIPT_WAIT_S}
+    files = [name for disk in record.disks for name in disk.chain[:1]]
+    one = {
+        "id": record.machine_id,
+        "snapshot": record.snapshot,
+        "wait_s": SCRIPT_WAIT_S,
+        "volumes": sorted(volumes_of(files)),
+    }
     return watch.door.run(CONVERT, {"machines": [one]}).value(record.machine_id)
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from standby.errors import (
     BackupInProgress,
     CheckpointFailed,
-    HostAccessDenied,
     HostCallFailed,
     HostDeadline,
     HostError,
@@ -33,8 +32,9 @@ from standby.host.hyperv.states import (
 APPLICATION, CRASH = 1, 2
 RETRY_PAUSES_S = (2.0, 5.0, 15.0, 60.0)
 """Between tries to give a snapshot up whose files someone still has open."""
-SCRIPT_WAIT_S = 240
-"""How long a script waits for its jobs; the rest is waited for by looking again."""
+SCRIPT_WAIT_S = 80
+"""How long a script waits for each of its jobs, of which it may have gathering.AT_ONCE_MAX; the
+rest is waited for by looking again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,17 @@ class Waits:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The snapshot of one VM. `known` are the InstanceIDs of recovery snapshots it already has."""
+    """The snapshot of one VM. `known` are the InstanceIDs of recovery snapshots it already has;
+    `volumes` where its files are (pacing); `is_second` that one was begun before for the same
+    intent: what came meanwhile is ours."""
 
     machine_id: str
     machine: str
     level: int
     is_copy: bool
     known: tuple[str, ...]
+    volumes: tuple[str, ...] = ()
+    is_second: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,9 @@ class Snapshots:
     # --- making ------------------------------------------------------------------------------
 
     def make(self, wanted: Wanted) -> Made:
-        """The VM's disks, frozen. Waits for what the host does with the VM; BackupInProgress when a
-        snapshot came up that is not known; a ScriptFailed when the host could not make one."""
+        """The VM's disks, frozen. Waits for what the host does with the VM. BackupInProgress when a
+        snapshot came up that is not known, before anything was begun; a ScriptFailed when the host
+        could not make one."""
         until = self._watch.clock.monotonic() + self._waits.job_s
         while True:
             try:
@@ -104,7 +109,11 @@ class Snapshots:
             except (HostDeadline, HostShellLost):
                 return self._adopted(wanted, "", until)
             if created.state == "changed":
-                self._settle(wanted)
+                if self._settle(wanted):
+                    return self._adopted(wanted, "", until)
+                if self._watch.clock.monotonic() >= until:
+                    doing = "it is at something that this standby has no name for"
+                    raise MachineBusy(self._watch.host, wanted.machine, doing, self._waits.job_s)
                 continue
             if created.state == "done" and len(created.snapshots) == 1:
                 return Made(
@@ -127,18 +136,21 @@ class Snapshots:
                     "level": wanted.level,
                     "copy": wanted.is_copy,
                     "wait_s": SCRIPT_WAIT_S,
+                    "volumes": wanted.volumes,
                 }
             ]
         }
         return self._watch.door.run(CREATE, request).value(wanted.machine_id)
 
-    def _settle(self, wanted: Wanted) -> None:
-        """Until the VM can be frozen."""
-        found = self._watch.existing(wanted.machine_id, wanted.machine)
+    def _settle(self, wanted: Wanted) -> bool:
+        """Until the VM can be frozen; whether it is, by what was begun before."""
+        found = self._watch.idle(wanted.machine_id, wanted.machine, self._waits.busy_s)
         new = new_snapshots(found, wanted.known)
-        if new:
+        if new and not (wanted.is_second and len(new) == 1):
             raise in_progress(self._watch.host, wanted.machine, wanted.machine_id, new)
-        self._watch.idle(wanted.machine_id, wanted.machine, self._waits.busy_s)
+        if not new:
+            self._watch.clock.sleep(self._watch.poll_s)
+        return bool(new)
 
     def _adopted(
         self, wanted: Wanted, job: str, until: float, created: Created | None = None
@@ -192,8 +204,6 @@ class Snapshots:
                     "machines": [{"id": machine_id, "snapshot": snapshot, "wait_s": SCRIPT_WAIT_S}]
                 }
                 answer = self._watch.door.run(DESTROY, request).value(machine_id)
-            except HostAccessDenied:
-                raise
             except HostCallFailed as exc:
                 if not is_sharing_violation(exc) or not pauses:
                     raise

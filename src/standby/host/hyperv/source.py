@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
-from standby.errors import CheckpointFailed, HostError, ScriptFailed, SourceChanged
+from standby.errors import (
+    BackupInProgress,
+    CheckpointFailed,
+    HostError,
+    ScriptFailed,
+    SourceChanged,
+)
 from standby.host.hyperv import leftovers
 from standby.host.hyperv.asking import Asking
 from standby.host.hyperv.changes import TrackedRanges, ask_changes, believed
 from standby.host.hyperv.files import folded, read_files
+from standby.host.hyperv.gathering import Gathering
 from standby.host.hyperv.inventory import (
     Excludes,
     HostInventory,
@@ -30,7 +37,7 @@ from standby.host.hyperv.inventory import (
     read_inventory,
 )
 from standby.host.hyperv.machines import OFF, RUNNING, VIRTUAL_DISK, HostDisk, HostMachine
-from standby.host.hyperv.pacing import Pace, volumes_of
+from standby.host.hyperv.pacing import volumes_of
 from standby.host.hyperv.records import (
     CONVERTING,
     MADE,
@@ -51,7 +58,6 @@ from standby.host.hyperv.snapshots import (
     Waits,
     Wanted,
     in_progress,
-    new_snapshots,
 )
 from standby.host.hyperv.states import Watch
 from standby.host.hyperv.trust import (
@@ -97,13 +103,12 @@ class HyperVSource:
     ) -> None:
         self.name = name
         self.records = Records(name, folder)
-        self._door = door
+        self._door = Gathering(door, name)
         self._clock = clock
         self._rules = rules or SourceRules()
         self._excludes = excludes
-        self._watch = Watch(door, name, clock)
+        self._watch = Watch(self._door, name, clock)
         self._snapshots = Snapshots(self._watch, self._rules.waits)
-        self._pace = Pace()
         self._seen: HostInventory | None = None
         self._answers: dict[str, Changes] = {}
         self._lock = threading.Lock()
@@ -148,8 +153,7 @@ class HyperVSource:
         """Make a recovery snapshot (RULES 10). BackupInProgress while somebody else's is there."""
         is_fresh = self._give_up_earlier(machine, intent_id)
         found = self._found(machine, is_fresh=is_fresh)
-        with self._pace.slot(volumes_of(disk.file.path for disk in found.disks)):
-            return self._taken(found, intent_id)
+        return self._taken(found, intent_id)
 
     def _give_up_earlier(self, machine: Machine, intent_id: str) -> bool:
         """Release what sessions of this VM left that nobody is at any more; whether there was
@@ -220,25 +224,17 @@ class HyperVSource:
             APPLICATION if is_application else CRASH,
             self._rules.is_copy,
             record.known,
+            tuple(sorted(volumes_of(disk.file.path for disk in found.disks))),
         )
         try:
             return self._snapshots.make(wanted)
+        except BackupInProgress:
+            self.records.drop(record.intent)  # nothing of ours was begun: what is there is theirs
+            raise
         except (ScriptFailed, CheckpointFailed):
-            self._give_up_late(found, record)
             if not is_application or not self._rules.fall_back:
                 raise
-        return self._snapshots.make(
-            Wanted(found.id, found.name, CRASH, self._rules.is_copy, record.known)
-        )
-
-    def _give_up_late(self, found: HostMachine, record: Record) -> None:
-        """A snapshot that is there although its job failed is ours, and not to be trusted."""
-        state = self._watch.idle(found.id, found.name, self._rules.waits.busy_s)
-        new = new_snapshots(state, record.known)
-        if len(new) > 1:
-            raise in_progress(self.name, found.name, found.id, new)
-        for snapshot in new:
-            self._snapshots.destroy(found.id, found.name, snapshot)
+        return self._snapshots.make(replace(wanted, level=CRASH, is_second=True))
 
     def _frozen(self, found: HostMachine, record: Record, made: Made) -> list[HostDisk]:
         """The VM's disks as the snapshot froze them, chains in the host's words. A disk that the
@@ -296,11 +292,10 @@ class HyperVSource:
             return {}
         if record.phase == RELEASED:
             return dict(record.trackers)
-        with self._pace.slot(volumes_of(name for disk in record.disks for name in disk.chain[:1])):
-            if record.phase not in (READ, CONVERTING):
-                self._give_up(record)
-                return {}
-            return self._converted(record)
+        if record.phase not in (READ, CONVERTING):
+            self._give_up(record)
+            return {}
+        return self._converted(record)
 
     def _converted(self, record: Record) -> dict[str, str]:
         begun = record
