@@ -317,6 +317,11 @@ def _disk(place: str, medium: Resource, files: Files) -> HostDisk | Refusal:
 # --- hardware --------------------------------------------------------------------------------
 
 
+def shape_of(rows: HostRows, identity: str, settings: Settings) -> Shape:
+    """The hardware of the VM as it is now."""
+    return _shape(rows, identity, settings, _parts(rows, identity))
+
+
 def _shape(rows: HostRows, identity: str, settings: Settings, parts: _Parts) -> Shape:
     memory = next((row for row in rows.memory if owner_of(row.instance_id) == identity), None)
     processor = next(
