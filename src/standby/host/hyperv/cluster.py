@@ -20,6 +20,7 @@ from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import (
     HostAnswerWrong,
     HostCallFailed,
+    HostError,
     HostShellLost,
     HostUnreachable,
     MachineNowhere,
@@ -94,6 +95,21 @@ class ClusterDoor:
         """The node that the VM was last seen on, '' when on none."""
         with self._lock:
             return self._homes.get(machine_id.lower(), "")
+
+    def node_for(self, path: str) -> str:
+        """The node for a new VM with its files there: the one that coordinates their volume, else
+        the one with the fewest VMs. HostError where no node takes VMs."""
+        up = self.nodes.up()
+        if not up:
+            raise HostError(
+                self.host,
+                "no node of the cluster takes VMs: each is down or paused",
+                "Get-ClusterNode shows them; Resume-ClusterNode ends a pause",
+            )
+        coordinator = self.nodes.coordinator_of(path)
+        with self._lock:
+            homes = list(self._homes.values())
+        return coordinator if coordinator in up else min(up, key=lambda name: homes.count(name))
 
     def close(self) -> None:
         """Leave no shell on any node. The door can be used again."""

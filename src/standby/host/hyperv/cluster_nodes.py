@@ -18,7 +18,7 @@ from standby.errors import (
     HostUnreachable,
 )
 from standby.host.hyperv.answers import Answer
-from standby.host.hyperv.cluster_rows import DOWN, VIEW, ClusterView
+from standby.host.hyperv.cluster_rows import DOWN, UP, VIEW, ClusterView
 from standby.host.hyperv.verbs import Verb
 from standby.host.seen_paths import mapped_path
 
@@ -163,6 +163,12 @@ class Nodes:
         if node is None:
             raise HostUnreachable(f"{self.host}/{name}", name, "the cluster has no such node")
         return node.door
+
+    def up(self) -> list[str]:
+        """The nodes that take new VMs: neither down nor paused."""
+        self.asked()
+        with self._lock:
+            return [node.name for node in self._nodes.values() if node.state == UP]
 
     @property
     def problems(self) -> tuple[str, ...]:

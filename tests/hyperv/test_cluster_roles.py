@@ -1,0 +1,140 @@
+"""Replica VMs as roles of a cluster, through the real doors of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clocks import HeldClock
+from hyperv.clusters import At, SimulatedCluster
+from hyperv.world import Machine, World
+from hyperv.world import clusters as fate
+from standby.errors import HostError
+from standby.host.hyperv.cluster_roles import TURN_OFF, ClusterRoles
+from standby.units import MiB
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    made = World(HeldClock(), tmp_path)
+    made.add_cluster("prod", ["hv1", "hv2"])
+    return made
+
+
+@pytest.fixture
+def cluster(world: World) -> Iterator[SimulatedCluster]:
+    with SimulatedCluster(world, "prod") as made:
+        yield made
+
+
+@pytest.fixture
+def replica(world: World) -> Machine:
+    machine = world.add_machine("web-replica", "hv2", [8 * MiB])
+    machine.is_clustered = False
+    world.turn_off(machine)
+    return machine
+
+
+def _credssp(world: World) -> None:
+    for host in world.hosts.values():
+        host.has_credssp = True
+
+
+def test_a_replicas_role_lives_from_its_making_to_its_removal(
+    world: World, cluster: SimulatedCluster, replica: Machine
+) -> None:
+    _credssp(world)
+    roles = ClusterRoles(cluster.door(), "prod")
+    assert roles.look(replica.id) is None
+    made = roles.make(replica.id)
+    assert made.is_high
+    assert made.role == "web-replica"
+    assert (replica.is_clustered, replica.priority, replica.runs) == (True, 0, False)
+    assert roles.make(replica.id) == made
+
+    roles.refresh(replica.id)
+    assert ("hv2", "Update-ClusterVirtualMachineConfiguration") in world.calls
+
+    started = roles.start(replica.id, wait_s=60)
+    assert (started.state, started.node, started.priority) == ("Online", "hv2", 2000)
+    assert replica.runs
+    assert roles.start(replica.id, wait_s=60) == started
+
+    stopped = roles.stop(replica.id, wait_s=60)
+    assert (stopped.state, stopped.priority) == ("Offline", 0)
+    assert replica.state == 3, "off, not saved"
+    assert replica.offline_action == 2
+    roles.stop(replica.id, wait_s=60, action=TURN_OFF)
+
+    roles.remove(replica.id)
+    assert not replica.is_clustered
+    assert roles.look(replica.id) is None
+    roles.remove(replica.id)
+    roles.refresh(replica.id)
+
+
+def test_without_credssp_the_replica_is_no_role_and_the_command_is_told(
+    world: World, cluster: SimulatedCluster, replica: Machine
+) -> None:
+    made = ClusterRoles(cluster.door(), "prod").make(replica.id)
+    assert not made.is_high
+    assert "not highly available" in made.problem
+    assert "credssp" in made.problem
+    assert made.command == (
+        f"Add-ClusterVirtualMachineRole -VMId {replica.id}; "
+        f"(Get-ClusterGroup -VMId {replica.id}).Priority = 0"
+    )
+    assert not replica.is_clustered
+
+
+def test_a_replica_on_a_nodes_own_drive_is_no_role(world: World, cluster: SimulatedCluster) -> None:
+    _credssp(world)
+    machine = world.add_machine("local", "hv1", [8 * MiB], volume=r"C:\Hyper-V")
+    machine.is_clustered = False
+    made = ClusterRoles(cluster.door(), "prod").make(machine.id)
+    assert not made.is_high
+    assert "not on the cluster's storage" in made.problem
+
+
+def test_starting_what_is_no_role_is_an_error(
+    world: World, cluster: SimulatedCluster, replica: Machine
+) -> None:
+    roles = ClusterRoles(cluster.door(), "prod")
+    with pytest.raises(Exception, match="start_roles failed"):
+        roles.start(replica.id, wait_s=60)
+    assert not replica.runs
+
+
+def test_a_role_that_does_not_come_online_is_an_error(
+    world: World, cluster: SimulatedCluster, replica: Machine
+) -> None:
+    _credssp(world)
+    roles = ClusterRoles(cluster.door(), "prod")
+    roles.make(replica.id)
+
+    def fail() -> None:
+        replica.role_failed = True
+
+    world.hooks = [At("Get-ClusterGroup", fail, skip=1)]
+    with pytest.raises(HostError, match="role web-replica is Failed on node hv2 after 60 s"):
+        roles.start(replica.id, wait_s=60)
+
+
+def test_a_new_vm_goes_to_the_coordinator_of_its_volume_or_the_emptiest_node(
+    world: World, cluster: SimulatedCluster
+) -> None:
+    world.add_machine("one", "hv2", [8 * MiB])
+    door = cluster.door()
+    folder = r"C:\ClusterStorage\Volume1\replicas"
+    door.nodes.look()
+    assert door.node_for(folder) == "hv1"
+    assert door.node_for(r"\\files\replicas") == "hv1"
+    fate.pause(world, "hv1")
+    door.nodes.look()
+    assert door.node_for(folder) == "hv2"
+    fate.pause(world, "hv2")
+    door.nodes.look()
+    with pytest.raises(HostError, match="no node of the cluster takes VMs"):
+        door.node_for(folder)
