@@ -133,7 +133,7 @@ def read_answer(
             else Step(step.id, _value(step, verb.value))
             for step in answer.steps
         )
-    except (ValueError, msgspec.MsgspecError) as exc:
+    except (ValueError, RecursionError, msgspec.MsgspecError) as exc:
         raise HostAnswerWrong(host, verb.name, str(exc), tuple(said)) from exc
     return Answer(host, verb.name, steps, tuple(warnings))
 
@@ -154,22 +154,29 @@ def _hook(kind: type, value: Any) -> Any:
 def moment(text: str) -> Moment:
     """The time meant by a DateTime's JSON text, or by an ISO 8601 one; ValueError when none is."""
     match = _DATE.fullmatch(text)
-    if match:
-        when = _FIRST_DATE + timedelta(milliseconds=int(match[1]))
-    else:
-        when = datetime.fromisoformat(text)
-        when = (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
+    try:
+        if match:
+            when = _FIRST_DATE + timedelta(milliseconds=int(match[1]))
+        else:
+            when = datetime.fromisoformat(text)
+            when = (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError as exc:
+        raise ValueError(f"{text[:60]} is beyond what a time can be") from exc
     return Moment.combine(when.date(), when.timetz())
 
 
 def ranges(text: str) -> NDArray[np.int64]:
     """(n, 2) offsets and lengths from lines "offset,length"; ValueError for anything else."""
-    if not text.strip():
+    data = text.strip().replace("\r\n", "\n").encode("ascii")
+    if not data:
         return np.empty((0, 2), dtype=np.int64)
-    lines = text.strip().split("\n")
-    numbers = np.array(",".join(lines).split(","), dtype=np.int64)
-    if len(numbers) != 2 * len(lines):
+    lines = data.count(b"\n") + 1
+    if data.translate(None, b"0123456789") != b",\n" * (lines - 1) + b",":
         raise ValueError("ranges are lines of an offset and a length")
+    try:
+        numbers = np.array(data.replace(b"\n", b",").decode().split(","), dtype=np.int64)
+    except OverflowError as exc:
+        raise ValueError("a range is beyond Int64") from exc
     return numbers.reshape(-1, 2)
 
 

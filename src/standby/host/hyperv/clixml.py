@@ -22,9 +22,9 @@ SIZE_MAX = 1 << 20
 
 _HEADER = "#< CLIXML"
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
-_TEXT = re.compile(r'<S S="(\w+)">(.*?)</S>', re.DOTALL)
+_TEXT = '<S S="'
 _NOT_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_DOCUMENT = re.compile(r"<Objs\b.*?</Objs>", re.DOTALL)
+_BEGIN, _END = "<Objs ", "</Objs>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +61,15 @@ def first_lines(found: Sequence[Record], count: int = 5, width: int = 300) -> tu
 
 
 def _pieces(text: str) -> Iterator[Record]:
-    """Documents where there are any, plain text before and between them as errors."""
+    """Documents where there are any, plain text before and between them as errors. Linear in the
+    text, whatever it is."""
     end = 0
-    for match in _DOCUMENT.finditer(text):
-        yield from _plain(text[end : match.start()])
-        yield from _document(match[0])
-        end = match.end()
-    rest = text[end:]
-    if _HEADER in rest:  # cut off, or its end is damaged
-        yield from _taken_out(rest)
-    else:
-        yield from _plain(rest)
+    while (start := text.find(_BEGIN, end)) >= 0:
+        yield from _plain(text[end:start])
+        stop = text.find(_END, start)
+        end = len(text) if stop < 0 else stop + len(_END)
+        yield from _document(text[start:end])
+    yield from _plain(text[end:])
 
 
 def _plain(text: str) -> Iterator[Record]:
@@ -99,10 +97,13 @@ def _document(text: str) -> Iterator[Record]:
 
 
 def _taken_out(text: str) -> Iterator[Record]:
-    for kind, piece in _TEXT.findall(text):
-        if kind.lower() != "progress":
-            yield Record(kind.lower(), _unescaped(unescape(piece)))
+    for piece in text.split(_TEXT)[1:]:
+        kind, _, rest = piece.partition('">')
+        if kind.isalpha() and kind.lower() != "progress":
+            yield Record(kind.lower(), _unescaped(unescape(rest.partition("</S>")[0])))
 
 
 def _unescaped(text: str) -> str:
-    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text).replace("\r\n", "\n")
+    """Escapes are of UTF-16: characters beyond 0xFFFF are two, and half of one is none."""
+    wide = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text).replace("\r\n", "\n")
+    return wide.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

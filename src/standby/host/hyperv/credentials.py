@@ -111,7 +111,9 @@ def _signing(table: Table, transport: str) -> dict[str, Any]:
     """What the transport needs to know of the account."""
     if transport == "certificate":
         return {"certificate": table.path("certificate"), "key": table.path("key")}
-    values: dict[str, Any] = {"username": table.text("username")}
+    values: dict[str, Any] = {"username": table.text("username").strip()}
+    if not values["username"]:
+        raise table.error("username", "is empty", 'write the account, as "EXAMPLE\\\\backup"')
     if transport == "kerberos":
         values["keytab"] = table.path("keytab") if table.has("keytab") else None
         values["password"] = table.secret("password", "")
