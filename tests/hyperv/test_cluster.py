@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,31 @@ def test_a_vm_that_moves_right_before_its_operation_is_found_on_its_new_node(
     world.settle()
     assert [p.instance_id for p in machine.points] == [tracked.point]
     assert machine.checkpoints == []
+
+
+def test_checkpoints_of_many_vms_keep_the_measure_of_their_volume_on_all_nodes_together(
+    world: World, cluster: SimulatedCluster
+) -> None:
+    for number in range(6):
+        world.add_machine(f"vm{number}", NODES[number % 3], [8 * MiB])
+    source = _source(cluster.door(), world)
+    machines = source.machines()
+    most = 0
+
+    def count(host: str, what: str, arguments: Mapping[str, Any]) -> None:
+        nonlocal most
+        under_way = [job for job in world.jobs.values() if job.vm is not None and not job.is_over]
+        most = max(most, len(under_way))
+
+    world.hooks = [count]
+    with ThreadPoolExecutor(6) as pool:
+        taken = list(pool.map(lambda it: source.take_checkpoint(it, f"intent-{it.name}"), machines))
+        assert len({checkpoint.machine_id for checkpoint in taken}) == 6
+        for checkpoint in taken:
+            source.confirm_checkpoint(checkpoint)
+        released = list(pool.map(source.release_checkpoint, taken))
+    assert all(item["scsi:0:0"] for item in released)
+    assert 1 <= most <= 2
 
 
 # --- nodes that die -----------------------------------------------------------------------------

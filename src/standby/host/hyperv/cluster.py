@@ -176,7 +176,9 @@ class ClusterDoor:
             for identity, name in homes.items():
                 requests.setdefault(name, {**request, "machines": []})
                 requests[name]["machines"].append(wanted[identity])
-            for name, answer in self.nodes.each(verb, requests).items():
+            # Rounds keep volumes from too much at once; nodes side by side would each have its own.
+            is_paced = len(request.get("rounds", ())) > 1
+            for name, answer in self.nodes.each(verb, requests, in_turn=is_paced).items():
                 asked = [one["id"] for one in requests[name]["machines"]]
                 if isinstance(answer, HostCallFailed):
                     self._failed(verb, name, asked, answer, state)

@@ -213,9 +213,9 @@ class Nodes:
         raise failed
 
     def each(
-        self, verb: Verb[Any], requests: Mapping[str, Any]
+        self, verb: Verb[Any], requests: Mapping[str, Any], *, in_turn: bool = False
     ) -> dict[str, Answer[Any] | HostCallFailed]:
-        """What each of these nodes answers to its own request, asked side by side."""
+        """What each of these nodes answers to its own request, asked side by side or `in_turn`."""
 
         def ask(name: str) -> Answer[Any] | HostCallFailed:
             node = self._nodes.get(name.lower())
@@ -231,7 +231,7 @@ class Nodes:
             return answer
 
         names = list(requests)
-        if len(names) < 2:
+        if len(names) < 2 or in_turn:
             return {name: ask(name) for name in names}
         with ThreadPoolExecutor(len(names)) as pool:
             return dict(zip(names, pool.map(ask, names), strict=True))
