@@ -18,9 +18,7 @@ from standby.errors import (
     HostAccessDenied,
     HostAnswerWrong,
     HostCredentialsRefused,
-    HostDeadline,
     HostQuotaReached,
-    HostShellLost,
     HostUnreachable,
     ScriptFailed,
 )
@@ -140,51 +138,6 @@ def test_output_in_pieces_that_cut_characters_is_one_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "kind"),
-    [
-        ("Create", "drop"),
-        ("Create", "quota"),
-        ("Command", "drop"),
-        ("Command", "no-shell"),
-        ("Send", "drop"),
-        ("Receive", "drop"),
-        ("Receive", "timed-out"),
-        ("Receive", "drop-answer"),
-        ("Receive", "no-shell"),
-        ("Signal", "drop"),
-        ("Delete", "drop"),
-    ],
-)
-def test_a_repeatable_verb_gets_over_a_fault(action: str, kind: str) -> None:
-    with served(played(steps)) as server:
-        with door_of(server) as door:
-            server.faults.arm(action, kind)
-            assert door.run(LOOK, REQUEST).value("1").size == 1 << 40
-            door.close()
-            assert door.run(LOOK, REQUEST).value("2").size == 1 << 40
-        assert server.shells.open == 0
-        assert server.faults.left == 0
-
-
-@pytest.mark.parametrize(("action", "kind"), [("Receive", "no-shell"), ("Receive", "drop-answer")])
-def test_what_may_have_begun_is_not_repeated_unasked(action: str, kind: str) -> None:
-    with served(played(steps)) as server:
-        with door_of(server) as door:
-            server.faults.arm(action, kind)
-            with pytest.raises(HostShellLost, match="hv1: change lost its connection"):
-                door.run(CHANGE, REQUEST)
-        assert server.shells.scripts == 1
-        assert server.shells.open == 0
-
-
-def test_what_had_not_begun_is_repeated_whatever_the_verb() -> None:
-    with served(played(steps)) as server, door_of(server) as door:
-        server.faults.arm("Command", "drop-answer")
-        assert door.run(CHANGE, REQUEST).value("1").size == 1 << 40
-        assert server.shells.scripts == 1
-
-
-@pytest.mark.parametrize(
     ("kind", "error"),
     [
         ("unauthorized", HostCredentialsRefused),
@@ -213,16 +166,6 @@ def test_a_used_up_quota_is_named() -> None:
         server.shells.create("backup")  # another program's
         with door_of(server) as door, pytest.raises(HostQuotaReached, match="concurrent shells"):
             door.run(LOOK, REQUEST)
-
-
-@pytest.mark.parametrize("action", ["Create", "Send", "Receive"])
-def test_a_host_that_hangs_is_left_at_the_deadline_and_no_shell_stays(action: str) -> None:
-    with served(played(steps)) as server:
-        with door_of(server) as door:
-            server.faults.arm(action, "hang")
-            with pytest.raises(HostDeadline, match=r"host hv1: look did not end within 0\.3 s"):
-                door.run(LOOK, REQUEST, 0.3)
-        assert server.shells.open == 0
 
 
 def test_a_shell_that_could_not_be_deleted_is_deleted_by_the_next_call() -> None:

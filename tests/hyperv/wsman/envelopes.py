@@ -44,6 +44,7 @@ FAULTS = {
         "w:QuotaLimit",
         "The maximum number of concurrent shells for this user has been exceeded.",
     ),
+    "other": Fault(2150859046, "w:InternalError", "The WinRM client cannot complete it."),
     "denied": Fault(5, "w:AccessDenied", "Access is denied."),
 }
 NO_COMMAND = Fault(2150858843, "w:InvalidSelectors", "The command was not found in the shell.")

@@ -16,12 +16,14 @@ KINDS = (
     "no-shell",  # fault 2150858843, and the shell is gone indeed
     "quota",  # subcode QuotaLimit
     "denied",  # Code 5, subcode AccessDenied
+    "other",  # any other fault
     "unavailable",  # HTTP 503 without a body
     "garbled",  # HTTP 200 with a body that is not XML
     "unproven",  # signed in, without the token that proves the host
     "redirected",  # HTTP 302 to another host
     "compressed",  # a body that unpacks to a thousand times its size
     "endless",  # a body that does not end
+    "trickle",  # one that does not end either, byte by byte
 )
 
 
@@ -62,6 +64,10 @@ class Faults:
     def let_go(self) -> None:
         """End every hang, now and later."""
         self._let_go.set()
+
+    def is_over(self, pause_s: float) -> bool:
+        """Whether `let_go` was called, after that pause."""
+        return self._let_go.wait(pause_s)
 
     def hang(self) -> None:
         """Return when `let_go` was called."""

@@ -228,6 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _set_up(self) -> None:
         """The empty message that encryption begins with."""
         kind = self.service.faults.take("Setup")
+        if kind == "hang":
+            self.service.faults.hang()
         if kind == "drop":
             raise _Dropped
         if kind == "unproven":
@@ -251,7 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "compressed":
             self._reply(200, gzip.compress(bytes(1 << 20)), {"Content-Encoding": "gzip"})
         elif kind == "endless":
-            self._endless()
+            self._endless(bytes(1 << 16))
+        elif kind == "trickle":
+            self._endless(b"<", 0.02)
         elif self.path != "/wsman":
             self._reply(404, b"")
         elif kind == "unavailable":
@@ -285,13 +289,13 @@ class _Handler(BaseHTTPRequestHandler):
         except envelopes.Fault as fault:
             return 500, message.fault(fault)
 
-    def _endless(self) -> None:
+    def _endless(self, piece: bytes, pause_s: float = 0) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(1 << 40))
         self.end_headers()
         try:
-            while True:
-                self.wfile.write(bytes(1 << 16))
+            while not self.service.faults.is_over(pause_s):
+                self.wfile.write(piece)
         except OSError as exc:
             raise _Dropped from exc
 

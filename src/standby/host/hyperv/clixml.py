@@ -24,7 +24,7 @@ _HEADER = "#< CLIXML"
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 _TEXT = '<S S="'
 _NOT_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_BEGIN, _END = "<Objs ", "</Objs>"
+_BEGIN, _END = "<Objs", "</Objs>"
 
 
 @dataclass(frozen=True, slots=True)

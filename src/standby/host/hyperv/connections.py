@@ -42,6 +42,8 @@ CONNECT_S = 10.0
 MESSAGE_S = 30.0
 """The longest that a message other than Receive waits for its answer."""
 CODE_PAGE = 65001
+SHELL_IDLE_S = 900
+"""When the host ends a shell of ours that nobody speaks to: one that could not be deleted."""
 
 _SHELL_NOT_FOUND = 2150858843
 _ACCESS_DENIED = 5
@@ -91,7 +93,13 @@ class Connection:
 
     def open_shell(self, doing: str, deadline: Deadline) -> str:
         """The id of a new shell."""
-        return self._said(doing, deadline, lambda: self._protocol.open_shell(codepage=CODE_PAGE))
+        return self._said(
+            doing,
+            deadline,
+            lambda: self._protocol.open_shell(
+                codepage=CODE_PAGE, idle_timeout=f"PT{SHELL_IDLE_S}S"
+            ),
+        )
 
     def start(
         self, doing: str, deadline: Deadline, shell_id: str, command: str, *arguments: str

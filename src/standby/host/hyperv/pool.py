@@ -21,7 +21,7 @@ from standby.host.hyperv.sessions import Session
 
 IDLE_S = 600.0
 LEFTOVERS_MAX = 64
-"""Ids of shells kept to be deleted; the host ends older ones by itself (IdleTimeout, two hours)."""
+"""Ids of shells kept to be deleted; the host ends older ones by itself (SHELL_IDLE_S)."""
 
 LEFTOVERS_AT_ONCE = 2
 """Deleted before a call, which waits for it."""
