@@ -9,11 +9,11 @@ import pytest
 
 from clocks import HeldClock
 from hyperv import published
-from hyperv.dialect.values import Byte, CimInstance, Hashtable, UInt16, UInt64
-from hyperv.dialect.world import Call, PSError, Session
+from hyperv.dialect.values import Byte, CimInstance, UInt64
+from hyperv.dialect.world import PSError
+from hyperv.shells import NS, Shell
 from hyperv.world import (
     Fault,
-    HostView,
     Machine,
     World,
     make_classes,
@@ -23,80 +23,7 @@ from hyperv.world import (
 from hyperv.world.embedded import parsed, rendered
 from standby.units import MiB
 
-NS = r"root\virtualization\v2"
 SIZE = 8 * MiB
-
-
-class Shell:
-    """Calls commands of one host."""
-
-    def __init__(self, world: World, host: str) -> None:
-        self.world = world
-        self.view = HostView(world, world.hosts[host])
-        self.session = Session(host, world.clock)
-
-    def __call__(self, name: str, /, **parameters: Any) -> list[Any]:
-        def fail(error: PSError) -> None:
-            raise error
-
-        call = Call(name, Hashtable(parameters), None, self.session, print, fail)
-        return list(self.view.cmdlets[name](call))
-
-    def instances(self, class_name: str, **more: Any) -> list[Any]:
-        return self("Get-CimInstance", Namespace=NS, ClassName=class_name, **more)
-
-    def invoke(self, instance: Any, method: str, **arguments: Any) -> Any:
-        (result,) = self(
-            "Invoke-CimMethod",
-            InputObject=instance,
-            MethodName=method,
-            Arguments=Hashtable(arguments),
-        )
-        return result
-
-    def ended(self, result: Any) -> Any:
-        """The job of a method, when it is over."""
-        assert result.get("ReturnValue") == 4096
-        for _ in range(100):
-            (job,) = self("Get-CimInstance", InputObject=result.get("Job"))
-            if job.get("JobState") >= 7:
-                return job
-            self.world.clock.sleep(0.5)
-        raise AssertionError("the job does not end")
-
-    def snapshot(self, vm: Machine, level: int = 2, **values: Any) -> Any:
-        """CreateSnapshot, as scripts make it: its result."""
-        (kind,) = self(
-            "Get-CimClass", Namespace=NS, ClassName="Msvm_VirtualSystemSnapshotSettingData"
-        )
-        properties = {"ConsistencyLevel": Byte(level), "IgnoreNonSnapshottableDisks": True}
-        (setting,) = self(
-            "New-CimInstance",
-            ClientOnly=True,
-            CimClass=kind,
-            Property=Hashtable({**properties, **values}),
-        )
-        writer = self.view.types[
-            "Microsoft.Management.Infrastructure.Serialization.CimSerializer"
-        ].statics["Create"]()
-        none = self.view.types[
-            "Microsoft.Management.Infrastructure.Serialization.InstanceSerializationOptions"
-        ].constants["None"]
-        text = writer.methods["Serialize"](setting, none).decode("utf-16-le")
-        return self.invoke(
-            self.instances("Msvm_VirtualSystemSnapshotService")[0],
-            "CreateSnapshot",
-            AffectedSystem=self.computer(vm),
-            SnapshotSettings=text,
-            SnapshotType=UInt16(32768),
-        )
-
-    def computer(self, vm: Machine) -> Any:
-        (found,) = self.instances("Msvm_ComputerSystem", Filter=f"Name='{vm.id}'")
-        return found
-
-    def associated(self, instance: Any, class_name: str) -> list[Any]:
-        return self("Get-CimAssociatedInstance", InputObject=instance, ResultClassName=class_name)
 
 
 @pytest.fixture

@@ -59,9 +59,10 @@ def _of_computer(rows: Rows, row: Row) -> Found:
     if machine.last_applied is not None:
         applied = Settings(machine, machine.last_applied)
         yield "Msvm_LastAppliedSnapshot", _system_row(rows, applied)
-    for found in rows.of("Msvm_HeartbeatComponent"):
-        if found.of is machine:
-            yield "Msvm_SystemDevice", found
+    for middle in ("Heartbeat", "Shutdown", "KvpExchange"):
+        for found in rows.of(f"Msvm_{middle}Component"):
+            if found.of is machine:
+                yield "Msvm_SystemDevice", found
     for point in machine.points:
         yield "Msvm_ReferencePointOfVirtualSystem", _point_row(rows, point)
 
@@ -128,7 +129,7 @@ def _of_vlan(rows: Rows, row: Row) -> Found:
             yield "Msvm_EthernetPortSettingDataComponent", port
 
 
-def _of_heartbeat(rows: Rows, row: Row) -> Found:
+def _of_device(rows: Rows, row: Row) -> Found:
     yield "Msvm_SystemDevice", _computer_row(rows, row.of)
 
 
@@ -138,7 +139,10 @@ _FINDERS: dict[str, Callable[[Rows, Row], Found]] = {
     "Msvm_ConcreteJob": _of_job,
     "Msvm_StorageJob": _of_job,
     "Msvm_VirtualSystemReferencePoint": _of_point,
-    "Msvm_HeartbeatComponent": _of_heartbeat,
+    **dict.fromkeys(
+        ("Msvm_HeartbeatComponent", "Msvm_ShutdownComponent", "Msvm_KvpExchangeComponent"),
+        _of_device,
+    ),
     "Msvm_EthernetSwitchPortVlanSettingData": _of_vlan,
     **dict.fromkeys(
         (

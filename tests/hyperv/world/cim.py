@@ -277,6 +277,11 @@ class Cim:
                 if not target.kind.is_a(type_name.removesuffix(" REF")):
                     raise errors.cim_error(errors.INVALID_METHOD_PARAMETERS, command)
                 value = target.of
+            elif type_name.endswith(" REF[]") and value is not None:
+                value = [self.find(each, command) for each in value]
+                wanted = type_name.removesuffix(" REF[]")
+                if not all(target.kind.is_a(wanted) for target in value):
+                    raise errors.cim_error(errors.INVALID_METHOD_PARAMETERS, command)
             arguments[name] = value
         return arguments
 
@@ -287,6 +292,10 @@ class Cim:
             if isinstance(value, Job):
                 job_class = self.rows.classes[value.class_name.lower()]
                 value = reference(job_class, job_values(value))
+            elif isinstance(value, Row):
+                value = reference(value.kind, value.values)
+            elif type_name.endswith(" REF[]") and value is not None:
+                value = [reference(row.kind, row.values) for row in value]
             properties[name] = typed(type_name, value)
         properties["ReturnValue"] = UInt32(outputs.pop("ReturnValue", 0))
         properties["PSComputerName"] = None

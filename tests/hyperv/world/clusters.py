@@ -15,6 +15,7 @@ from typing import Any
 from hyperv.dialect.values import PSEnum, PSObject, UInt32
 from hyperv.dialect.world import Call, Cmdlet, PSError
 from hyperv.world.binding import Bound
+from hyperv.world.errors import WorkFailed
 from hyperv.world.machines import OFF, RUNNING, SAVED, Host, Machine
 from hyperv.world.rows import Rows
 from hyperv.world.storage import Volume
@@ -396,8 +397,14 @@ class Clusters:
         """Start-ClusterGroup."""
         machine = self._role(bound)
         machine.role_failed = False
-        if not machine.runs:
-            self.world.start(machine)
+        try:
+            if not machine.runs:
+                self.world.start(machine)
+        except WorkFailed as exc:
+            machine.role_failed = True
+            raise self._error(
+                exc.description, "InvalidOperation", bound.signature.name, 0x8007174B
+            ) from exc
         yield Group(self.world, machine)
 
     def stop_group(self, bound: Bound) -> Iterator[object]:

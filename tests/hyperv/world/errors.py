@@ -21,6 +21,12 @@ SHARING_VIOLATION = 0x80070020
 FILE_NOT_FOUND = 0x80070002
 RPC_UNAVAILABLE = 0x800706BA
 TRACKING_MISSING = 0xC03A0030
+FILE_DENIED = 0x80070005
+NO_RESOURCES = 0x800705AA
+PARENT_NOT_FOUND = 0xC03A000D
+PARENT_MISMATCH = 0xC03A000E
+NOT_A_PLAIN_FILE = 0xC03A001A
+CORRUPT_DISK = 0xC03A0003
 
 _CIM: dict[int, tuple[str, str, int, str]] = {
     ACCESS_DENIED: ("Access denied ", "PermissionDenied", 2, "AccessDenied"),
@@ -112,5 +118,14 @@ def text_of(hresult: int) -> str:
         SHARING_VIOLATION: "The process cannot access the file because it is being used by another"
         " process.",
         FILE_NOT_FOUND: "The system cannot find the file specified.",
+        FILE_DENIED: "General access denied error",
+        NO_RESOURCES: "Insufficient system resources exist to complete the requested service.",
+        PARENT_NOT_FOUND: "The virtual hard disk's parent was not found.",
+        PARENT_MISMATCH: "The chain of virtual hard disks is corrupted. There is a mismatch in the"
+        " identifiers of the parent virtual hard disk and differencing disk.",
+        NOT_A_PLAIN_FILE: "The requested operation could not be completed due to a virtual disk"
+        " system limitation. Virtual hard disk files must be uncompressed and unencrypted and must"
+        " not be sparse.",
+        CORRUPT_DISK: "The file or directory is corrupted and unreadable.",
     }
     return f"{texts[hresult]} (0x{hresult:08X})"

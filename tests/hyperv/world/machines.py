@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -95,6 +96,8 @@ class Adapter:
     instance: str = field(default_factory=new_id)
     identifiers: tuple[str, ...] = ()
     is_legacy: bool = False
+    has_connection: bool = True
+    """Whether there is an Msvm_EthernetPortAllocationSettingData of it."""
 
 
 @dataclass
@@ -157,6 +160,22 @@ class Faults:
 
 
 @dataclass
+class Guest:
+    """How what runs in a VM behaves."""
+
+    boots_after_s: float | None = 20.0
+    """From power on to the first heartbeat; None: it never comes up."""
+    has_integration: bool = True
+    """Whether it has the integration components: heartbeat, shutdown, data exchange."""
+    stops_after_s: float | None = 10.0
+    """From the request to power off; None: it never ends by itself."""
+    is_locked: bool = False
+    """Someone's session is locked: no shutdown without force."""
+    name: str = "guest.example.test"
+    address: str = "10.0.0.5"
+
+
+@dataclass
 class Machine:
     """A VM and where it is."""
 
@@ -184,6 +203,10 @@ class Machine:
     start_delay: int = 0
     checkpoint_type: int = 3
     automatic_checkpoints: bool = False
+    boot_order: list[int] = field(default_factory=lambda: [1, 2, 3, 0])
+    """Of generation 1."""
+    roots: dict[str, str] = field(default_factory=dict)
+    """SnapshotDataRoot and the like, where they are not the VM's folder."""
     tpm: bool = False
     shielded: bool = False
     numa: bool = True
@@ -211,6 +234,15 @@ class Machine:
     """How a VM ends that its role takes offline: 0 turned off, 1 saved, 2 shut down, 3 by force."""
     is_planned: bool = False
     created: datetime | None = None
+    is_made: bool = False
+    """Whether a script made it, so that its files need rights of its own."""
+    limits_features: bool = False
+    nested: bool = False
+    started_at: float | None = None
+    """When it was started (the clock's monotonic time); None: it ran from the beginning."""
+    stopping: bool = False
+    """Its guest was asked to end."""
+    guest: Guest = field(default_factory=Guest)
     faults: Faults = field(default_factory=Faults)
     group_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
@@ -218,6 +250,12 @@ class Machine:
     def runs(self) -> bool:
         """Whether its worker process has the disks open."""
         return self.state in (RUNNING, PAUSED, STARTING, STOPPING)
+
+    @property
+    def sid(self) -> str:
+        """Of the identity that its worker process runs as, NT VIRTUAL MACHINE\\<id>."""
+        parts = struct.unpack("<4I", uuid.UUID(self.id).bytes_le)
+        return "S-1-5-83-1-" + "-".join(str(part) for part in parts)
 
     @property
     def role(self) -> str:
@@ -289,6 +327,11 @@ class Host:
     """SIDs of the account's groups; S-1-5-32-544 are the Administrators."""
     shares: list[Any] = field(default_factory=list)
     """SMB shares (account.Share)."""
+    guest: Guest = field(default_factory=Guest)
+    """How guests of VMs behave that scripts make here."""
+    methods_are_jobs: bool = False
+    """Whether the methods that define and change VMs answer 4096 with a job, not 0: both are
+    published."""
     skew_s: float = 0.0
     """Its clock is that much ahead of the world's."""
     stopped: set[str] = field(default_factory=set)

@@ -6,10 +6,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hyperv.world import snapshots
+from hyperv.world import building, parts, power, snapshots
 from hyperv.world.embedded import MalformedError, parsed, rendered
-from hyperv.world.errors import ReturnCode, WorkFailed
-from hyperv.world.machines import RECOVERY, USER, Checkpoint, Machine, ReferencePoint
+from hyperv.world.errors import SHARING_VIOLATION, ReturnCode, WorkFailed, text_of
+from hyperv.world.machines import (
+    OFF,
+    PAUSED,
+    RECOVERY,
+    RUNNING,
+    SAVED,
+    USER,
+    Checkpoint,
+    Machine,
+    ReferencePoint,
+)
 from hyperv.world.rows import Row, Rows
 from hyperv.world.world import Fault
 from standby.disk import vhdx
@@ -294,8 +304,12 @@ class Methods:
         wanted = arguments.get("RequestedState")
         if not isinstance(machine, Machine) or wanted not in (2, 3, 9, 11):
             raise ReturnCode(INVALID_STATE)
+        if machine.activity is not None or machine.state not in _FROM[int(wanted)]:
+            raise ReturnCode(INVALID_STATE)
 
         def work() -> list[Any]:
+            if wanted == 11:
+                self.world.turn_off(machine)
             if wanted in (2, 11):
                 self.world.start(machine)
             else:
@@ -305,6 +319,65 @@ class Methods:
         return self.begin(
             12, "Changing State", work, arguments, machine, method="RequestStateChange"
         )
+
+    def shut_down(self, row: Row, arguments: Mapping[str, Any]) -> Outputs:
+        """InitiateShutdown of a VM's guest."""
+        force = bool(arguments.get("Force"))
+        return {"ReturnValue": power.shut_down(self.world, row.of, force=force)}
+
+    def create_disk(self, row: Row, arguments: Mapping[str, Any]) -> Outputs:
+        """CreateVirtualHardDisk: VHDX files, new ones and children."""
+        text = arguments.get("VirtualDiskSettingData") or ""
+        try:
+            values = parsed(text, self.rows.classes, "Msvm_VirtualHardDiskSettingData").values
+        except MalformedError as exc:
+            raise ReturnCode(BAD_PARAMETER) from exc
+        if values.get("Format") != 3 or values.get("Type") not in (2, 3, 4):
+            raise ReturnCode(BAD_PARAMETER)
+        path = self.new_file(values.get("Path") or "")
+        is_child = values["Type"] == 4
+        parent = self.file(values.get("ParentPath") or "") if is_child else None
+        size = values.get("MaxInternalSize") or 0
+        if parent is None and not size:
+            raise ReturnCode(BAD_PARAMETER)
+
+        def work() -> list[Any]:
+            self.make_disk(path, parent, size, fixed=values["Type"] == 2)
+            return []
+
+        return self.begin(
+            10,
+            "Creating Virtual Hard Disk",
+            work,
+            arguments,
+            None,
+            method="CreateVirtualHardDisk",
+            class_name="Msvm_StorageJob",
+        )
+
+    def new_file(self, windows: str) -> Path:
+        """Where a file is to be that is not there yet, in a folder that is."""
+        path = self.world.storage.path(self.host.name, windows)
+        if path is None or not path.parent.is_dir():
+            raise ReturnCode(NOT_FOUND)
+        if path.exists():
+            raise ReturnCode(BAD_PARAMETER)
+        return path
+
+    def make_disk(self, path: Path, parent: Path | None, size: int, *, fixed: bool) -> None:
+        """A real VHDX; WorkFailed where its parent does not take a child now."""
+        storage = self.world.storage
+        if parent is None:
+            storage.make_disk(path, size, fixed=fixed)
+            return
+        try:
+            power.learned_chain(self.world, self.host.name, parent)
+        except power.FileRefused as exc:
+            raise WorkFailed(32768, str(exc)) from exc
+        for handle in storage.handles:
+            if handle.path == parent and (handle.writes or "read" not in handle.shares):
+                raise WorkFailed(32768, text_of(SHARING_VIOLATION))
+        storage.make_child(self.host.name, parent, path)
 
 
 def _check_there(checkpoint: Checkpoint) -> None:
@@ -322,6 +395,10 @@ def _machine_of(row: Row, arguments: Mapping[str, Any]) -> Machine | None:
     return None
 
 
+_FROM = {2: (OFF, SAVED, PAUSED), 3: (RUNNING, PAUSED), 9: (RUNNING,), 11: (RUNNING, PAUSED)}
+"""RequestedState to the states that it is possible in."""
+
+_MANAGEMENT = "Msvm_VirtualSystemManagementService"
 _SNAPSHOTS = "Msvm_VirtualSystemSnapshotService"
 _POINTS = "Msvm_VirtualSystemReferencePointService"
 _IMAGES = "Msvm_ImageManagementService"
@@ -333,5 +410,18 @@ _METHODS: dict[tuple[str, str], Implementation] = {
     (_IMAGES, "GetVirtualHardDiskSettingData"): Methods.disk_settings,
     (_IMAGES, "GetVirtualHardDiskState"): Methods.disk_state,
     (_IMAGES, "GetVirtualDiskChanges"): Methods.changes,
+    (_IMAGES, "CreateVirtualHardDisk"): Methods.create_disk,
     ("Msvm_ComputerSystem", "RequestStateChange"): Methods.change_state,
+    ("Msvm_ShutdownComponent", "InitiateShutdown"): Methods.shut_down,
+    (_MANAGEMENT, "DefineSystem"): building.define,
+    (_MANAGEMENT, "ModifySystemSettings"): building.modify,
+    (_MANAGEMENT, "DestroySystem"): building.destroy,
+    (_MANAGEMENT, "AddBootSourceSettings"): building.add_boot_sources,
+    (_MANAGEMENT, "RemoveBootSourceSettings"): building.remove_boot_sources,
+    (_MANAGEMENT, "AddResourceSettings"): parts.add,
+    (_MANAGEMENT, "ModifyResourceSettings"): parts.modify,
+    (_MANAGEMENT, "RemoveResourceSettings"): parts.remove,
+    (_MANAGEMENT, "AddFeatureSettings"): parts.add_features,
+    (_MANAGEMENT, "ModifyFeatureSettings"): parts.modify_features,
+    (_MANAGEMENT, "RemoveFeatureSettings"): parts.remove_features,
 }

@@ -50,7 +50,9 @@ class Rows(HardwareRows, HostRows):
             "Msvm_EthernetSwitchPortVlanSettingData": self._of_settings(self._vlans, "Vlan"),
             "Msvm_BootSourceSettingData": self._of_settings(self._boot),
             "Msvm_SecuritySettingData": self._of_settings(self._security),
-            "Msvm_HeartbeatComponent": self._heartbeats,
+            "Msvm_HeartbeatComponent": lambda: self._devices("Heartbeat"),
+            "Msvm_ShutdownComponent": lambda: self._devices("Shutdown"),
+            "Msvm_KvpExchangeComponent": lambda: self._devices("KvpExchange"),
             "Msvm_VirtualSystemReferencePoint": self._points,
             "Msvm_ConcreteJob": lambda: self._jobs("Msvm_ConcreteJob"),
             "Msvm_StorageJob": lambda: self._jobs("Msvm_StorageJob"),
@@ -208,9 +210,10 @@ class Rows(HardwareRows, HostRows):
             "VirtualNumaEnabled": machine.numa,
             "IsAutomaticSnapshot": False,
             "SecureBootEnabled": machine.secure_boot,
-            "BootOrder": [1, 2, 3, 0] if machine.generation == 1 else [],
+            "BootOrder": machine.boot_order if machine.generation == 1 else [],
             "NetworkBootPreferredProtocol": 4096,
         }
+        values.update(machine.roots)
         if machine.generation == 2:
             values["SecureBootTemplateId"] = machine.secure_boot_template
             values["BootSourceOrder"] = [

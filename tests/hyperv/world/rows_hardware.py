@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 from hyperv.world.machines import Adapter, Controller, Drive
@@ -120,8 +121,8 @@ class HardwareRows(RowsBase):
                 "Limit": 100_000,
                 "Reservation": 0,
                 "Weight": 100,
-                "LimitProcessorFeatures": False,
-                "ExposeVirtualizationExtensions": False,
+                "LimitProcessorFeatures": settings.machine.limits_features,
+                "ExposeVirtualizationExtensions": settings.machine.nested,
             },
             settings.machine,
         )
@@ -174,6 +175,8 @@ class HardwareRows(RowsBase):
 
     def _connections(self, settings: Settings) -> Found:
         for adapter in settings.machine.adapters:
+            if not adapter.has_connection:
+                continue
             class_name = "Msvm_SyntheticEthernetPortSettingData"
             if adapter.is_legacy:
                 class_name = "Msvm_EmulatedEthernetPortSettingData"
@@ -215,15 +218,17 @@ class HardwareRows(RowsBase):
             )
 
     def _boot(self, settings: Settings) -> Found:
-        for number, entry in enumerate(settings.machine.boot_entries):
-            description, device, _, kind = entry
+        for entry in settings.machine.boot_entries:
+            description, device, other, kind = entry
+            number = zlib.crc32(repr(entry).encode())
             yield (
                 {
-                    "InstanceID": f"{settings.prefix}\\Boot{number:04X}",
+                    "InstanceID": f"{settings.prefix}\\Boot{number:08X}",
                     "ElementName": "Boot Source",
                     "BootSourceType": kind,
                     "BootSourceDescription": description,
                     "FirmwareDevicePath": device,
+                    "OtherLocation": other if kind == 3 else None,
                 },
                 entry,
             )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+from hyperv.world import power
 from hyperv.world.machines import BUILDS, Host, Job, Machine, ReferencePoint
 from hyperv.world.rows_base import COMPONENTS, SERVICES, Found, RowsBase, switch_values
 from standby.units import MiB
@@ -14,22 +15,23 @@ from standby.units import MiB
 class HostRows(RowsBase):
     """What is not a part of one VM's settings."""
 
-    def _heartbeats(self) -> Found:
+    def _devices(self, middle: str) -> Found:
+        """Integration components: those of the VMs that run."""
         for machine in self.world.on_host(self.host.name):
             if not machine.runs:
                 continue
-            yield (
-                {
-                    "SystemCreationClassName": "Msvm_ComputerSystem",
-                    "SystemName": machine.id,
-                    "CreationClassName": "Msvm_HeartbeatComponent",
-                    "DeviceID": f"Microsoft:{machine.id}\\{COMPONENTS['Heartbeat']}",
-                    "ElementName": "Heartbeat",
-                    "EnabledState": machine.integration.get("Heartbeat", 2),
-                    "OperationalStatus": list(machine.heartbeat),
-                },
-                machine,
-            )
+            values = {
+                "SystemCreationClassName": "Msvm_ComputerSystem",
+                "SystemName": machine.id,
+                "CreationClassName": f"Msvm_{middle}Component",
+                "DeviceID": f"Microsoft:{machine.id}\\{COMPONENTS[middle]}",
+                "ElementName": middle,
+                "EnabledState": machine.integration.get(middle, 2),
+                "OperationalStatus": list(power.contact(self.world, machine)),
+            }
+            if middle == "KvpExchange":
+                values["GuestIntrinsicExchangeItems"] = power.guest_items(self.world, machine)
+            yield values, machine
 
     def _points(self) -> Found:
         for machine in self.world.on_host(self.host.name):

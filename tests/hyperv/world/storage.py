@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
@@ -12,7 +13,19 @@ from standby.disk import vhdx
 from standby.disk.chain import open_chain
 from standby.disk.merge import merge_file, merge_payload
 from standby.disk.vhdx import VhdxDisk
+from standby.disk.vhdx.opening import LOCK_BYTE
+from standby.files import ByteLock
 from standby.units import GiB, MiB
+
+ALL_MACHINES = "S-1-5-83-0"
+"""NT VIRTUAL MACHINE\\Virtual Machines: what every VM's identity belongs to."""
+
+
+class FileLock(ByteLock):
+    """A lock that goes with the world that holds it."""
+
+    def __del__(self) -> None:
+        self.release()
 
 
 class SharingViolation(Exception):
@@ -85,6 +98,12 @@ class Storage:
     """Ids of virtual disks by base file, as its page-83 item has them; a differencing file has its
     parent's."""
     oddities: dict[Path, Oddity] = field(default_factory=dict)
+    attributes: dict[Path, set[str]] = field(default_factory=dict)
+    """SparseFile, Compressed or Encrypted, of files that are."""
+    grants: dict[Path, set[str]] = field(default_factory=dict)
+    """SIDs that have full rights to a file, or to a folder and all that is in it."""
+    locks: dict[Path, FileLock] = field(default_factory=dict)
+    """The lock that programs of this machine see, of files that a VM which was started writes."""
 
     # --- paths ---------------------------------------------------------------------------------
 
@@ -106,7 +125,7 @@ class Storage:
             return None
         place = best.folder
         for part in wanted.relative_to(best.windows).parts:
-            place = _entry(place, part)
+            place = entry(place, part)
         return place
 
     def windows(self, host: str, path: Path) -> str:
@@ -132,13 +151,14 @@ class Storage:
 
     def make_child(self, host: str, parent: Path, child: Path) -> None:
         """A new differencing disk over `parent`."""
-        vhdx.create_child(
-            child,
-            parent,
-            block_size=MiB,
-            parent_path_on_host=self.windows(host, parent),
-            parents=self.chain(parent)[1:],
-        ).close()
+        with self.unlocked(parent):
+            vhdx.create_child(
+                child,
+                parent,
+                block_size=MiB,
+                parent_path_on_host=self.windows(host, parent),
+                parents=self.chain(parent)[1:],
+            ).close()
         self.parents[child] = parent
 
     def chain(self, path: Path) -> list[Path]:
@@ -196,7 +216,38 @@ class Storage:
 
     def close_all(self, owner: str) -> None:
         """What that owner has open is closed."""
+        for handle in self.handles:
+            if handle.owner == owner and handle.writes and handle.path in self.locks:
+                self.locks.pop(handle.path).release()
         self.handles = [handle for handle in self.handles if handle.owner != owner]
+
+    def lock(self, path: Path) -> None:
+        """Programs of this machine find the file taken, as those on Windows do."""
+        lock = FileLock(path, LOCK_BYTE)
+        if not lock.acquire():
+            raise SharingViolation(path)
+        self.locks[path] = lock
+
+    @contextlib.contextmanager
+    def unlocked(self, *paths: Path) -> Iterator[None]:
+        """The model itself writes to files that it has locked."""
+        mine = [self.locks[path] for path in paths if path in self.locks]
+        for lock in mine:
+            lock.release()
+        try:
+            yield
+        finally:
+            for lock in mine:
+                if lock.path.exists():
+                    lock.acquire()
+                else:
+                    self.locks.pop(lock.path)
+
+    def may_write(self, path: Path, sid: str) -> bool:
+        """Whether a VM's identity has rights to a file, by itself or by a folder above."""
+        return any(
+            {sid, ALL_MACHINES} & self.grants.get(place, set()) for place in (path, *path.parents)
+        )
 
     # --- merging -------------------------------------------------------------------------------
 
@@ -210,10 +261,11 @@ class Storage:
                 if handle.path == path and not is_vm and "write" not in handle.shares:
                     raise SharingViolation(path)
         above = self.children(child)
-        if above:
-            self._merge_below(child, parent, above)
-        else:
-            merge_file(child, folders=[p.parent for p in self.chain(parent)])
+        with self.unlocked(child, parent, *above):
+            if above:
+                self._merge_below(child, parent, above)
+            else:
+                merge_file(child, folders=[p.parent for p in self.chain(parent)])
         del self.parents[child]
         for path in above:
             self.parents[path] = parent
@@ -235,7 +287,7 @@ class Storage:
         child.unlink()
 
 
-def _entry(folder: Path, name: str) -> Path:
+def entry(folder: Path, name: str) -> Path:
     exact = folder / name
     if exact.exists() or not folder.is_dir():
         return exact

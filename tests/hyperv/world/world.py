@@ -225,7 +225,10 @@ class World:
             assert machine.state == RUNNING, f"{machine.name} does not run"
             drive = machine.disks()[disk]
             assert drive.path is not None
-            with self.storage.opened(drive.path, writable=True) as leaf:
+            with (
+                self.storage.unlocked(drive.path),
+                self.storage.opened(drive.path, writable=True) as leaf,
+            ):
                 leaf.write(offset, data)
             drive.tracker.record(offset, len(data))
 
@@ -245,8 +248,13 @@ class World:
     # --- power and moves -----------------------------------------------------------------------
 
     def start(self, machine: Machine) -> None:
-        """Power on; merges that stopped are taken up again."""
+        """Power on, WorkFailed where that cannot be; merges that stopped are taken up again."""
+        from hyperv.world.power import check_start
+
+        check_start(self, machine)
         machine.state = RUNNING
+        machine.stopping = False
+        machine.started_at = self.clock.monotonic()
         self._open_disks(machine)
         self.merge_left(machine)
 
@@ -265,6 +273,8 @@ class World:
                 continue
             chain = self.storage.chain(drive.path)
             self.storage.hold(chain[0], machine.owner, writes=True, shares=())
+            if machine.started_at is not None and chain[0].exists():
+                self.storage.lock(chain[0])
             for parent in chain[1:]:
                 self.storage.hold(parent, machine.owner, shares=("read",))
 
@@ -343,6 +353,10 @@ class World:
         self._work[job.id] = (work, fault)
         self.later(seconds, lambda: self._finish(job))
         return job
+
+    def next_mac(self) -> int:
+        """The last half of a dynamic MAC address."""
+        return 0xA00000 + next(self._order)
 
     _work: dict[str, tuple[Callable[[], list[Any]], Fault | None]] = field(default_factory=dict)
 
