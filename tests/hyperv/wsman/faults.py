@@ -18,6 +18,7 @@ KINDS = (
     "denied",  # Code 5, subcode AccessDenied
     "other",  # any other fault
     "unavailable",  # HTTP 503 without a body
+    "forbidden",  # HTTP 403 without a body
     "garbled",  # HTTP 200 with a body that is not XML
     "unproven",  # signed in, without the token that proves the host
     "redirected",  # HTTP 302 to another host

@@ -30,6 +30,7 @@ class Tls:
     key: Path
     client_authority: Path | None = None
     binding: bytes = b""
+    newest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED
 
 
 class WsmanServer:
@@ -139,6 +140,7 @@ class _Http(ThreadingHTTPServer):
         self._context: ssl.SSLContext | None = None
         if tls is not None:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.maximum_version = tls.newest
             self._context.load_cert_chain(tls.certificate, tls.key)
             if tls.client_authority is not None:
                 self._context.load_verify_locations(tls.client_authority)
@@ -258,8 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._endless(b"<", 0.02)
         elif self.path != "/wsman":
             self._reply(404, b"")
-        elif kind == "unavailable":
-            self._reply(503, b"")
+        elif kind in ("unavailable", "forbidden"):
+            self._reply(503 if kind == "unavailable" else 403, b"")
         elif kind == "garbled":
             self._reply(200, b"<html>a proxy's page")
         elif kind == "drop":

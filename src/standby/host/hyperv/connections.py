@@ -230,6 +230,8 @@ class Connection:
         except WinRMTransportError as exc:
             if exc.code == 400 and self._is_signed_in and self._transport.encryption:
                 raise self._refused("") from exc  # encrypted for a connection that has ended
+            if exc.code == 403 and access.transport == "certificate":
+                raise self._refused("HTTP 403") from exc
             raise HostUnreachable(access.host, access.url, f"HTTP {exc.code}") from exc
         except requests.exceptions.SSLError as exc:
             raise self._tls_failed(exc) from exc
@@ -278,7 +280,10 @@ class Connection:
             return HostCertificateRefused(access.host, access.url, text)
         if access.transport == "certificate" and "alert" in text:
             return HostCredentialsRefused(access.host, str(access.certificate), "TLS", text)
-        return HostUnreachable(access.host, access.url, text, "Is that port the one of HTTPS?")
+        hint = "Is that port the one of HTTPS"
+        if access.transport == "certificate":  # over TLS 1.3 its refusal may look like an end
+            hint += f", and does the host trust who signed {access.certificate}"
+        return HostUnreachable(access.host, access.url, text, f"{hint}?")
 
 
 class _TimedOut(HostShellLost):
