@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
-from datetime import time
+from datetime import time, timedelta
 from pathlib import Path
 
 import pytest
@@ -224,27 +224,55 @@ kind = "hyperv"
 address = "hv01.example"
 credentials = { username = "EXAMPLE\\\\backup", password = "env:HV_PASSWORD" }
 """
+JOB = """
+[jobs.j]
+source = "hv"
+machines = ["web"]
+target = "TARGET"
+repository = "main"
+"""
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HYPERV, "[hosts.hv] kind: hosts of kind hyperv are not in this release"),
-        ('[hosts.hv]\nkind = "hyperv-cluster"\nnodes = ["a", "b"]', "kind hyperv-cluster are not"),
+        ('[hosts.hv]\nkind = "hyperv-cluster"\nnodes = ["a", "b"]', "[hosts.hv] address: is missing"),
         (HYPERV.replace("env:HV_PASSWORD", "hunter2"), "[hosts.hv.credentials] password: a secret "
          'must not stand in this file. write a reference: password = "env:NAME"'),
-        # Other mistakes are not named before it: nobody gets further by mending them.
-        ('[hosts.hv]\nkind = "hyperv"', "hosts of kind hyperv are not in this release"),
-        (HYPERV.replace("address", "adress"), "hosts of kind hyperv are not in this release"),
-        (HYPERV + "port = 3", "hosts of kind hyperv are not in this release"),
+        ('[hosts.hv]\nkind = "hyperv"', "[hosts.hv] address: is missing"),
+        (HYPERV.replace("address", "adress"), "[hosts.hv] adress: unknown key. did you mean addr"),
+        (HYPERV + "port = 3", "[hosts.hv] port: unknown key"),
+        (HYPERV.replace("hv01.example", "hv01/x"), "[hosts.hv] address: 'hv01/x' is no address"),
+        (HYPERV + "path = 'x'", "[hosts.hv] path: unknown key"),
+        (HYPERV + "audit_every = '3h'", "[hosts.hv] audit_every: '3h' is too short. at least 1d"),
+        (HYPERV + "checkpoints = { consistency = 'vss' }",
+         "[hosts.hv.checkpoints] consistency: 'vss' is not known. one of application, crash"),
+        (HYPERV + "checkpoints = { consistency = 'crash', fall_back = true }",
+         '[hosts.hv.checkpoints] fall_back: has no meaning with consistency = "crash"'),
+        (HYPERV + "checkpoints = { kopy = true }", "[hosts.hv.checkpoints] kopy: unknown key"),
+        (HYPERV + "max_tasks = 0", "[hosts.hv] max_tasks: 0 is out of range"),
+        (HYPERV + JOB.replace('"hv"', '"prod"').replace("TARGET", "hv"),
+         "[jobs.j] target: host hv of kind hyperv is a source only in this release"),
     ],
 )  # fmt: skip
-def test_hyperv_hosts_are_read_and_said_not_to_be_in_this_release(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_what_a_hyperv_host_cannot_have_is_refused(tmp_path: Path, text: str, message: str) -> None:
     found = refusal(tmp_path, MINIMAL + text)
     assert message in found
     assert "hunter2" not in found
+
+
+def test_a_hyperv_host_is_read_with_its_defaults(tmp_path: Path) -> None:
+    text = MINIMAL + HYPERV + "max_tasks = 3\n" + JOB.replace("TARGET", "dr")
+    host = load(tmp_path, text).hosts["hv"]
+    assert host.hyperv is not None
+    (access,) = host.hyperv.accesses
+    assert (access.url, access.transport) == ("https://hv01.example:5986/wsman", "ntlm")
+    assert (access.username, access.password) == ("EXAMPLE\\backup", "env:HV_PASSWORD")
+    rules = host.hyperv
+    assert (rules.is_application, rules.fall_back, rules.is_copy) == (True, True, True)
+    assert rules.audit_every == timedelta(days=30)
+    assert host.max_tasks == 3
+    assert host.shown == "hv01.example"
 
 
 def test_a_missing_file_names_the_command_that_makes_one(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
 
 
 class PowerState(enum.StrEnum):
@@ -32,7 +33,7 @@ class MachineDisk:
     `host_id` is the host's own stable identity of the disk (folder host: what vm.toml says, else
     ''); `page83` the identity the guest sees (clones repeat it); `place` the controller place,
     for example 'scsi:0:1'; `file` the newest layer, relative to the machine's folder with forward
-    slashes.
+    slashes, or a whole path in Windows' words.
     """
 
     place: str
@@ -41,6 +42,12 @@ class MachineDisk:
     page83: str = ""
     virtual_size: int = 0
     logical_sector_size: int = 512
+
+    @property
+    def file_name(self) -> str:
+        """The file's name without its folders."""
+        windows = PureWindowsPath(self.file)
+        return windows.name if windows.anchor[1:] else PurePosixPath(self.file).name
 
 
 @dataclass(frozen=True, slots=True)

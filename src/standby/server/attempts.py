@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
-from pathlib import PurePosixPath
 from typing import Any
 
 from standby import killpoints
@@ -46,7 +45,7 @@ class Attempts:
         self._book = book
         self._kept: dict[str, tuple[int, int]] = {}
         """By place: bytes of data, and of zeros, that earlier attempts of the session brought."""
-        self._files = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
+        self._files = {disk.place: disk.file_name for disk in machine.disks}
         self.failed_at_target: set[str] = set()
         """Tasks that a trouble of the target's end ended."""
         self.warnings: list[str] = []

@@ -17,7 +17,7 @@ from standby.server.crews import uses_services
 from standby.server.fleet import Fleet
 from standby.server.mover_check import Check, Movers
 from standby.server.mover_check import Level as CheckLevel
-from standby.server.proxies import Eligibility, Side, eligible_proxies, seen_folders
+from standby.server.proxies import Eligibility, Side, eligible_proxies, paths_hint, seen_folders
 
 AT_ONCE = 16
 TRIES = "`standby infrastructure check` tries every part"
@@ -59,7 +59,7 @@ def proxy_findings(config: Config) -> list[Finding]:
             host = config.hosts[name]
             if not seen_folders(proxy, host):
                 left = ", ".join(folders) or "nothing"
-                problem = f"{left} does not hold {host.path}, the folder of host {name}"
+                problem = f"{left} does not hold {host.shown}, the folder of host {name}"
                 hint = f"{proxy.name} takes no disk of it: write that folder, or one above it"
                 findings.append(Finding(Level.WARNING, f"{where} paths.{name}", problem, hint))
     for job in config.jobs.values():
@@ -70,17 +70,22 @@ def proxy_findings(config: Config) -> list[Finding]:
 def _unserved(config: Config, job: ReplicationJob) -> Iterator[Finding]:
     where = f"[jobs.{job.name}]"
     try:
-        if not uses_services(config, job):
-            return
+        is_served = uses_services(config, job)
     except ConfigurationError as exc:
         yield Finding(Level.ERROR, where, exc.problem, exc.hint)
         return
     for side, host in _sides(job):
+        is_folder = config.hosts[host].is_folder
+        if is_folder and not is_served:
+            continue
         found = _eligible(config, job, side, host)
-        if not any(item.proxy.mover for item in found.eligible.values()):
+        if not any(bool(item.proxy.mover) is is_served for item in found.eligible.values()):
             why = "; ".join(f"{name}: {reason}" for name, reason in sorted(found.refused.items()))
-            problem = f"no proxy {'reads' if side == 'source' else 'writes'} host {host}: {why}"
+            does = f"{'reads' if side == 'source' else 'writes'} host {host}"
+            problem = f"no proxy {does}: {why or 'there is none'}"
             hint = f"write paths for {host} into a [proxies.NAME], or name its mover there"
+            if not is_folder:
+                hint = paths_hint(host)
             yield Finding(Level.ERROR, where, problem, hint)
 
 
@@ -104,7 +109,8 @@ def needs_of(config: Config, job: ReplicationJob) -> list[Need]:
     needs = []
     for side, host in _sides(job):
         place = config.hosts[host]
-        needs.append(Need(place.mover, "host", f"host {host}", str(place.path)))
+        if place.is_folder:
+            needs.append(Need(place.mover, "host", f"host {host}", str(place.path)))
         for item in _eligible(config, job, side, host).eligible.values():
             for path in item.paths if item.proxy.mover else ():
                 what, group = f"host {host}", f"{side} {host} of job {job.name}"

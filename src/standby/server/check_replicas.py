@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from standby.disk import open_disk
 from standby.disk.vhdx import default_block_size
@@ -155,7 +155,7 @@ def _first_point(
     disks = [disk for disk in machine.disks if not excludes_disk(job, machine.name, disk.place)]
     shown = target.shown(path)
     if job.seed.get(machine.name, False):
-        seeds = {matched[disk.place].id: PurePosixPath(disk.file).name for disk in disks}
+        seeds = {matched[disk.place].id: disk.file_name for disk in disks}
         problem = target.missing_seed(path, seeds)
         hint = "seed.vhdx, seed.raw or seed.img in the disk's folder, or the source's file name"
         where = f"[jobs.{job.name}.seed] {machine.name}"

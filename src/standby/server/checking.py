@@ -80,12 +80,15 @@ def check_configuration(config: Config, host: Hosts, fleet: Fleet | None = None)
                 findings.append(_host_problem(config.hosts[name], exc))
             continue
         path = config.hosts[name].path
-        findings += unusable_machines(name, inventories[name].problems, jobs, path)
+        is_folder_host = config.hosts[name].is_folder
+        findings += unusable_machines(
+            name, inventories[name].problems, jobs, path, is_folder_host=is_folder_host
+        )
     away = {item.mend for item in findings if item not in asked.findings}
     away |= {f"mover {name}" for name in asked.lost}
     for job in jobs:
         if job.source in inventories:
-            findings += _machines_of(job, inventories[job.source])
+            findings += _machines_of(job, inventories[job.source], config.hosts[job.source])
             findings += _names(job, inventories[job.source])
             at_fault = _fault(config.hosts[job.target])
             if f"[hosts.{job.target}] path" in refused or at_fault in away:
@@ -139,6 +142,9 @@ def _state_database(config: Config) -> list[Finding]:
 def _host_problem(host: HostConfig, error: StandbyError) -> Finding:
     """A host whose VMs cannot be listed."""
     where = f"[hosts.{host.name}]"
+    if not host.is_folder:
+        hint = f"`standby host check {host.name}` says what is missing"
+        return Finding(Level.ERROR, where, str(error), hint, f"host {host.name}")
     if not host.mover or not isinstance(error, MoverDied | LinkError):
         return Finding(Level.ERROR, where, str(error), "correct its path, or what is there")
     why = error.exit_status if isinstance(error, MoverDied) else str(error)
@@ -193,7 +199,7 @@ def _at_target(
 # --- VMs and disks -------------------------------------------------------------------------------
 
 
-def _machines_of(job: ReplicationJob, inventory: Inventory) -> list[Finding]:
+def _machines_of(job: ReplicationJob, inventory: Inventory, host: HostConfig) -> list[Finding]:
     """Names and patterns that take no VM: each by itself, a job may have lost one of many."""
     idle = [
         pattern
@@ -208,7 +214,9 @@ def _machines_of(job: ReplicationJob, inventory: Inventory) -> list[Finding]:
             f"[jobs.{job.name}] machines",
             f"{', '.join(idle)} matches none of the {len(inventory.machines)} VMs of host "
             f"{job.source}",
-            "a VM is a folder with a vm.toml in the host's folder",
+            "a VM is a folder with a vm.toml in the host's folder"
+            if host.is_folder
+            else f"on {host.shown} `Get-VM` lists the VMs; replicas are taken only by name",
         )
     ]
 

@@ -19,6 +19,7 @@ from standby.server.config_values import (
     RepositoryConfig,
     ServerConfig,
 )
+from standby.server.hyperv_config import parse_hyperv
 from standby.server.job_config import known_name, parse_job, unknown_name
 from standby.server.schedule_config import check_chains, parse_schedule, parse_zone
 from standby.server.traffic_config import parse_traffic
@@ -78,6 +79,8 @@ def load_config(path: Path) -> Config:
         name: parse_job(name, table, hosts, repositories, proxies, wans)
         for name, table in _named(root, "jobs")
     }
+    for name, table in _named(root, "jobs"):
+        _check_target(hosts[jobs[name].target], table)
     schedules = {
         name: schedule
         for name, table in _named(root, "jobs")
@@ -225,11 +228,20 @@ def _host(name: str, table: Table, movers: dict[str, MoverConfig]) -> HostConfig
         host = HostConfig(name, kind, *_place(table, movers))
         table.done()
         return host
-    # Whatever else is wrong would be mended in vain; but no secret may stand here.
-    table.table("credentials").secret("password", "")
-    raise table.error(
-        "kind", f"hosts of kind {kind} are not in this release", 'use kind = "folder"'
-    )
+    hyperv = parse_hyperv(name, table, is_cluster=kind == "hyperv-cluster")
+    limited = table.has("max_tasks")
+    max_tasks = table.integer("max_tasks", minimum=1, maximum=1024) if limited else 0
+    table.done()
+    return HostConfig(name, kind, Path(), max_tasks=max_tasks, hyperv=hyperv)
+
+
+def _check_target(host: HostConfig, table: Table) -> None:
+    if not host.is_folder:
+        raise table.error(
+            "target",
+            f"host {host.name} of kind {host.kind} is a source only in this release",
+            "name a host of kind folder",
+        )
 
 
 def _proxy(

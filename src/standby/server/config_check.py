@@ -148,6 +148,8 @@ def unusable_machines(
     problems: Iterable[MachineProblem],
     jobs: Iterable[ReplicationJob],
     folder: Path | None = None,
+    *,
+    is_folder_host: bool = True,
 ) -> list[Finding]:
     """VMs that the host, whose folder that is, cannot describe: an error for the jobs that would
     take them."""
@@ -157,7 +159,10 @@ def unusable_machines(
         takers = [job.name for job in jobs if job.source == host and selects(job, name)]
         file = str(folder / item.folder / "vm.toml") if folder is not None else "its vm.toml"
         hint = f"correct {file}"
-        if is_denied(item.problem):
+        if not is_folder_host:
+            file = f"VM {name} of host {host}"
+            hint = f'leave its disk out (exclude_disks = ["{name}:PLACE"]), or change it there'
+        elif is_denied(item.problem):
             file = str(folder / item.folder) if folder is not None else "its folder"
             hint = f"give this user read access to {file}"
         if takers:
@@ -211,6 +216,8 @@ def check_paths(config: Config) -> list[Finding]:
     sources = {job.source for job in config.jobs.values()}
     targets = {job.target for job in config.jobs.values()}
     for host in config.hosts.values():
+        if not host.is_folder and host.name not in sources | targets:
+            findings.append(Finding(Level.WARNING, f"[hosts.{host.name}]", "no job uses this host"))
         if host.kind != "folder" or host.mover:
             continue
         where = f"[hosts.{host.name}] path"

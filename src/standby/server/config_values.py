@@ -9,6 +9,7 @@ from pathlib import Path
 from standby.clock import LOCAL_ZONE
 from standby.errors import UnknownName
 from standby.model.job import ReplicationJob
+from standby.server.hyperv_config import HyperVConfig
 from standby.server.references import read_reference
 from standby.server.schedule import Schedule
 from standby.server.traffic import TrafficRule
@@ -21,14 +22,30 @@ from standby.units import MiB
 class HostConfig:
     """A source or target host. `path` is the folder of a folder host: on the machine of `mover`,
     as written, where there is one, else on this machine. `max_tasks` disks of the host at once, 0
-    any number. `kind` is 'folder'; a program, not the file, may also use 'memory'
-    (`standby.testing`)."""
+    any number. `kind` is 'folder' or 'hyperv', which has no folder and no mover but `hyperv`; a
+    program, not the file, may also use 'memory' (`standby.testing`)."""
 
     name: str
     kind: str
     path: Path
     mover: str = ""
     max_tasks: int = 0
+    hyperv: HyperVConfig | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether its VMs are folders in its folder."""
+        return self.hyperv is None
+
+    def file(self, name: str) -> str:
+        """The whole path, as the host has it, of a disk's file: a Hyper-V host names whole paths,
+        a folder host those below its folder."""
+        return f"{self.path}/{name}" if self.hyperv is None else name
+
+    @property
+    def shown(self) -> str:
+        """Where it is, for people."""
+        return str(self.path) if self.hyperv is None else self.hyperv.shown
 
 
 @dataclass(frozen=True, slots=True)

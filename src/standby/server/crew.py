@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from standby.clock import new_token
-from standby.errors import MoverLeft, RepositoryError, StandbyError
+from standby.errors import MoverLeft, NoProxy, RepositoryError, StandbyError
 from standby.files import is_there, rename_durably
 from standby.host.folder import create_replica_machine, update_replica_machine
 from standby.model.machine import Machine
@@ -208,8 +208,14 @@ class LocalCrew:
         target_root: Path,
         repository: Path,
         slots: TaskSlots | None = None,
+        seen: Callable[[Sequence[str]], SourceFiles | None] = lambda disk: None,
+        machine: str = "",
     ) -> None:
+        """`seen` says where a disk of these files is that is not below `source_root`; it may raise
+        NoProxy."""
         self._pair = pair
+        self._seen = seen
+        self._machine = machine
         self.left_out: dict[str, str] = {}
         self._repository = repository
         self._slots = slots
@@ -253,7 +259,11 @@ class LocalCrew:
         return self.source.call(verb, disk=self._source_disk(disk))
 
     def _source_disk(self, disk: Sequence[str]) -> SourceFiles:
-        return {"root": self._source_root, "files": list(disk)}
+        try:
+            seen = self._seen(disk)
+        except NoProxy as exc:
+            raise replace(exc, machine=self._machine) from None
+        return seen or {"root": self._source_root, "files": list(disk)}
 
     @contextlib.contextmanager
     def disk_link(self, task: DiskTask) -> Iterator[DiskLink]:

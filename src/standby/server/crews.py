@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.errors import ConfigurationError
+from standby.errors import ConfigurationError, NoProxy
 from standby.model.job import ReplicationJob
 from standby.server.config import Config
 from standby.server.context import TaskSlots
-from standby.server.crew import Crew, LocalCrew
+from standby.server.crew import Crew, LocalCrew, SourceFiles
 from standby.server.fleet import Fleet
 from standby.server.movers import MoverPair
-from standby.server.proxies import all_proxies, capacities
+from standby.server.proxies import all_proxies, capacities, eligible_proxies, paths_hint
 from standby.server.resources import Resources
 from standby.server.service_crew import ServiceCrew
 
@@ -23,10 +24,11 @@ def uses_services(config: Config, job: ReplicationJob) -> bool:
     """Whether the job runs over service movers: its hosts and its repository name movers. Raises
     ConfigurationError where only some of them do."""
     movers = {
-        f"[hosts.{job.source}]": config.hosts[job.source].mover,
-        f"[hosts.{job.target}]": config.hosts[job.target].mover,
-        f"[repositories.{job.repository}]": config.stores[job.repository].mover,
+        f"[hosts.{name}]": config.hosts[name].mover
+        for name in (job.source, job.target)
+        if config.hosts[name].is_folder  # others are not there by any mover
     }
+    movers[f"[repositories.{job.repository}]"] = config.stores[job.repository].mover
     missing = [table for table, mover in movers.items() if not mover]
     if len(missing) in (0, len(movers)):
         return not missing
@@ -132,7 +134,28 @@ class Crews:
             return
         with self._lent_pair() as pair:
             roots = [config.host_path(name) for name in (job.source, job.target)]
-            yield LocalCrew(pair, roots[0], roots[1], config.repositories[job.repository], slots)
+            repository = config.repositories[job.repository]
+            maps = partial(self._seen_here, job)
+            yield LocalCrew(pair, roots[0], roots[1], repository, slots, maps, machine)
+
+    def _seen_here(self, job: ReplicationJob, disk: Sequence[str]) -> SourceFiles | None:
+        """A disk of the job's source by whole paths on this machine, as the proxies without a mover
+        say; None where they lie below the source host's folder. NoProxy where nobody sees them."""
+        host = self._config.hosts.get(job.source)
+        if host is None or host.is_folder:
+            return None
+        found = eligible_proxies(self._config, job, "source", [host.file(name) for name in disk])
+        reasons = dict(found.refused)
+        for name, item in found.eligible.items():
+            if not item.proxy.mover:
+                return {"root": "", "files": list(item.paths)}
+            reasons[name] = (
+                f"it sees them through mover {item.proxy.mover}, and the job's target and "
+                "repository are on this machine"
+            )
+        if not reasons and disk:
+            reasons["no proxy"] = paths_hint(host.name, host.file(disk[0]))
+        raise NoProxy("", "", "source", tuple(f"{key}: {why}" for key, why in reasons.items()))
 
     @contextlib.contextmanager
     def _lent_pair(self) -> Iterator[MoverPair]:

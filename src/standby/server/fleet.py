@@ -272,7 +272,7 @@ class Fleet:
         avoid: Mapping[str, str] | None = None,
     ) -> Eligibility:
         host = self._config.hosts[job.source if side == "source" else job.target]
-        files = [f"{host.path}/{name}" for name in disk]
+        files = [host.file(name) for name in disk]
         if side == "target":
             files = [str(host.path)]
         return eligible_proxies(self._config, job, side, files, avoid=avoid)

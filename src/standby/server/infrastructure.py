@@ -80,7 +80,7 @@ def infrastructure_of(config: Config, fleet: Fleet, usage: Usage) -> Infrastruct
         handle, roles = fleet.mover(name), tuple(needed_roles(config, name))
         movers.append(MoverInfo(name, mover.address, handle.is_connected, handle.problem, roles))
     return Infrastructure(
-        tuple(HostInfo(it.name, it.kind, str(it.path), it.mover) for it in config.hosts.values()),
+        tuple(HostInfo(it.name, it.kind, it.shown, it.mover) for it in config.hosts.values()),
         tuple(movers),
         tuple(
             ProxyInfo(it.name, it.mover, it.side, it.max_tasks) for it in config.proxies.values()

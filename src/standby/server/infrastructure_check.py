@@ -62,7 +62,7 @@ def _roads(config: Config, movers: Movers) -> list[Callable[[], list[Check]]]:
     pairs: set[tuple[str, str, str, str]] = set()
     for job in config.jobs.values():
         source, target = config.hosts[job.source], config.hosts[job.target]
-        if not source.mover or not target.mover:
+        if (source.is_folder and not source.mover) or not target.mover:
             continue
         senders = _side(config, job.proxies, "source", source.name)
         receivers = _side(config, job.target_proxies, "target", target.name)

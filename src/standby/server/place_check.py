@@ -24,6 +24,8 @@ def place_checks(config: Config, movers: Movers) -> list[Callable[[], list[Check
     sources = {job.source for job in config.jobs.values()}
     wanted: list[tuple[str, str, str, bool]] = []
     for host in config.hosts.values():
+        if not host.is_folder:
+            continue
         is_target = host.name in targets
         wanted.append((host.mover, f"host {host.name}", str(host.path), is_target))
     for store in config.stores.values():

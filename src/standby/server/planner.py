@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -149,7 +148,7 @@ class Planner:
             with contextlib.suppress(RepositoryBusy):
                 repository.states(facts.repository_key(identity))  # damage is told, not passed over
         disks = self._disks(machine, identity, state, path, crew, repository, scan)
-        files = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
+        files = {disk.place: disk.file_name for disk in machine.disks}
         seeds = {disk.disk_id: files.get(disk.place, "") for disk in disks if disk.uses_seed}
         if seeds and (reason := crew.target.call("missing_seed", path=path, seeds=seeds)):
             return MachinePlan(machine.name, machine.id, replica, "conflict", reason, disks=disks)
@@ -238,7 +237,7 @@ class Planner:
             )
             if scan:
                 disks = {disk.place: disk for disk in checkpoint.disks}
-                names = {disk.place: PurePosixPath(disk.file).name for disk in machine.disks}
+                names = {disk.place: disk.file_name for disk in machine.disks}
                 plans = {
                     place: self._scanned(plan, disks[place], names.get(place, ""), path, key, crew)
                     for place, plan in plans.items()

@@ -49,7 +49,9 @@ def all_proxies(config: Config) -> dict[str, ProxyConfig]:
     side at least."""
     found = dict(config.proxies)
     for host in config.hosts.values():
-        if not (_has_proxy(config, host, "source") and _has_proxy(config, host, "target")):
+        if host.is_folder and not (
+            _has_proxy(config, host, "source") and _has_proxy(config, host, "target")
+        ):
             own = own_proxy(config, host)
             found[own.name] = own
     return found
@@ -58,7 +60,7 @@ def all_proxies(config: Config) -> dict[str, ProxyConfig]:
 def _has_proxy(config: Config, host: HostConfig, side: Side) -> bool:
     """Whether a configured proxy is made for the host."""
     return any(
-        proxy.side in (side, "both") and (host.name in proxy.paths or proxy.mover == host.mover)
+        proxy.side in (side, "both") and (host.name in proxy.paths or _is_on(proxy, host))
         for proxy in config.proxies.values()
     )
 
@@ -81,7 +83,7 @@ def eligible_proxies(
     eligible: dict[str, Eligible] = {}
     refused: dict[str, str] = {}
     proxies = dict(config.proxies)
-    if not named and not _has_proxy(config, host, side):
+    if not named and host.is_folder and not _has_proxy(config, host, side):
         own = own_proxy(config, host)
         proxies[own.name] = own
     for name, proxy in proxies.items():
@@ -94,15 +96,29 @@ def eligible_proxies(
         else:
             seen = [_seen(proxy, host, file) for file in files] or seen_folders(proxy, host)
             if None in seen or not seen:
-                file = files[seen.index(None)] if files else host.path
+                file = files[seen.index(None)] if files else host.shown
                 refused[name] = f"none of its paths for host {host.name} leads to {file}"
+                if files and not host.is_folder:
+                    refused[name] += f": {paths_hint(host.name, file)}"
             else:
                 eligible[name] = Eligible(proxy, tuple(path for path in seen if path is not None))
     return Eligibility(side, eligible, refused)
 
 
+def paths_hint(host: str, file: str = "C:\\ClusterStorage\\Volume1\\DISK.vhdx") -> str:
+    """How to write where a proxy sees a file of a host that names whole paths."""
+    folder = file.rpartition("\\")[0] or file
+    return (
+        f"share that folder, mount it on the proxy's machine, and write [proxies.NAME] paths = "
+        f"{{ {host} = {{ '{folder}' = \"/mnt/{host}\" }} }}"
+    )
+
+
 def seen_folders(proxy: ProxyConfig, host: HostConfig) -> Sequence[str]:
-    """The host's folder as the proxy sees it, or, where it does not, what it sees below that."""
+    """The host's folder as the proxy sees it, or, where it does not, what it sees below that. Of a
+    host without a folder of its own, all that the proxy's `paths` say."""
+    if not host.is_folder:
+        return tuple(proxy.paths.get(host.name, {}).values())
     whole = _seen(proxy, host, str(host.path))
     if whole is not None:
         return (whole,)
@@ -115,7 +131,13 @@ def _seen(proxy: ProxyConfig, host: HostConfig, file: str) -> str | None:
     """The file as the proxy sees it. What its `paths` say goes before what it sees as the host
     does, being on the host's machine."""
     mapped = mapped_path(file, proxy.paths.get(host.name, {}))
-    return file if mapped is None and proxy.mover == host.mover else mapped
+    return file if mapped is None and _is_on(proxy, host) else mapped
+
+
+def _is_on(proxy: ProxyConfig, host: HostConfig) -> bool:
+    """Whether the proxy's mover is that of the host's machine, and opens its files by their own
+    paths."""
+    return host.is_folder and proxy.mover == host.mover
 
 
 def capacities(config: Config) -> Capacities:

@@ -23,7 +23,7 @@ from standby.road.surveying import ReplicaStatus
 from standby.server.all_replicas import AllReplicas
 from standby.server.check_targets import target_of, write_hint
 from standby.server.checking import check_configuration
-from standby.server.config import Config, MoverConfig, load_config
+from standby.server.config import Config, HostConfig, MoverConfig, load_config
 from standby.server.config_check import Finding, refused_machines
 from standby.server.context import ProgressCallback
 from standby.server.crews import Crews
@@ -112,13 +112,18 @@ class BackupServer:
     def host(self, name: str) -> Host:
         """The host of that name."""
         if name not in self._hosts:
-            found = self.config.hosts[name]
-            self._hosts[name] = (
-                RemoteHost(name, self.crews.fleet, Station(found.mover, str(found.path)))
-                if found.mover
-                else FolderHost(name, found.path, self._state.folder, self.clock)
-            )
+            self._hosts[name] = self._made_host(self.config.hosts[name])
         return self._hosts[name]
+
+    def _made_host(self, found: HostConfig) -> Host:
+        if found.hyperv is not None:
+            from standby.server.hyperv_hosts import hyperv_source  # heavy
+
+            return hyperv_source(self.config, found, self.clock)
+        if found.mover:
+            station = Station(found.mover, str(found.path))
+            return RemoteHost(found.name, self.crews.fleet, station)
+        return FolderHost(found.name, found.path, self._state.folder, self.clock)
 
     def _answers(self, replica: ReplicaStatus) -> bool:
         """Whether the mover beside the replica's source host answers, where there is one: a source
