@@ -160,7 +160,9 @@ class ReplicaRecord:
     `damage` is why sessions are stopped; of the verified points `damaged_points` are the ones that
     are damaged and `intact_points` the others, both empty without damage.
     `failover_point` and `failover_started_at` are set while the state is failover. `serve_pid` and
-    `serve_started` name the detached disk server of a running replica VM.
+    `serve_started` name the detached disk server of a running replica VM. `host_folder` is the
+    replica's folder as its host sees it, where that is another host than a folder's: locators name
+    it, and no file is sparse (RULES 13).
     """
 
     format: int
@@ -180,3 +182,4 @@ class ReplicaRecord:
     intact_points: tuple[str, ...] = ()
     serve_pid: int = 0
     serve_started: str = ""
+    host_folder: str = ""

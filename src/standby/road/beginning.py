@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import msgspec
 
@@ -76,6 +76,10 @@ def begin_partial(
     disk_folder = folder.disk_path(disk_id)
     make_folder_durably(disk_folder)
     lease.check()
+    host_folder = folder.record().host_folder
+    on_host = ""
+    if host_folder and chain:
+        on_host = str(PureWindowsPath(host_folder) / disk_id / chain[0].name)
     spec = PartialSpec(
         disk_id,
         wanted.point,
@@ -89,8 +93,9 @@ def begin_partial(
         digests,
         copy_from,
         root,
+        on_host,
     )
-    return PartialDisk.open(disk_folder, spec, clock=clock)
+    return PartialDisk.open(disk_folder, spec, sparse=not host_folder, clock=clock)
 
 
 def _parent(

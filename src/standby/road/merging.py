@@ -83,6 +83,7 @@ def merge_oldest(
     for a host that refuses sparse files (RULES 13).
     """
     _check_state(folder, lease)
+    can_punch = can_punch and not folder.record().host_folder
     if pending_merge(folder) is not None:
         if not finish_merge(folder, lease, progress, can_punch=can_punch):
             raise ReplicaBusy(folder.name, _STUCK)
@@ -121,6 +122,7 @@ def finish_merge(
     if pending is None:
         return True
     _check_state(folder, lease)
+    can_punch = can_punch and not folder.record().host_folder
     lock = ByteLock(folder.lock_path, MERGE_BYTE)
     if not lock.acquire():
         return False

@@ -21,6 +21,8 @@ COPY_SUFFIX = ".copy"
 """`points/<id>.copy`: the bytes of a commit record once more (record_copies)."""
 BASE = "base.vhdx"
 READY = "ready.vhdx"
+TRACKING_SUFFIXES = (".rct", ".mrt")
+"""What Hyper-V keeps beside a disk file that it tracked: of a replaced one, it means nothing."""
 SEEDS = ("seed.vhdx", "seed.raw", "seed.img")
 NVRAM = "nvram.fd"
 """What a folder host calls a VM's UEFI variables where vm.toml has no other name."""

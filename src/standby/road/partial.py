@@ -39,7 +39,8 @@ class PartialSpec:
 
     `parent_chain` is newest first and empty for a new base; `digests` describe the parent's state,
     newest first; `copy_from` is the chain whose content, cut or extended with zeros, a new base
-    starts from (RULES 14). `point_id` names a new partial; a resumed one keeps its own.
+    starts from (RULES 14). `parent_on_host` is the parent's path as the host sees it, for locators.
+    `point_id` names a new partial; a resumed one keeps its own.
     """
 
     disk_id: str
@@ -54,6 +55,7 @@ class PartialSpec:
     digests: tuple[Path, ...] = ()
     copy_from: tuple[Path, ...] = ()
     parent_root: bytes = b""
+    parent_on_host: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,11 +46,14 @@ def renew(
 
     Raises ReplicaStarted, having changed nothing, when the replica VM runs or an old ready layer
     is not as we left it; `drop_writes` throws away what was written to it. `host_folder` is the
-    replica's folder as the host sees it, for absolute locators; `sparse` False for hosts that
-    refuse sparse files (RULES 13). `changes` go into replica.json with the last step.
+    replica's folder as the host sees it, for absolute locators, and `sparse` False for hosts that
+    refuse sparse files (RULES 13); replica.json says both, too. `changes` go into it with the last
+    step. What a host that tracks changes kept beside a replaced layer is removed.
     The UEFI variables become those of the point, too.
     """
     record = folder.record()
+    host_folder = host_folder or record.host_folder or None
+    sparse = sparse and not record.host_folder
     if is_running is not None and is_running():
         raise ReplicaStarted(folder.name, str(folder.path), "the replica VM is running")
     if not drop_writes:
@@ -77,6 +80,8 @@ def renew(
                 raise ReplicaStarted(folder.name, layer, "another process has it open") from exc
             raise
         killpoints.reach("ready layer renamed")
+        tracking = [f"{disk_id}/{naming.READY}{end}" for end in naming.TRACKING_SUFFIXES]
+        _remove(folder, lease, [name for name in tracking if is_there(folder.path / name)])
     gone = [layer.file for disk_id, layer in found.items() if disk_id not in renewed]
     _remove(folder, lease, gone)
     put_state_files(folder, lease, point, drop_writes=drop_writes)

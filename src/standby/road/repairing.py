@@ -68,6 +68,7 @@ def repair(
     Verify again afterwards: points that share a layer may be healed too.
     """
     lease.check()
+    sparse = sparse and not folder.record().host_folder
     point = folder.point(verdict.point_id)
     report = RepairReport(point.id)
     for found in verdict.disks:

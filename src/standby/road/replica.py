@@ -56,6 +56,9 @@ _KNOWN_FILES = frozenset(
     | {"power.json", "serial.log", "disk-server.log", "nvram.fd"}
 )
 
+_HOST_FOLDERS = ("Virtual Machines", "Snapshots", "UndoLog Configuration")
+"""Where a Hyper-V host keeps the configuration of the replica's VM."""
+
 
 @dataclass(frozen=True, slots=True)
 class PointScan:
@@ -400,6 +403,8 @@ class ReplicaFolder:
         known |= {f"{naming.POINTS}/{point_id}{naming.COPY_SUFFIX}" for point_id in ids}
         known |= {layer.file for layer in (record.ready or {}).values()}
         known |= {layer.file for layer in (record.ready_next or {}).values()}
+        if record.host_folder:
+            known |= {name + end for name in known for end in naming.TRACKING_SUFFIXES}
         found = []
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path).as_posix()
@@ -408,6 +413,7 @@ class ReplicaFolder:
                 or naming.partial_name(path.name) is not None
                 or naming.ready_candidate_generation(path.name) is not None
                 or path.name.startswith(".")
+                or (record.host_folder and name.partition("/")[0] in _HOST_FOLDERS)
             )
             if not is_ours and not is_folder(path):
                 found.append(name)

@@ -258,7 +258,10 @@ def _begun(
 def _created(path: Path, spec: PartialSpec, sparse: bool) -> vhdx.VhdxDisk:
     if spec.parent_chain:
         parent, *parents = spec.parent_chain
-        return vhdx.create_child(path, parent, parents=parents, sparse=sparse)
+        on_host = spec.parent_on_host or None
+        return vhdx.create_child(
+            path, parent, parents=parents, parent_path_on_host=on_host, sparse=sparse
+        )
     return vhdx.create(
         path,
         spec.virtual_size,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import msgspec
@@ -152,8 +152,10 @@ class TargetVerbs:
         take_over: bool,
         must_exist: bool,
         expected: str,
+        host_root: str = "",
     ) -> dict[str, Any]:
-        """Become the writer, finish what a dead session left, and say what is here (RULES 6)."""
+        """Become the writer, finish what a dead session left, and say what is here (RULES 6).
+        `host_root` is `root` as a host sees it that is no folder host."""
         who = msgspec.convert(identity, ReplicaIdentity)
         found = self._found(root, identity, wanted)
         if must_exist and not found.exists:
@@ -165,12 +167,23 @@ class TargetVerbs:
         folder = ReplicaFolder(path, self._clock)
         folder.create(who, wanted)
         with self.replicas.opening(text, folder, session, take_over) as lease:
+            self._know_host(folder, lease, host_root)
             state, warnings = self._converged(folder, lease)
             self.replicas.add(text, folder, lease)
         if state.newest:  # before that, what lies here was put here: a seed
             unknown = [name for name in folder.unknown_files() if not is_seed(name)]
             warnings.extend(f"unknown file {name} is left alone" for name in unknown)
         return {"path": text, "state": state, "warnings": warnings}
+
+    def _know_host(self, folder: ReplicaFolder, lease: WriterLease, host_root: str) -> None:
+        """Keep in replica.json how the host sees the folder, before anything is written there."""
+        seen = str(PureWindowsPath(host_root) / folder.name) if host_root else ""
+        try:
+            if folder.record().host_folder != seen:
+                lease.update(host_folder=seen)
+        except BaseException:
+            lease.release()
+            raise
 
     def _converged(
         self, folder: ReplicaFolder, lease: WriterLease
