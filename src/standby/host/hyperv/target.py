@@ -177,6 +177,10 @@ class HyperVTarget(ReplicaPower):
         if made:
             rows = self.read_rows()
             found = {item.note: item for item in found_replicas(rows) if item.note}
+        for wanted in ready:
+            if wanted.key not in kept and wanted.note not in found:
+                gone = HostError(self.name, f"the replica VM {wanted.name} is gone again")
+                kept[wanted.key] = KeptMachine("", error=gone)
         ready = [item for item in ready if item.key not in kept]
         changed = self._in_line(ready, rows, found, kept)
         for wanted in ready:
@@ -227,21 +231,26 @@ class HyperVTarget(ReplicaPower):
             warnings.pop(key, None)
         return warnings
 
-    def _granted(self, folders: Sequence[tuple[str, str]]) -> None:
+    def _granted(self, left: _Left) -> None:
         """Let the VMs into their folders; what is made in them inherits it."""
-        asked = [
-            {"id": machine, "path": folder, "sid": sid_of(machine)} for folder, machine in folders
-        ]
-        if not asked:
+        folders = {left.found[item.note].id: item.folder for item in left.replicas}
+        if not folders:
             return
+        asked = [
+            {"id": machine, "path": folder, "sid": sid_of(machine)}
+            for machine, folder in folders.items()
+        ]
         answer = self._door.run(GRANT, {"folders": asked})
-        for (folder, machine), (_, said) in zip(folders, answer.values().items(), strict=False):
-            if said.code != 0:
-                raise HostError(
+        problems: dict[str, StandbyError] = {**answer.errors()}
+        for machine, granted in answer.values().items():
+            if granted.code != 0:
+                problems[machine] = HostError(
                     self.name,
-                    f"{folder}: icacls ended with {said.code} ({'; '.join(said.said)})",
+                    f"{folders[machine]}: icacls ended with {granted.code} "
+                    f"({'; '.join(granted.said)})",
                     f"The VM {machine} needs full control of the folder and of what is made in it",
                 )
+        left.drop(problems)
 
     def _in_line(
         self,
@@ -258,7 +267,7 @@ class HyperVTarget(ReplicaPower):
         changed = {key for key, change in changes.items() if not change.is_nothing}
         devices = [item for item in replicas if changes[item.key].changes_devices]
         left = _Left([item for item in replicas if item.key in changed], kept, found)
-        self._granted([(item.folder, found[item.note].id) for item in left.replicas])
+        self._granted(left)
         self._run(left, HARDWARE, lambda item: hardware_request(item, changes[item.key]))
         self._run(left, DRIVES, lambda item: drives_request(changes[item.key].empty))
         self._run(left, CONTROLLERS, lambda item: controllers_request(changes[item.key]))
