@@ -36,6 +36,8 @@ class Tracker:
     """Answers process no byte."""
     log: list[tuple[int, int]] = field(default_factory=list)
     marks: dict[str, int] = field(default_factory=dict)
+    made: int = 0
+    """How many ids there were: none is given twice."""
     name: uuid.UUID = field(default_factory=uuid.uuid4)
 
     def record(self, offset: int, length: int) -> None:
@@ -46,7 +48,8 @@ class Tracker:
     def mark(self) -> str:
         """An id for the state of this moment."""
         text = self.name.hex
-        identifier = f"rctX:{text[:8]}:{text[8:12]}:{text[12:16]}:{text[16:]}:{len(self.marks):08x}"
+        identifier = f"rctX:{text[:8]}:{text[8:12]}:{text[12:16]}:{text[16:]}:{self.made:08x}"
+        self.made += 1
         self.marks[identifier] = len(self.log)
         return identifier
 

@@ -40,6 +40,8 @@ FIND_S = 300.0
 """How long a VM is looked for that its cluster has a role for: a node that died is given up by the
 others after some seconds, then its VMs start one by one."""
 PAUSE_S = 5.0
+ENTRY_WAIT_S = 20.0
+"""How long a cluster's name may lead to nobody, before any node is known."""
 INVENTORY_WAIT_S = 60.0
 """How long an inventory waits for VMs that are being taken over."""
 ROUNDS_MAX = 20
@@ -324,7 +326,7 @@ class ClusterDoor:
 
     def _inventory(self) -> Answer[HostRows]:
         """Every node's rows in one answer; what is amiss with nodes are its warnings."""
-        self.nodes.look()
+        self._come_in()
         found = self._merged([node.name for node in self.nodes.asked()], {})
         nowhere: list[str] = []
         until = self._clock.monotonic() + min(self._find_s, INVENTORY_WAIT_S)
@@ -355,6 +357,19 @@ class ClusterDoor:
         step = Step("host", found.whole)
         warnings = (*self.nodes.problems, *nowhere, *found.problems)
         return Answer(self.host, MACHINES.name, (step,), warnings)
+
+    def _come_in(self) -> None:
+        """Look at the cluster; where the node that its name led to has died, the name soon leads to
+        another one."""
+        until = self._clock.monotonic() + ENTRY_WAIT_S
+        while True:
+            try:
+                self.nodes.look()
+                return
+            except (HostUnreachable, HostShellLost):
+                if self.nodes.are_known or self._clock.monotonic() >= until:
+                    raise
+            self._clock.sleep(self._pause_s)
 
     def _merged(self, names: Sequence[str], rows: Mapping[str, HostRows]) -> Merged:
         """These nodes asked, and put together with what others said before."""

@@ -144,6 +144,11 @@ class Nodes:
         with self._lock:
             return [node for node in self._nodes.values() if node.state != DOWN]
 
+    @property
+    def are_known(self) -> bool:
+        """Whether the cluster was ever looked at."""
+        return bool(self._nodes)
+
     def down(self) -> list[str]:
         """The nodes that the cluster says are down."""
         with self._lock:

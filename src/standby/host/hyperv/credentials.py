@@ -77,11 +77,11 @@ def parse_access(name: str, table: Table) -> Access:
 
 
 def parse_cluster(name: str, table: Table) -> tuple[Access, ...]:
-    """The accesses of a cluster's nodes: as `parse_access`, with `nodes` in place of `address`."""
-    nodes = table.texts("nodes")
-    if not nodes:
-        raise table.error("nodes", "names no node", 'write nodes = ["hv1.example", "hv2.example"]')
-    return tuple(_access(name, table, node, "nodes") for node in nodes)
+    """The ways into a cluster: `address`, its name, as `parse_access` has it; then those of nodes
+    that are addressed otherwise than by their name in the cluster's domain (`nodes`)."""
+    cluster = parse_access(name, table)
+    nodes = table.texts("nodes") if table.has("nodes") else ()
+    return (cluster, *(_access(name, table, node, "nodes") for node in nodes))
 
 
 def _access(name: str, table: Table, address: str, key: str = "address") -> Access:
