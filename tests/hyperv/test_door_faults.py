@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import http.client
 import socket
+import ssl
 import threading
 import time
+import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+import urllib3
+import winrm.transport
+from winrm.exceptions import (
+    InvalidCredentialsError,
+    WinRMError,
+    WinRMOperationTimeoutError,
+    WinRMTransportError,
+    WSManFaultError,
+)
 
 from hyperv.test_door import CHANGE, LOOK, PASSWORD, REQUEST, Unhurried, played, steps
 from hyperv.wsman import Quotas, WsmanServer
@@ -159,6 +172,8 @@ RETRIES = [
     ("Create", "drop", (None, 1), (None, 1)),
     ("Create", "quota", (None, 1), (None, 1)),
     ("Create", "unavailable", (None, 1), (None, 1)),
+    ("Create", "timed-out", (None, 1), (None, 1)),
+    ("Send", "timed-out", (None, 1), (HostShellLost, 0)),
     ("Create", "denied", (HostAccessDenied, 0), (HostAccessDenied, 0)),
     ("Create", "other", (HostFault, 0), (HostFault, 0)),
     ("Command", "drop", (None, 1), (None, 1)),
@@ -207,6 +222,7 @@ def test_a_verb_is_tried_again_where_that_is_safe(
     [
         ("Create", "quota", HostQuotaReached),
         ("Create", "unavailable", HostUnreachable),
+        ("Create", "timed-out", HostShellLost),
         ("Command", "drop", HostShellLost),
         ("Receive", "no-shell", HostShellLost),
     ],
@@ -214,8 +230,49 @@ def test_a_verb_is_tried_again_where_that_is_safe(
 def test_it_is_not_tried_for_ever(action: str, kind: str, error: type[HostCallFailed]) -> None:
     with hosted() as (server, door):
         server.faults.arm(action, kind, 3)
-        with pytest.raises(error):
+        with pytest.raises(error) as found:
             door.run(LOOK, REQUEST)
+        assert type(found.value) is error
+
+
+# --- whatever else goes wrong ---
+
+
+def foreign() -> Iterator[Exception]:
+    """What pywinrm, requests and what lies below them may raise."""
+    for module in (requests.exceptions, urllib3.exceptions, http.client):
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, Exception):
+                yield kind.__new__(kind)
+    yield from (
+        WinRMError("odd"),
+        WinRMTransportError("http", 502, ""),
+        WinRMOperationTimeoutError(),
+        InvalidCredentialsError("no"),
+        WSManFaultError(500, "", b"", "(no error message in fault)"),
+        xml.etree.ElementTree.ParseError("no element found"),
+        AssertionError(),
+        StopIteration(),
+        KeyError("www-authenticate"),
+        OSError(104, "Connection reset by peer"),
+        ssl.SSLError(1, "bad record"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        RecursionError(),
+    )
+
+
+def test_no_foreign_error_leaves_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = list(foreign())
+    assert len(errors) > 60
+
+    for error in errors:
+
+        def failing(self: object, message: object, error: Exception = error) -> bytes:
+            raise error
+
+        monkeypatch.setattr(winrm.transport.Transport, "send_message", failing)
+        with door_to(1) as door, pytest.raises(HostCallFailed, match=r"^host hv1: "):
+            door.run(CHANGE, REQUEST)
 
 
 # --- restarts ---

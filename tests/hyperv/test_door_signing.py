@@ -219,6 +219,19 @@ def test_a_password_that_was_changed_is_refused_in_the_midst(tmp_path: Path) -> 
         assert server.shells.open == 1  # the one that is kept
 
 
+def test_a_password_that_is_changed_on_both_sides_needs_no_restart(tmp_path: Path) -> None:
+    said = [PASSWORD]
+    with served(NTLM) as server:
+        access = access_of(server)
+        with Door(access, lambda reference, where: said[0], Unhurried()) as door:
+            door.run(LOOK, REQUEST)
+            (tmp_path / "users").write_text("EXAMPLE:backup:another\n")
+            said[0] = "another"
+            server.drop_connections()
+            assert door.run(LOOK, REQUEST).value("1").size == 1 << 40
+        assert server.shells.open == 0
+
+
 @pytest.mark.parametrize("kind", ["redirected", "compressed", "endless"])
 def test_what_no_host_answers_is_not_followed_unpacked_or_read_to_its_end(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -148,6 +148,7 @@ class Connection:
                 deadline,
                 lambda: self._protocol.get_command_output_raw(shell_id, command_id),
                 operation_s + grace_s,
+                may_time_out=True,
             )
         except _TimedOut:
             return None
@@ -174,7 +175,13 @@ class Connection:
     # --- one message ---
 
     def _said(
-        self, doing: str, deadline: Deadline, call: Callable[[], T], wait_s: float = MESSAGE_S
+        self,
+        doing: str,
+        deadline: Deadline,
+        call: Callable[[], T],
+        wait_s: float = MESSAGE_S,
+        *,
+        may_time_out: bool = False,
     ) -> T:
         """What `call` returns, which sends one message; pywinrm's and requests' errors as ours."""
         self.is_shell_gone = False
@@ -188,9 +195,12 @@ class Connection:
                 # The message was not acted on; this time a refusal is one of the credentials.
                 self.renew()
                 return self._once(doing, deadline, call, wait_s)
-        except _TimedOut:
+        except _TimedOut as exc:
             self._is_signed_in = True
-            raise
+            if may_time_out:
+                raise
+            reason = f"the host took too long while {doing}"
+            raise HostShellLost(self._access.host, deadline.verb, reason) from exc
         except (HostCallFailed, ConfigurationError):
             self.renew()
             deadline.left_s(doing)  # late is late, whatever it ended with
