@@ -62,6 +62,16 @@ class TrackedChanges(Protocol):
         """Why it cannot say, '' when it can."""
 
 
+@runtime_checkable
+class SampledChanges(Protocol):
+    """What a host's change tracker answers where it is not believed blindly."""
+
+    @property
+    def samples(self) -> Sequence[Extent]:
+        """Ranges that it calls unchanged, to be read all the same: a difference there means that it
+        lies."""
+
+
 class Host(Protocol):
     """A source or target host as the backup server drives it."""
 

@@ -170,3 +170,28 @@ def test_a_vm_is_replicated_whole_and_then_by_what_its_host_tracked(site: Site) 
     assert site.world.depth(web) == 1
     assert len(web.points) == 1
     assert web.checkpoints == []
+
+
+def test_a_tracker_that_lies_is_found_by_samples_and_not_believed_again(site: Site) -> None:
+    web = site.world.add_machine("web", "hv1", [16 * MiB])
+    site.world.write(web, 0, b"boot" * KiB)
+    only(site.session())
+    tracker = web.disks()[0].tracker
+    assert tracker is not None
+    tracker.hidden = [(0, 16 * MiB)]
+    site.world.write(web, 6 * MiB, b"lost" * KiB)
+    caught = only(site.session())
+    assert any("called unchanged what had changed on disk scsi:0:0" in it for it in caught.alarms)
+    assert "tracker lied on 2026-03-0" in caught.disks[0].reason
+    assert caught.disks[0].changed == 4 * KiB
+    site.world.write(web, 7 * MiB, b"also" * KiB)
+    again = only(site.session())
+    assert again.alarms == []
+    assert "tracker lied" in again.disks[0].reason
+    tracker.hidden = []
+    with site.server() as server:
+        assert server.acknowledge("nightly") == 1
+    site.world.write(web, 8 * MiB, b"true" * KiB)
+    believed = only(site.session())
+    assert "change tracker says" in believed.disks[0].reason
+    assert site.check_points() == 4

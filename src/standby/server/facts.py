@@ -11,7 +11,7 @@ from standby.model.extent import Extent
 from standby.model.job import ReplicationJob
 from standby.model.machine import Checkpoint, CheckpointDisk, Machine
 from standby.model.replica import ReplicaIdentity
-from standby.ports import Host
+from standby.ports import Host, SampledChanges
 from standby.repository import DiskState
 from standby.road.points import DiskMatches, TargetDisk, TargetState
 from standby.server.config_check import excludes_disk
@@ -77,11 +77,12 @@ def disk_plans(
     *,
     lost_points: int = 0,
     mapped_places: Collection[str] = (),
+    distrust: str = "",
 ) -> dict[str, DiskPlan]:
     """The plan of every disk of the VM, by controller place. `history` maps a disk's id to the
     changed bytes of its last incremental sessions; `lost_points` are as many as the target once
     had where it has none now; `mapped_places` are those of the VM at the target that is to become
-    the first point."""
+    the first point; `distrust` is why the tracker is not asked, '' where it is."""
     at_target = {disk.disk_id: disk for disk in state.disks} if state else {}
     older = {disk.disk_id: disk for disk in state.older} if state else {}
     newest = state.newest if state else ""
@@ -100,9 +101,13 @@ def disk_plans(
         disk_id = matches.matched[disk.place].id
         held = at_target.get(disk_id) or older.get(disk_id)
         partial = partials.get(disk_id)
-        tracked, reason = _tracked(
-            source, machine, disk, held.tracker_id if held else "", checkpoint
-        )
+        tracked: tuple[Extent, ...] | None = None
+        samples: tuple[Extent, ...] = ()
+        reason = distrust
+        if not distrust:
+            tracked, samples, reason = _tracked(
+                source, machine, disk, held.tracker_id if held else "", checkpoint
+            )
         is_excluded = excludes_disk(job, machine.name, disk.place)
         allocated, blocks = (0, 0) if is_excluded else measured(crew, disk)
         facts = DiskFacts(
@@ -130,6 +135,7 @@ def disk_plans(
             ),
             repository_root=_root_of(known.get(disk_id), held),
             tracked=tracked,
+            samples=samples,
             tracker_reason=reason,
             is_excluded=is_excluded,
             has_seed=is_first and job.seed.get(machine.name, False),
@@ -152,14 +158,16 @@ def _root_of(known: DiskState | None, held: TargetDisk | None) -> str:
 
 def _tracked(
     source: Host, machine: Machine, disk: CheckpointDisk, tracker_id: str, checkpoint: Checkpoint
-) -> tuple[tuple[Extent, ...] | None, str]:
-    """The tracker's answer: only one that counts from the id in the newest point is asked for."""
+) -> tuple[tuple[Extent, ...] | None, tuple[Extent, ...], str]:
+    """The tracker's ranges, samples of what it calls unchanged, and why there are none: only one
+    that counts from the id in the newest point is asked for."""
     if not tracker_id:
-        return None, "no change tracker"
+        return None, (), "no change tracker"
     answer = source.changes_since(machine, disk.place, tracker_id, checkpoint)
     if answer.ranges is None:
-        return None, answer.reason
-    return tuple(answer.ranges), ""
+        return None, (), answer.reason
+    samples = tuple(answer.samples) if isinstance(answer, SampledChanges) else ()
+    return tuple(answer.ranges), samples, ""
 
 
 def measured(crew: Crew, disk: CheckpointDisk) -> tuple[int, int]:

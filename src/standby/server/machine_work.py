@@ -36,6 +36,8 @@ class MachineWork:
         self._is_released = False
         self._is_mapped = False
         self._lost_points = 0
+        self._sampled: dict[str, int] = {}
+        """By controller place: bytes read to see whether the host's tracker lies."""
 
     def _alarm(self, kind: str, text: str) -> None:
         """For the report, and for the list of alarms that a person has to acknowledge."""

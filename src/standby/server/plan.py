@@ -75,7 +75,8 @@ class PartialFacts:
 class DiskFacts:
     """Everything `plan_disk` needs. `allocated` is what the source stores, 0 when not measured,
     `stored_blocks` how many blocks of `block_size` have a part of that; `tracked` are the tracker's
-    ranges, None where it cannot say (`tracker_reason`); `has_seed`: a disk file was put there for
+    ranges, None where it cannot say (`tracker_reason`), `samples` of what it calls unchanged, read
+    to see whether it lies; `has_seed`: a disk file was put there for
     the first point; `mapped_from`: the folder of the VM at the target whose disk becomes the first
     point; `lost`: why an incremental, which was to be expected, cannot be; `replaces`: the id of
     the disk that was at this place in the newest point and is gone; `history` the changed
@@ -100,6 +101,7 @@ class DiskFacts:
     replaces: str = ""
     history: tuple[int, ...] = ()
     stored_blocks: int = 0
+    samples: tuple[Extent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ class DiskPlan:
     base made from what the newest point holds; `copies_of`: from what that holds of the disk of
     this id, which it replaces; `uses_seed`: it begins with a file put there;
     `is_unforeseen`: full where an incremental was to be expected; `mapped_from`: the folder of the
-    VM at the target that it is compared with. `allocated` bytes are stored at the source."""
+    VM at the target that it is compared with. `allocated` bytes are stored at the source. `samples`
+    are read before, to see whether the tracker that says the candidates can be believed."""
 
     place: str
     disk_id: str
@@ -131,6 +134,7 @@ class DiskPlan:
     is_unforeseen: bool = False
     mapped_from: str = ""
     allocated: int = 0
+    samples: tuple[Extent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,7 @@ def plan_disk(facts: DiskFacts) -> DiskPlan:
         or (mode is Mode.NEW_CHAIN and target is None),
         mapped_from=facts.mapped_from if target is None else "",
         allocated=facts.allocated,
+        samples=() if candidates is None else facts.samples,
     )
 
 
@@ -279,17 +284,17 @@ def _forecasts(
 ) -> tuple[Figure, Figure, Figure]:
     """Bytes to read, to send, and to store at the target."""
     if candidates is not None:
-        read = Figure(sum(extent.length for extent in candidates), Basis.EXACT)
+        ranges = (*candidates, *facts.samples)
+        read = Figure(sum(extent.length for extent in ranges), Basis.EXACT)
     else:
         is_all = facts.partial is None or facts.partial.checkpoint_id != facts.checkpoint_id
         read = Figure(facts.allocated, Basis.EXACT if is_all else Basis.UPPER_BOUND)
+    changed = read.value if candidates is None else sum(item.length for item in candidates)
     if mode is Mode.INCREMENTAL and facts.history:
         middle = int(statistics.median(facts.history))
-        send = Figure(
-            min(middle, read.value), Basis.ESTIMATED, min(facts.history), max(facts.history)
-        )
+        send = Figure(min(middle, changed), Basis.ESTIMATED, min(facts.history), max(facts.history))
     else:
-        send = Figure(read.value, Basis.UPPER_BOUND)
+        send = Figure(changed, Basis.UPPER_BOUND)
         if facts.partial is not None and facts.partial.checkpoint_id == facts.checkpoint_id:
             left = max(0, read.value - facts.partial.logged_bytes)
             send = Figure(left, Basis.ESTIMATED, left, read.value)

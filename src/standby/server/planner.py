@@ -234,6 +234,7 @@ class Planner:
                 crew,
                 self._store.changed_history(identity),
                 mapped_places=mapped,
+                distrust=self._store.tracker_distrust(self._job.name, machine.name),
             )
             if scan:
                 disks = {disk.place: disk for disk in checkpoint.disks}

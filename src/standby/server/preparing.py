@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -20,6 +21,7 @@ from standby.errors import (
     RepositoryError,
     UnknownName,
 )
+from standby.model.extent import Extent
 from standby.model.machine import Checkpoint, CheckpointDisk
 from standby.model.replica import (
     Action,
@@ -33,6 +35,7 @@ from standby.server import facts
 from standby.server.crew import DiskTask, RepositoryView, replica_name
 from standby.server.machine_work import MachineWork
 from standby.server.plan import DiskPlan, Mode
+from standby.server.store import TRACKER
 from standby.server.store.tables import KnownReplica
 from standby.server.waits import LOOK_S
 from standby.units import format_bytes
@@ -170,9 +173,12 @@ class Preparing(MachineWork):
     ) -> dict[str, DiskPlan]:
         """By controller place, with what the report has to say of them."""
         plans = self._disk_plans(repository, state, checkpoint, matches)
+        if self._has_lying_tracker(plans, checkpoint):
+            plans = self._disk_plans(repository, state, checkpoint, matches)
         for plan in plans.values():
             disk = DiskReport(plan.disk_id, plan.place, plan.mode.value, plan.reason)
             disk.virtual_size = plan.virtual_size
+            disk.read = self._sampled.get(plan.place, 0)
             self.report.disks.append(disk)
             known = any(held.disk_id == plan.disk_id for held in state.disks)
             if plan.is_unforeseen:
@@ -207,7 +213,31 @@ class Preparing(MachineWork):
             self.crew,
             self.context.store.changed_history(self._identity),
             lost_points=self._lost_points,
+            distrust=self.context.store.tracker_distrust(self.context.job.name, self.machine.name),
         )
+
+    def _has_lying_tracker(self, plans: dict[str, DiskPlan], checkpoint: Checkpoint) -> bool:
+        """Read samples of what the tracker calls unchanged, and compare them with the repository's
+        digests. One difference: an alarm, and until that is acknowledged nobody believes the
+        tracker of this VM."""
+        disks = {disk.place: disk for disk in checkpoint.disks}
+        lies = []
+        with ThreadPoolExecutor(1, thread_name_prefix="sample") as pool:
+            for plan in plans.values():
+                if not plan.samples:
+                    continue
+                found = self._scanned(pool, plan, disks[plan.place], plan.samples)
+                self._sampled[plan.place] = int(found["read"])
+                if found["changed"]:
+                    lies.append(f"{plan.place} ({format_bytes(int(found['changed']))})")
+        if lies:
+            self._alarm(
+                TRACKER,
+                f"the host's change tracker called unchanged what had changed on disk "
+                f"{', '.join(lies)}: it is not believed for this VM, whose disks are read whole, "
+                f"until `standby job acknowledge {self.context.job.name}`",
+            )
+        return bool(lies)
 
     def _replan(
         self,
@@ -246,40 +276,58 @@ class Preparing(MachineWork):
     def _counted(self, pool: Executor, plan: DiskPlan, disk: CheckpointDisk) -> int:
         """Bytes of the blocks that a first full of the disk makes (RULES 13): read beside this
         thread, which looks at the checkpoint's age as the transfer does."""
+        found = self._scanned(pool, plan, disk)
+        return int(found["blocks"]) * default_block_size(plan.virtual_size)
+
+    def _scanned(
+        self,
+        pool: Executor,
+        plan: DiskPlan,
+        disk: CheckpointDisk,
+        samples: Sequence[Extent] | None = None,
+    ) -> dict[str, Any]:
+        """What `_scan` finds, while the checkpoint is not too old."""
         limit = self.context.job.checkpoint_max_age_s
-        counting = pool.submit(self._blocks_of, plan, disk)
-        while not wait([counting], timeout=LOOK_S).done:
+        scanning = pool.submit(self._scan, plan, disk, samples)
+        while not wait([scanning], timeout=LOOK_S).done:
             age_s = self.context.clock.monotonic() - self._checkpoint_started
             if limit and age_s > limit:
                 self.crew.cut()
-                wait([counting])
+                wait([scanning])
                 raise CheckpointLimit(self.machine.name, f"age {limit} s")
-        return counting.result() * default_block_size(plan.virtual_size)
+        return scanning.result()
 
-    def _blocks_of(self, plan: DiskPlan, disk: CheckpointDisk) -> int:
-        """Blocks of the disk that hold anything but zeros, by reading it."""
-        task = f"count {plan.place} {new_token(4)}"
+    def _scan(
+        self, plan: DiskPlan, disk: CheckpointDisk, samples: Sequence[Extent] | None
+    ) -> dict[str, Any]:
+        """How the disk differs from zeros, or in `samples` from the repository's digests, by
+        reading that."""
+        task = f"{'count' if samples is None else 'sample'} {plan.place} {new_token(4)}"
         wanted = DiskTask(task, "", plan.place, plan.disk_id, disk.files, self.key)
         with self.crew.disk_link(wanted) as link:
-            found = link.source.call(
-                "scan_disk",
-                task=task,
-                connection=link.at_source,
-                disk=link.disk,
-                repository="",
-                replica=self.key,
-                disk_id=plan.disk_id,
-                session="",
-                point_id="",
-                checkpoint_id=disk.identity,
-                baseline="none",
-                builds_on_repository=False,
-                candidates=None,
-                resume_mark=0,
-                compression="none",
-                virtual_size=plan.virtual_size,
-            )
-        return int(found["blocks"])
+            arguments: dict[str, Any] = {
+                "task": task,
+                "connection": link.at_source,
+                "disk": link.disk,
+                "repository": "" if samples is None else link.repository,
+                "replica": self.key,
+                "disk_id": plan.disk_id,
+                "session": "",
+                "point_id": "",
+                "checkpoint_id": disk.identity,
+                "baseline": "none" if samples is None else "repository",
+                "builds_on_repository": samples is not None,
+                "candidates": None
+                if samples is None
+                else [(extent.offset, extent.length) for extent in samples],
+                "resume_mark": 0,
+                "compression": "none",
+                "virtual_size": plan.virtual_size,
+            }
+            if samples is not None:
+                link.serve_leaves(arguments, stages=False)
+            found: dict[str, Any] = link.source.call("scan_disk", **arguments)
+        return found
 
     def _point_id(self, state: TargetState) -> str:
         """The interrupted point's id, so that it is continued, else a new one."""

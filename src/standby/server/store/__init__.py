@@ -16,7 +16,7 @@ from copy import copy
 from pathlib import Path
 
 from standby.clock import SYSTEM_CLOCK, Clock
-from standby.server.store.alarms import CHANGED_SHARE, Alarms
+from standby.server.store.alarms import CHANGED_SHARE, TRACKER, Alarms
 from standby.server.store.checkpoints import Checkpoints
 from standby.server.store.database import Database
 from standby.server.store.dispatch import Dispatch, TaskMove
@@ -32,6 +32,7 @@ from standby.server.store.wakeups import Wakeups
 
 __all__ = [
     "CHANGED_SHARE",
+    "TRACKER",
     "Alarm",
     "ApiToken",
     "CheckpointIntent",

@@ -13,6 +13,7 @@ from standby.server.store.part import StorePart
 from standby.server.store.tables import Alarm
 
 CHANGED_SHARE = "changed share"
+TRACKER = "tracker"
 """The kind of alarm that holds retention until it is acknowledged (RULES 17)."""
 
 _LATER = (
@@ -72,6 +73,14 @@ class Alarms(StorePart):
                 .values(acknowledged_at=now)
             )
         return [replace(Alarm(*row), acknowledged_at=now) for row in rows]
+
+    def tracker_distrust(self, job: str, machine: str) -> str:
+        """Why the host's change tracker is not believed for the VM, '' where it may be: an open
+        alarm says so."""
+        for alarm in self.alarms(job=job):
+            if (alarm.kind, alarm.machine) == (TRACKER, machine):
+                return f"the host's change tracker lied on {alarm.raised_at[:10]}; see the alarm"
+        return ""
 
     def holds_retention(self, identity: ReplicaIdentity) -> bool:
         """Whether an open changed-share alarm concerns this replica's VM: it is found by the names
