@@ -6,6 +6,7 @@ unchanged come with it, to be read all the same.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,32 @@ class TrackedRanges:
     ranges: Sequence[Extent] | None
     reason: str = ""
     samples: Sequence[Extent] = field(default=())
+
+
+class Answers:
+    """What was answered about checkpoints that are open, by checkpoint and reference point: a VM
+    that goes to two targets has a point of each. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str], Changes] = {}
+        self._lock = threading.Lock()
+
+    def of(self, checkpoint: str, then: TrackedDisk, ask: Callable[[], Changes]) -> Changes:
+        """The answer that is kept, or what `ask` gives; an answer without this disk is asked
+        for again."""
+        key = (checkpoint, then.point)
+        with self._lock:
+            found = self._kept.get(key)
+        if found is None or not any(disk.place == then.place for disk in found.disks):
+            found = ask()
+            with self._lock:
+                self._kept[key] = found
+        return found
+
+    def drop(self, checkpoint: str) -> None:
+        """The checkpoint is given up."""
+        with self._lock:
+            self._kept = {key: item for key, item in self._kept.items() if key[0] != checkpoint}
 
 
 def ask_changes(

@@ -10,8 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from standby.host.hyperv.asking import Asking
-from standby.host.hyperv.files import Files, read_files
-from standby.host.hyperv.machines import HostMachine, files_named, machines_of, model_of
+from standby.host.hyperv.files import Files, folded, read_files
+from standby.host.hyperv.machines import (
+    LIVE,
+    HostMachine,
+    files_named,
+    machines_of,
+    model_of,
+    owner_of,
+)
 from standby.host.hyperv.rows import MACHINES, HostRows
 from standby.model.machine import Inventory, InventoryWarning, Machine, MachineProblem
 
@@ -37,6 +44,20 @@ class HostInventory:
     def machine(self, identity: str) -> HostMachine | None:
         """The VM of that id, None when the host has none."""
         return next((item for item in self.machines if item.id == identity.lower()), None)
+
+    def kept_files(self, machine: HostMachine) -> set[str]:
+        """The files that the VM's snapshots name, anybody's, `folded`."""
+        owners = {
+            owner_of(row.instance_id)
+            for row in self.rows.settings
+            if row.virtual_system_type != LIVE
+            and row.virtual_system_identifier.lower() == machine.id
+        }
+        return {
+            folded(row.file)
+            for row in self.rows.storage
+            if row.file and owner_of(row.instance_id) in owners
+        }
 
     def model(self, excludes: Excludes = excludes_nothing, *, replicas: bool = False) -> Inventory:
         """The VMs that a job may name, and what is wrong with the others. A VM that no wildcard may

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from standby.errors import HostError
 from standby.host.hyperv.embedded import parse_instance
+from standby.host.hyperv.files import folded
 from standby.host.hyperv.machines import HostMachine
 from standby.host.hyperv.records import CONVERTING, INTENT, RELEASED, Record, Records
+from standby.host.hyperv.reference_points import destroy_points
 from standby.host.hyperv.rows import GROWTH
 from standby.host.hyperv.snapshots import Snapshots, new_snapshots
-from standby.host.hyperv.states import Watch
+from standby.host.hyperv.states import BUSY, Watch
 
 PLANNING = "plan-"
 """What an intent's name begins with that no server records: `job plan` made it."""
@@ -34,11 +36,29 @@ def release(watch: Watch, snapshots: Snapshots, records: Records, record: Record
                 "Remove what no backup needs with Get-VMSnapshot and Remove-VMSnapshot",
             )
         snapshot = new[0] if new else ""
-    was_there = False
-    if snapshot:
-        was_there = snapshots.destroy(record.machine_id, record.machine, snapshot)
+    released = []
+    if snapshot and snapshots.destroy(record.machine_id, record.machine, snapshot):
+        released.append(f"recovery snapshot {snapshot} of VM {record.machine}")
+    if record.phase == CONVERTING:
+        released += _release_points(watch, records, record)
     records.drop(record.intent)
-    return [f"recovery snapshot {snapshot} of VM {record.machine}"] if was_there else []
+    return released
+
+
+def _release_points(watch: Watch, records: Records, record: Record) -> list[str]:
+    """The reference point of a conversion that nobody saw the end of: the only one that came since
+    and is not in another record. No restore point has its ids. One of several stays."""
+    state = watch.state(record.machine_id)
+    recorded = {item.point for item in records.of_machine(record.machine_id)}
+    new = [
+        item.instance_id
+        for item in state.points
+        if item.instance_id not in record.points and item.instance_id not in recorded
+    ]
+    if len(new) != 1:
+        return []
+    destroy_points(watch, record.machine_id, new)
+    return [f"reference point {new[0]} of VM {record.machine}"]
 
 
 def release_all(watch: Watch, snapshots: Snapshots, records: Records) -> list[str]:
@@ -71,6 +91,14 @@ class LeafGrowth:
     size: int
     free: int
 
+    def limit(self, growth_max: int, min_free: int) -> str:
+        """The limit that is reached, in words, '' while none is; 0 is no limit."""
+        if growth_max and self.size >= growth_max:
+            return f"{self.path} has {self.size} bytes, checkpoint_max_growth is {growth_max}"
+        if min_free and 0 <= self.free < min_free:
+            return f"{self.free} bytes are free where {self.path} is, min_free is {min_free}"
+        return ""
+
 
 def growth(watch: Watch, machine_ids: Sequence[str]) -> list[LeafGrowth]:
     """Every file that these VMs write to, in one script; a VM that fails is left out."""
@@ -88,13 +116,27 @@ def growth(watch: Watch, machine_ids: Sequence[str]) -> list[LeafGrowth]:
     return found
 
 
-def depth_alarms(before: Mapping[str, int], machine: HostMachine) -> list[str]:
-    """What is wrong with chains that are longer than before the checkpoint (`before`: layers by
-    controller place), naming the file that was not merged."""
-    return [
-        f"VM {machine.name}, disk {disk.place}: the chain has {len(disk.chain)} layers, "
-        f"{before[disk.place]} before the checkpoint: {disk.file.path} was not merged. Is it held "
-        "open (Get-SmbOpenFile), is its volume full?"
-        for disk in machine.disks
-        if disk.place in before and len(disk.chain) > before[disk.place]
-    ]
+def unmerged(machine: HostMachine, kept: Collection[str], records: Sequence[Record]) -> list[str]:
+    """What is wrong with chains that did not get shorter after a checkpoint of ours: the file that
+    stands on what it had frozen, which no snapshot of the VM needs any more. `kept` are the files
+    that its snapshots name, `folded`; `records` those of the VM. While a merge is under way,
+    nothing is wrong."""
+    if any(code in BUSY for code in machine.status):
+        return []
+    alarms = {}
+    for record in records:
+        frozen = {disk.place: disk.chain[0] for disk in record.disks if disk.chain}
+        if record.phase != RELEASED:
+            continue
+        for disk in machine.disks:
+            names = [folded(file.path) for file in disk.chain]
+            low = frozen.get(disk.place, "")
+            if low in names[1:] and low not in kept:
+                over = disk.chain[names.index(low) - 1].path
+                alarms[over] = (
+                    f"VM {machine.name}, disk {disk.place}: {over} was not merged after the "
+                    f"checkpoint of {record.recorded_at[:16]}Z; the chain has {len(names)} layers. "
+                    "Does someone hold it open (Get-SmbOpenFile), is its volume full? Hyper-V "
+                    "tries again when the VM is started next"
+                )
+    return list(alarms.values())

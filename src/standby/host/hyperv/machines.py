@@ -82,12 +82,8 @@ class HostMachine:
 
     @property
     def power_state(self) -> PowerState:
-        """A saved VM counts as off: nothing runs, nothing writes."""
-        if self.enabled_state in (OFF, SAVED):
-            return PowerState.OFF
-        if self.enabled_state in (PAUSED, QUIESCED):
-            return PowerState.PAUSED
-        return PowerState.RUNNING if self.enabled_state == RUNNING else PowerState.UNKNOWN
+        """See `power_of`."""
+        return power_of(self.enabled_state)
 
     @property
     def tracker_problem(self) -> str:
@@ -98,6 +94,15 @@ class HostMachine:
             f"its configuration version {self.shape.version} is older than 6.2, which change "
             "tracking needs (Update-VMVersion raises it, for good, while the VM is off)"
         )
+
+
+def power_of(enabled_state: int) -> PowerState:
+    """What an EnabledState means. A saved VM counts as off: nothing runs, nothing writes."""
+    if enabled_state in (OFF, SAVED):
+        return PowerState.OFF
+    if enabled_state in (PAUSED, QUIESCED):
+        return PowerState.PAUSED
+    return PowerState.RUNNING if enabled_state == RUNNING else PowerState.UNKNOWN
 
 
 def version_of(text: str) -> tuple[int, ...]:

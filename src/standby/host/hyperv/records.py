@@ -5,6 +5,7 @@ and what snapshots and reference points it had. What appears later and is the on
 is ours; whatever else is there belongs to someone else and is never touched.
 
     <folder>/<intent>.json     one record per checkpoint, rewritten at each phase
+    <folder>/distrusted        disks whose change tracker lied
     <folder>/records.lock      a byte per intent, locked by the process that is at it
 """
 
@@ -21,6 +22,7 @@ from standby.errors import HostError
 from standby.files import ByteLock, listed, make_folder_durably, remove_durably, write_durably
 
 FORMAT = 1
+_LIES_FILE = "distrusted"
 _INTENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 INTENT, MADE, READ, CONVERTING, RELEASED = "intent", "made", "read", "converting", "released"
@@ -60,6 +62,13 @@ class Record(msgspec.Struct, frozen=True):
     format: int = FORMAT
 
 
+class _Lies(msgspec.Struct, frozen=True):
+    """Disks whose change tracker was found to lie: why, by disk id."""
+
+    disks: dict[str, str] = {}
+    format: int = FORMAT
+
+
 class Records:
     """The records of one host; without a folder they last as long as the object. Thread-safe: each
     record is one file, replaced whole."""
@@ -69,6 +78,7 @@ class Records:
         self._folder = folder
         self._kept: dict[str, Record] = {}
         self._locks: dict[str, ByteLock] = {}
+        self._lies: dict[str, str] = {}
 
     def _path(self, intent: str) -> Path:
         assert self._folder is not None
@@ -127,6 +137,30 @@ class Records:
     def of_machine(self, identity: str) -> list[Record]:
         """The VM's records, oldest first."""
         return [item for item in self.all() if item.machine_id == identity]
+
+    # --- trackers that lied ------------------------------------------------------------------
+
+    def lies(self) -> dict[str, str]:
+        """Why the tracker of a disk is not used any more, by the disk's id."""
+        if self._folder is None:
+            return dict(self._lies)
+        try:
+            text = (self._folder / _LIES_FILE).read_bytes()
+        except FileNotFoundError:
+            return {}
+        try:
+            return msgspec.json.decode(text, type=_Lies).disks
+        except msgspec.MsgspecError as exc:
+            path = self._folder / _LIES_FILE
+            hint = "remove the file to have every disk's change tracking used again"
+            raise HostError(self._host, f"{path} is damaged ({exc})", hint) from exc
+
+    def keep_lies(self, disks: dict[str, str]) -> None:
+        """Replace them; durable when this returns."""
+        self._lies = dict(disks)
+        if self._folder is not None:
+            make_folder_durably(self._folder)
+            write_durably(self._folder / _LIES_FILE, msgspec.json.encode(_Lies(disks)))
 
     # --- who is at one -----------------------------------------------------------------------
 

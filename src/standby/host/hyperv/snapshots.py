@@ -18,6 +18,7 @@ from standby.errors import (
     HostError,
     HostShellLost,
     MachineBusy,
+    ScriptFailed,
 )
 from standby.host.hyperv.rows import CREATE, DESTROY, Created, Resource, State
 from standby.host.hyperv.states import (
@@ -100,14 +101,19 @@ class Snapshots:
 
     def make(self, wanted: Wanted) -> Made:
         """The VM's disks, frozen. Waits for what the host does with the VM. BackupInProgress when a
-        snapshot came up that is not known, before anything was begun; a ScriptFailed when the host
-        could not make one."""
+        snapshot came up that is not known, before anything was begun; CheckpointFailed when the
+        host could not make one."""
         until = self._watch.clock.monotonic() + self._waits.job_s
         while True:
             try:
                 created = self._create(wanted)
             except (HostDeadline, HostShellLost):
                 return self._adopted(wanted, "", until)
+            except ScriptFailed as exc:
+                hint = "The host's event log Microsoft-Windows-Hyper-V-VMMS-Admin says more"
+                raise CheckpointFailed(
+                    self._watch.host, wanted.machine, f"{exc.problem} ({_code(exc)})", hint
+                ) from exc
             if created.state == "changed":
                 if self._settle(wanted):
                     return self._adopted(wanted, "", until)
@@ -232,6 +238,12 @@ class Snapshots:
                     removal_command(snapshot, machine_id),
                 )
             self._watch.clock.sleep(self._watch.poll_s)
+
+
+def _code(error: ScriptFailed) -> str:
+    if error.wmi_code:
+        return f"WMI code {error.wmi_code}"
+    return f"0x{error.hresult:08X}" if error.hresult else error.error_id
 
 
 def new_snapshots(state: State, known: tuple[str, ...]) -> list[str]:

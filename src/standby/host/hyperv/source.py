@@ -22,13 +22,14 @@ from standby.errors import (
     BackupInProgress,
     CheckpointFailed,
     HostError,
-    ScriptFailed,
+    MachineBusy,
     SourceChanged,
 )
 from standby.host.hyperv import leftovers
 from standby.host.hyperv.asking import Asking
-from standby.host.hyperv.changes import TrackedRanges, ask_changes, believed
-from standby.host.hyperv.files import folded, read_files
+from standby.host.hyperv.changes import Answers, TrackedRanges, ask_changes, believed
+from standby.host.hyperv.files import folded
+from standby.host.hyperv.frozen import KIND, checkpoint_of, frozen_disks, unknown_media
 from standby.host.hyperv.gathering import Gathering
 from standby.host.hyperv.inventory import (
     Excludes,
@@ -36,7 +37,8 @@ from standby.host.hyperv.inventory import (
     excludes_nothing,
     read_inventory,
 )
-from standby.host.hyperv.machines import OFF, RUNNING, VIRTUAL_DISK, HostDisk, HostMachine
+from standby.host.hyperv.leftovers import LeafGrowth, unmerged
+from standby.host.hyperv.machines import RUNNING, HostDisk, HostMachine, power_of
 from standby.host.hyperv.pacing import volumes_of
 from standby.host.hyperv.records import (
     CONVERTING,
@@ -48,7 +50,6 @@ from standby.host.hyperv.records import (
     Records,
 )
 from standby.host.hyperv.reference_points import convert, destroy_points, trackers_of
-from standby.host.hyperv.rows import Changes
 from standby.host.hyperv.shape import to_state_file
 from standby.host.hyperv.snapshots import (
     APPLICATION,
@@ -66,10 +67,16 @@ from standby.host.hyperv.trust import (
     TrackedDisk,
     distrust_before,
     parse_tracker,
+    sample_alarm,
 )
-from standby.model.machine import Checkpoint, CheckpointDisk, Inventory, Machine, PowerState
-
-KIND = "hyperv"
+from standby.model.extent import Extent
+from standby.model.machine import (
+    Checkpoint,
+    Inventory,
+    InventoryWarning,
+    Machine,
+    PowerState,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +117,7 @@ class HyperVSource:
         self._watch = Watch(self._door, name, clock)
         self._snapshots = Snapshots(self._watch, self._rules.waits)
         self._seen: HostInventory | None = None
-        self._answers: dict[str, Changes] = {}
+        self._answers = Answers()
         self._lock = threading.Lock()
 
     # --- what there is -----------------------------------------------------------------------
@@ -127,12 +134,24 @@ class HyperVSource:
         return list(self.look().model(self._excludes, replicas=replicas).machines)
 
     def inventory(self) -> Inventory:
-        """See ports.Inventoried."""
-        return self.look().model(self._excludes)
+        """See ports.Inventoried. Its warnings name files that were not merged after a release."""
+        seen = self.look()
+        found = seen.model(self._excludes)
+        alarms = [
+            InventoryWarning(text, machine.name)
+            for machine in seen.machines
+            for text in unmerged(
+                machine, seen.kept_files(machine), self.records.of_machine(machine.id)
+            )
+        ]
+        return replace(found, warnings=(*found.warnings, *alarms))
 
     def power_state(self, machine: Machine) -> PowerState:
-        """See ports.Host."""
-        return self._found(machine, is_fresh=True).power_state
+        """See ports.Host; one script, which says so where the VM is gone."""
+        found = self._watch.state(machine.id)
+        if not found.found:
+            raise self._gone(machine.name)
+        return power_of(found.enabled[0] if found.enabled else 0)
 
     def state_files(self, machine: Machine) -> dict[str, str]:
         """The VM's hardware as Hyper-V has it (`shape`)."""
@@ -144,8 +163,11 @@ class HyperVSource:
             seen = self.look()
         found = seen.machine(machine.id)
         if found is None:
-            raise HostError(self.name, f"VM {machine.name} is not on the host any more")
+            raise self._gone(machine.name)
         return found
+
+    def _gone(self, machine: str) -> HostError:
+        return HostError(self.name, f"VM {machine} is not on the host any more")
 
     # --- checkpoints -------------------------------------------------------------------------
 
@@ -174,14 +196,15 @@ class HyperVSource:
         return bool(left)
 
     def _taken(self, found: HostMachine, intent_id: str) -> Checkpoint:
-        ours = {record.snapshot for record in self.records.of_machine(found.id)}
-        foreign = [item for item in found.snapshots if item not in ours]
-        if foreign:
+        if found.snapshots:
             # The inventory may be older than the other product's end.
             found = self._found(_named(found), is_fresh=True)
+            ours = {record.snapshot for record in self.records.of_machine(found.id)}
             foreign = [item for item in found.snapshots if item not in ours]
             if foreign:
                 raise in_progress(self.name, found.name, found.id, foreign)
+            if found.snapshots:  # `_give_up_earlier` could not: another process is at it
+                raise MachineBusy(self.name, found.name, "another session of standby", 0)
         record = Record(
             intent=intent_id,
             machine_id=found.id,
@@ -214,7 +237,7 @@ class HyperVSource:
                 ),
             )
         )
-        return _checkpoint(record, made, frozen)
+        return checkpoint_of(record, made, frozen)
 
     def _made(self, found: HostMachine, record: Record) -> Made:
         is_application = self._rules.is_application and found.enabled_state == RUNNING
@@ -231,46 +254,20 @@ class HyperVSource:
         except BackupInProgress:
             self.records.drop(record.intent)  # nothing of ours was begun: what is there is theirs
             raise
-        except (ScriptFailed, CheckpointFailed):
+        except CheckpointFailed:
             if not is_application or not self._rules.fall_back:
                 raise
         return self._snapshots.make(replace(wanted, level=CRASH, is_second=True))
 
     def _frozen(self, found: HostMachine, record: Record, made: Made) -> list[HostDisk]:
-        """The VM's disks as the snapshot froze them, chains in the host's words. A disk that the
-        snapshot left out gives it up."""
-        wanted = {
-            disk.place: disk for disk in found.disks if not self._excludes(found.name, disk.place)
-        }
-        by_file = {folded(file.path): file for disk in found.disks for file in disk.chain}
-        media = [medium for medium in made.media if medium.resource_sub_type == VIRTUAL_DISK]
-        files = read_files(self._door, [medium.file for medium in media], by_file)
-        frozen = []
-        missing = []
-        for place, disk in wanted.items():
-            tail = _tail(disk.storage)
-            medium = next((item for item in media if _tail(item.instance_id) == tail), None)
-            if medium is None or not medium.file:
-                missing.append(f"{place} ({disk.file.path})")
-                continue
-            try:
-                chain = files.chain(medium.file)
-            except ValueError as exc:
-                missing.append(f"{place} ({exc})")
-                continue
-            if chain[0].disk_id != disk.file.disk_id:
-                missing.append(f"{place} (the snapshot has the disk {chain[0].disk_id})")
-                continue
-            frozen.append(HostDisk(place, disk.storage, chain))
-        if missing:
+        """The VM's disks as the snapshot froze them; one that was left out gives it up."""
+        if unknown_media(found, made.media):
+            found = self._found(_named(found), is_fresh=True)  # a disk came since we looked
+        try:
+            return frozen_disks(self._door, self.name, found, made.media, self._excludes)
+        except CheckpointFailed:
             self._give_up(record)
-            raise CheckpointFailed(
-                self.name,
-                found.name,
-                f"the host's snapshot leaves out {', '.join(missing)}",
-                "Disks that cannot be frozen are excluded from the job by name",
-            )
-        return frozen
+            raise
 
     def confirm_checkpoint(self, checkpoint: Checkpoint) -> None:
         """All was read: the release may convert. SourceChanged for a checkpoint that is not
@@ -286,7 +283,7 @@ class HyperVSource:
 
     def release_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Convert what was confirmed, give up what was not. The same ids when asked again."""
-        self._answers.pop(checkpoint.id, None)
+        self._answers.drop(checkpoint.id)
         record = self._record(checkpoint)
         if record is None:
             return {}
@@ -330,6 +327,13 @@ class HyperVSource:
             return []
         return leftovers.release(self._watch, self._snapshots, self.records, record)
 
+    def growth(self) -> list[LeafGrowth]:
+        """Every file that a VM with an open checkpoint of this host writes to, in one script for
+        all of them; to be asked every 5 minutes. `LeafGrowth.limit` says which limit is reached;
+        then the session ends "interrupted" and releases without confirming (RULES 10)."""
+        open_ids = {it.machine_id for it in self.records.all() if it.phase in (MADE, READ)}
+        return leftovers.growth(self._watch, sorted(open_ids))
+
     def release_leftovers(self) -> list[str]:
         """What a dead process of this installation left, and no server knows of."""
         return leftovers.release_all(self._watch, self._snapshots, self.records)
@@ -348,14 +352,17 @@ class HyperVSource:
         if then is None or record is None or disk is None:
             return TrackedRanges(None, "the newest point's tracker id is none of this host")
         now = DiskNow(disk.disk_id, disk.size, disk.chain)
-        reason = distrust_before(then, now, self._clock.now(), self._rules.audit_every)
+        reason = self.records.lies().get(disk.disk_id, "") or distrust_before(
+            then, now, self._clock.now(), self._rules.audit_every
+        )
         if reason:
             return TrackedRanges(None, reason)
-        answer = self._answers.get(checkpoint.id)
-        if answer is None:
-            files = {item.place: item.files[0] for item in checkpoint.disks}
-            answer = ask_changes(self._door, machine.id, files, record.disks, then)
-            self._answers[checkpoint.id] = answer
+        files = {item.place: item.files[0] for item in checkpoint.disks}
+        answer = self._answers.of(
+            checkpoint.id,
+            then,
+            lambda: ask_changes(self._door, machine.id, files, record.disks, then),
+        )
         found = believed(then, answer, _chance)
         if found.ranges is not None:
             self._keep_audited(record.intent, then)
@@ -367,6 +374,31 @@ class HyperVSource:
         if record is not None:
             audited = {**record.audited, then.place: then.audited}
             self.records.save(msgspec.structs.replace(record, audited=audited))
+
+    def compared(
+        self, machine: Machine, place: str, checkpoint: Checkpoint, differing: Sequence[Extent]
+    ) -> str:
+        """After the `samples` of `changes_since` were read: those that differ from the newest
+        point. Any at all: the disk's tracker is not used any more (until `trust_again`), this
+        session must compare the disk whole, and the alarm is answered; else ''."""
+        alarm = sample_alarm(machine.name, place, differing)
+        record = self._record(checkpoint)
+        disk = next((it for it in record.disks if it.place == place), None) if record else None
+        if alarm and record is not None and disk is not None:
+            why = f"its change tracking lied at {self._clock.now().isoformat(timespec='minutes')}"
+            with self._lock:
+                self.records.keep_lies({**self.records.lies(), disk.disk_id: why})
+            # it is read whole now, whatever the tracker's answer was believed to be
+            audited = {key: at for key, at in record.audited.items() if key != place}
+            self.records.save(msgspec.structs.replace(record, audited=audited))
+        return alarm
+
+    def trust_again(self, machine: Machine) -> None:
+        """Use the trackers of the VM's disks again."""
+        ids = {disk.page83 for disk in machine.disks}
+        with self._lock:
+            lies = self.records.lies()
+            self.records.keep_lies({key: why for key, why in lies.items() if key not in ids})
 
     def forget_tracker(self, machine: Machine, tracker_ids: Sequence[str]) -> None:
         """Destroy the reference points of these ids, and of our records older than the newest."""
@@ -385,39 +417,8 @@ def _chance(below: int) -> int:
     return int(new_token(16), 16) % below
 
 
-def _tail(instance_id: str) -> str:
-    """What media of a VM and of its snapshots have in common: all behind the owner."""
-    return instance_id.partition("\\")[2].lower()
-
-
 def _named(found: HostMachine) -> Machine:
     return Machine(found.id, found.name, found.folder)
-
-
-def _checkpoint(record: Record, made: Made, frozen: Sequence[HostDisk]) -> Checkpoint:
-    if made.enabled and made.enabled[0] == OFF:
-        consistency = "offline"
-    else:
-        consistency = "application" if made.level == APPLICATION else "crash"
-    return Checkpoint(
-        id=made.snapshot,
-        machine_id=record.machine_id,
-        kind=KIND,
-        taken_at=record.recorded_at,
-        consistency=consistency,
-        disks=tuple(
-            CheckpointDisk(
-                place=disk.place,
-                files=tuple(file.path for file in disk.chain),
-                identity=f"{disk.file.disk_id}@{made.snapshot}",
-                virtual_size=disk.file.virtual_size,
-                logical_sector_size=disk.file.logical_sector_size,
-                physical_sector_size=disk.file.physical_sector_size,
-                page83=disk.file.disk_id,
-            )
-            for disk in frozen
-        ),
-    )
 
 
 __all__ = ["KIND", "HyperVSource", "SourceRules"]

@@ -85,6 +85,20 @@ def distrust_before(
     return _audit_due(then.audited, at, audit_every)
 
 
+def sample_alarm(machine: str, place: str, differing: Sequence[Extent]) -> str:
+    """The alarm about a tracker that called ranges unchanged whose content differs from the newest
+    point's, '' for none of them."""
+    if not differing:
+        return ""
+    first = differing[0]
+    return (
+        f"VM {machine}, disk {place}: the host's change tracking said that {len(differing)} of the "
+        f"sampled ranges are unchanged, and they differ (first at byte {first.offset}). The disk "
+        "is compared whole from now on, and its tracker is not used. Update the host; "
+        "disks that other software wrote to past Hyper-V do the same"
+    )
+
+
 def _only(names: Sequence[str]) -> str:
     return names[0] if names else "none"
 
