@@ -7,7 +7,7 @@ mover answers for the replicas below its roots (`replica_verbs`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ from standby.road.record_copies import LostRecord, lost_records, with_copies
 from standby.road.repair_sources import Disks, point_disks, repaired
 from standby.road.repairing import RepairReport
 from standby.road.replica import ReplicaFolder
+from standby.road.replica_machines import ReplicaMachines
 from standby.road.restoring import restored
 from standby.road.surveying import ReplicaStatus, asked_as, status
 from standby.road.target_rules import load_target_rules
@@ -65,8 +66,11 @@ class ReplicaWork:
         roots: dict[str, Path],
         clock: Clock = SYSTEM_CLOCK,
         protect: TargetRules = TargetRules(),  # noqa: B008
+        machines: Mapping[str, ReplicaMachines] | None = None,
     ) -> None:
+        """`machines` are the VMs at those of the hosts, by name, that are no folder hosts."""
         self._roots = roots
+        self._machines = machines or {}
         self._clock = clock
         self._protect = protect
 
@@ -193,7 +197,12 @@ class ReplicaWork:
             source_may_run=source_may_run,
             is_running=self.is_running(folder),
         )
-        describe_machine(folder, result.point)
+        theirs = self._theirs(folder)
+        if theirs is None:
+            describe_machine(folder, result.point)
+        else:
+            theirs.describe(folder, result.point)
+            theirs.restore(folder, result.point, is_permanent=False)
         if power_on:
             self.power(name, on=True)
         return result
@@ -202,13 +211,21 @@ class ReplicaWork:
         """Drop what the replica VM wrote; the replica is ready again at its newest point."""
         folder = self.folder(name)
         record = undo_failover(folder, drop_writes, is_running=partial(self.check_off, folder))
-        describe_machine(folder, folder.point(record.ready_point))
+        theirs = self._theirs(folder)
+        if theirs is None:
+            describe_machine(folder, folder.point(record.ready_point))
+        else:
+            theirs.describe(folder, folder.point(record.ready_point))
         return record
 
     def permanent_failover(self, name: str) -> ReplicaRecord:
         """The replica VM becomes a VM of its own, unless the target's own rules forbid it."""
         folder = self.folder(name)
-        return permanent_failover(folder, self.rules(folder))
+        record = permanent_failover(folder, self.rules(folder))
+        theirs = self._theirs(folder)
+        if theirs is not None:
+            theirs.restore(folder, folder.point(record.failover_point), is_permanent=True)
+        return record
 
     def rules(self, folder: ReplicaFolder) -> TargetRules:
         """What the target itself keeps of the replica, whoever orders otherwise."""
@@ -218,6 +235,9 @@ class ReplicaWork:
         """Start or stop the VM of a replica that failed over, for good or not; what it is then. One
         that is so already is left as it is."""
         folder = self.folder(name)
+        theirs = self._theirs(folder)
+        if theirs is not None:
+            return self._their_power(theirs, folder, on, force)
         host = FolderHost(self.host_of(folder), folder.path.parent, None, self._clock)
         if on and folder.record().state is not ReplicaState.PERMANENT:
             point = folder.point(check_startable(folder).failover_point)
@@ -237,10 +257,30 @@ class ReplicaWork:
             host.stop(machine, force=force, timeout_s=0 if force else GUEST_SHUTDOWN_S)
         return host.power_state(machine)
 
+    def _theirs(self, folder: ReplicaFolder) -> ReplicaMachines | None:
+        """The VMs of the replica's host, None where that is a folder host."""
+        return self._machines.get(self.host_of(folder))
+
+    def _their_power(
+        self, theirs: ReplicaMachines, folder: ReplicaFolder, on: bool, force: bool
+    ) -> PowerState:
+        if not on:
+            theirs.stop(folder, force=force, timeout_s=0 if force else GUEST_SHUTDOWN_S)
+        elif theirs.power_state(folder) is PowerState.OFF:
+            if folder.record().state is not ReplicaState.PERMANENT:
+                point = folder.point(check_startable(folder).failover_point)
+                theirs.describe(folder, point)
+                theirs.restore(folder, point, is_permanent=False)
+            theirs.start(folder)
+        return theirs.power_state(folder)
+
     def is_running(self, folder: ReplicaFolder) -> Callable[[], bool]:
         """A function that says whether the replica's VM runs now."""
+        theirs = self._theirs(folder)
 
         def is_running() -> bool:
+            if theirs is not None:
+                return theirs.power_state(folder) is not PowerState.OFF
             if not is_there(folder.path / "vm.toml"):
                 return False
             host = FolderHost("target", folder.path.parent, None, self._clock)
@@ -251,6 +291,10 @@ class ReplicaWork:
     def check_off(self, folder: ReplicaFolder) -> bool:
         """False where the replica's VM is off, else MachineRunning with what is known of it and
         how to stop it."""
+        theirs = self._theirs(folder)
+        if theirs is not None:
+            theirs.check_off(folder)
+            return False
         if not is_there(folder.path / "vm.toml"):
             return False
         host = FolderHost(self.host_of(folder), folder.path.parent, None, self._clock)

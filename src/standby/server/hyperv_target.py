@@ -1,0 +1,172 @@
+"""Replica VMs at a Hyper-V target: what a session keeps and the verbs of replicas ask for.
+
+Whoever works in the replica's folder has made its ready layers; the VM is attached to them by the
+paths that its host sees (`host_folder` in replica.json).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PureWindowsPath
+
+from standby.errors import HostError, MachineRunning
+from standby.host.hyperv.shape import Shape, from_state_files
+from standby.host.hyperv.target import HyperVTarget, KeptMachine
+from standby.host.hyperv.target_plan import TargetRules, Wanted, shape_from
+from standby.model.machine import Machine, PowerState
+from standby.model.point import RestorePoint
+from standby.model.replica import ReplicaIdentity, ReplicaRecord
+from standby.road.naming import READY
+from standby.road.points import replicated_disks
+from standby.road.replica import ReplicaFolder
+
+HEARTBEAT_S = 300.0
+"""How long a guest has to say that it is up, after its start."""
+
+
+def key_of(identity: ReplicaIdentity) -> str:
+    """What the notes of the replica's VM say (RULES 1)."""
+    return "/".join(
+        (identity.installation, identity.source_host, identity.machine_id, identity.job)
+    )
+
+
+def wanted_machine(
+    identity: ReplicaIdentity,
+    name: str,
+    host_folder: str,
+    machine: Machine,
+    state_files: Mapping[str, str],
+    ready: Mapping[str, str],
+    rules: TargetRules,
+) -> Wanted:
+    """The replica VM of a source VM as it was at a point; `ready` maps places to files relative to
+    the folder. HostError where what the source told of the VM cannot be read."""
+    folder = PureWindowsPath(host_folder)
+    return Wanted(
+        key_of(identity),
+        name,
+        str(folder),
+        shape_at(machine, state_files),
+        {place: str(folder / file) for place, file in ready.items()},
+        rules,
+    )
+
+
+def shape_at(machine: Machine, state_files: Mapping[str, str]) -> Shape:
+    """The VM's hardware as its host had it; from another kind of host what the point knows."""
+    try:
+        return from_state_files(dict(state_files)) or shape_from(machine)
+    except ValueError as exc:
+        raise HostError("target", f"the VM's hardware cannot be read: {exc}") from exc
+
+
+class HyperVReplicas:
+    """The replica VMs of one Hyper-V host or cluster; `road.replica_machines.ReplicaMachines`.
+    `rules` are those of each job, by name."""
+
+    def __init__(
+        self,
+        target: HyperVTarget,
+        rules: Mapping[str, TargetRules] | None = None,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        self._target = target
+        self._rules = rules or {}
+        self._heartbeat_s = heartbeat_s
+
+    def keep(self, wanted: Wanted) -> KeptMachine:
+        """Make the VM, or bring it in line; its error is raised."""
+        kept = self._target.keep([wanted])[wanted.key]
+        if kept.error is not None:
+            raise kept.error
+        return kept
+
+    def rules_of(self, job: str) -> TargetRules:
+        """How the job wants its replica VMs."""
+        return self._rules.get(job, TargetRules())
+
+    # --- the verbs of replicas ---------------------------------------------------------------
+
+    def _machine(self, record: ReplicaRecord) -> str:
+        """The id of the replica's VM, '' where it has none yet."""
+        return self._target.find(key_of(record.identity))
+
+    def _there(self, folder: ReplicaFolder) -> str:
+        found = self._machine(folder.record())
+        if not found:
+            raise HostError(
+                self._target.name,
+                f"the replica {folder.name} has no VM on the host",
+                "The next session, or a failover, makes it",
+            )
+        return found
+
+    def power_state(self, folder: ReplicaFolder) -> PowerState:
+        """See ReplicaMachines."""
+        machine = self._machine(folder.record())
+        return self._target.power_state(machine) if machine else PowerState.OFF
+
+    def check_off(self, folder: ReplicaFolder) -> None:
+        """See ReplicaMachines."""
+        state = self.power_state(folder)
+        if state is not PowerState.OFF:
+            raise MachineRunning(
+                self._target.name,
+                folder.name,
+                f"its host says that it is {state}",
+                f"`standby replica power off {folder.name}` stops it",
+            )
+
+    def describe(self, folder: ReplicaFolder, point: RestorePoint) -> None:
+        """See ReplicaMachines."""
+        record = folder.record()
+        ready = {disk.place: f"{disk.disk_id}/{READY}" for disk in replicated_disks(point)}
+        if not ready:
+            return
+        if not record.host_folder:
+            raise HostError(
+                self._target.name,
+                f"the replica {folder.name} does not say where its host sees its folder",
+                "It was made for a folder host: begin it anew for this one",
+            )
+        self.keep(
+            wanted_machine(
+                record.identity,
+                record.name,
+                record.host_folder,
+                point.machine,
+                point.state_files,
+                ready,
+                self.rules_of(record.identity.job),
+            )
+        )
+
+    def start(self, folder: ReplicaFolder) -> list[str]:
+        """See ReplicaMachines; the files checked are the ready layers and all below them."""
+        record = folder.record()
+        files = [str(PureWindowsPath(record.host_folder) / file) for file in _files(folder, record)]
+        answer = self._target.start(self._there(folder), files, self._heartbeat_s)
+        return [str(answer)]
+
+    def stop(self, folder: ReplicaFolder, *, force: bool, timeout_s: float) -> None:
+        """See ReplicaMachines."""
+        self._target.stop(self._there(folder), timeout_s=timeout_s, force=force)
+
+    def restore(self, folder: ReplicaFolder, point: RestorePoint, *, is_permanent: bool) -> None:
+        """See ReplicaMachines."""
+        shape = shape_at(point.machine, point.state_files)
+        self._target.restore_automatic(self._there(folder), shape, is_permanent=is_permanent)
+
+
+def _files(folder: ReplicaFolder, record: ReplicaRecord) -> list[str]:
+    """Every file that the VM opens, relative to the folder."""
+    found = [layer.file for layer in (record.ready or {}).values()]
+    if record.ready_point:
+        point = folder.point(record.ready_point)
+        found += [layer.file for disk in replicated_disks(point) for layer in disk.chain]
+    return found
+
+
+__all__ = ["HyperVReplicas", "key_of", "shape_at", "wanted_machine"]
