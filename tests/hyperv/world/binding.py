@@ -30,6 +30,16 @@ _COMMON = frozenset(
         "warningvariable",
     ]
 )
+_OBJECTS = {
+    "VirtualMachine": ("VirtualMachine",),
+    "VMNetworkAdapterBase": ("VMNetworkAdapter",),
+    "VMNetworkAdapter": ("VMNetworkAdapter",),
+    "HardDiskDrive": ("HardDiskDrive",),
+    "VMDriveController": ("VMScsiController",),
+    "VMComponentObject": ("HardDiskDrive", "VMNetworkAdapter"),
+}
+"""Parameters' types of the Hyper-V module to the objects that fit them."""
+
 CIM_CLASS = "Microsoft.Management.Infrastructure.CimClass"
 
 
@@ -41,6 +51,7 @@ class Signature:
     parameters: Mapping[str, str]
     by_value: tuple[str, ...]
     sets: Mapping[str, tuple[frozenset[str], frozenset[str]]]
+    values: Mapping[str, list[str]]
 
 
 @functools.cache
@@ -54,7 +65,9 @@ def signatures() -> Mapping[str, Signature]:
             key: (frozenset(mandatory), frozenset(optional))
             for key, (mandatory, optional) in fact["sets"].items()
         }
-        result[name.lower()] = Signature(name, fact["parameters"], tuple(by_value), sets)
+        result[name.lower()] = Signature(
+            name, fact["parameters"], tuple(by_value), sets, fact.get("values", {})
+        )
     return result
 
 
@@ -132,6 +145,19 @@ class Bound:
             return UInt32(int(value))
         if wanted == "Int32" and isinstance(value, int) and -(2**31) <= value < 2**31:
             return int(value)
+        if wanted in ("Int64", "Int16") and isinstance(value, int) and not isinstance(value, bool):
+            return int(value)
+        if wanted == "Boolean" and isinstance(value, bool):
+            return value
+        if wanted == "Version" and isinstance(value, str):
+            return value
+        if wanted in _OBJECTS and isinstance(value, PSObject):
+            if value.ps_type.rpartition(".")[2] in _OBJECTS[wanted]:
+                return value
+        elif name in self.signature.values:
+            for each in self.signature.values[name]:
+                if each.lower() == str(getattr(value, "name", value)).lower():
+                    return each
         if wanted == "Guid":
             with contextlib.suppress(ValueError, AttributeError, TypeError):
                 return uuid.UUID(str(value))

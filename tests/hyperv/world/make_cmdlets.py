@@ -36,11 +36,37 @@ WANTED = [
     "Set-ClusterParameter",
     "Remove-ClusterGroup",
     "Update-ClusterVirtualMachineConfiguration",
+    "Get-VM",
+    "New-VM",
+    "Set-VM",
+    "Start-VM",
+    "Stop-VM",
+    "Remove-VM",
+    "Get-VMHost",
+    "Get-VMHostSupportedVersion",
+    "Set-VMProcessor",
+    "Set-VMMemory",
+    "Set-VMFirmware",
+    "Add-VMScsiController",
+    "Get-VMHardDiskDrive",
+    "Add-VMHardDiskDrive",
+    "Set-VMHardDiskDrive",
+    "Remove-VMHardDiskDrive",
+    "Get-VMNetworkAdapter",
+    "Add-VMNetworkAdapter",
+    "Set-VMNetworkAdapter",
+    "Rename-VMNetworkAdapter",
+    "Remove-VMNetworkAdapter",
+    "Connect-VMNetworkAdapter",
+    "Disconnect-VMNetworkAdapter",
+    "Set-VMNetworkAdapterVlan",
+    "New-VHD",
 ]
 
 
 def excerpt(facts: dict[str, Any]) -> dict[str, Any]:
-    """Of each wanted cmdlet: its parameters (type, and whether a switch) and parameter sets."""
+    """Of each wanted cmdlet: its parameters (type, and whether a switch; an enum's values) and
+    parameter sets."""
     result = {}
     for module, cmdlets in facts.items():
         for name in WANTED:
@@ -63,6 +89,13 @@ def excerpt(facts: dict[str, Any]) -> dict[str, Any]:
                     for key, value in fact["parameter_sets"].items()
                 },
             }
+            values = {
+                key: value["values"]
+                for key, value in fact["parameters"].items()
+                if value.get("values")
+            }
+            if values:
+                result[name]["values"] = values
     missing = set(WANTED) - set(result)
     if missing:
         raise SystemExit(f"not among the facts: {', '.join(sorted(missing))}")

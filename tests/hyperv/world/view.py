@@ -10,9 +10,11 @@ from hyperv.dialect.world import Call, Cmdlet, DotNetType
 from hyperv.world import account, volumes
 from hyperv.world.cim import Cim
 from hyperv.world.clusters import Clusters
+from hyperv.world.device_commands import DeviceCommands
 from hyperv.world.embedded import serializer_types
 from hyperv.world.machines import Host
 from hyperv.world.rows import Rows
+from hyperv.world.vm_commands import VmCommands
 from hyperv.world.world import World
 
 
@@ -24,6 +26,7 @@ class HostView:
         self.host = host
         self.rows = Rows(world, host)
         self.cim = Cim(self.rows)
+        devices = DeviceCommands(self.cim.methods)
         made: dict[str, Cmdlet] = {
             "Get-CimClass": self.cim.get_class,
             "New-CimInstance": self.cim.new_instance,
@@ -33,9 +36,12 @@ class HostView:
             **volumes.cmdlets(self.rows),
             **Clusters(self.rows).cmdlets(),
             **account.cmdlets(host),
+            **VmCommands(self.cim.methods).cmdlets(),
+            **devices.cmdlets(),
         }
         self._cmdlets: Any = Properties({name: self._guarded(made[name]) for name in made})
         self._types = {**serializer_types(self.rows.classes), **account.types(host)}
+        self._types.update(devices.types())
 
     @property
     def cmdlets(self) -> Mapping[str, Cmdlet]:
