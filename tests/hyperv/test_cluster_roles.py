@@ -11,8 +11,11 @@ from clocks import HeldClock
 from hyperv.clusters import At, SimulatedCluster
 from hyperv.world import Machine, World
 from hyperv.world import clusters as fate
-from standby.errors import HostError
+from standby.errors import HostError, MachineRunning, ReplicaStarted
 from standby.host.hyperv.cluster_roles import TURN_OFF, ClusterRoles
+from standby.host.hyperv.cluster_target import ClusterTarget
+from standby.host.hyperv.machines import REPLICA_NOTE
+from standby.host.hyperv.target_power import Heartbeat
 from standby.units import MiB
 
 
@@ -138,3 +141,55 @@ def test_a_new_vm_goes_to_the_coordinator_of_its_volume_or_the_emptiest_node(
     door.nodes.look()
     with pytest.raises(HostError, match="no node of the cluster takes VMs"):
         door.node_for(folder)
+
+
+# --- a cluster as a target ----------------------------------------------------------------------
+
+
+def test_a_replica_on_a_cluster_is_started_stopped_and_removed_through_its_role(
+    world: World, cluster: SimulatedCluster, replica: Machine
+) -> None:
+    _credssp(world)
+    replica.notes = f"{REPLICA_NOTE}web"
+    target = ClusterTarget("prod", cluster.door(), world.clock)
+    target.roles.make(replica.id)
+    assert target.start(replica.id, heartbeat_s=60) is Heartbeat.OK
+    assert ("hv2", "Start-ClusterGroup") in world.calls
+    assert (replica.runs, replica.priority) == (True, 2000)
+    with pytest.raises(ReplicaStarted):
+        target.remove(replica.id)
+    assert replica.is_clustered
+    with pytest.raises(MachineRunning, match="--force"):
+        target.stop(replica.id, timeout_s=0)
+    target.stop(replica.id, timeout_s=60)
+    assert (replica.state, replica.priority, replica.offline_action) == (3, 0, 2)
+    target.stop(replica.id, timeout_s=60)
+    target.remove(replica.id)
+    assert replica.id not in world.machines
+    assert not replica.is_clustered
+
+
+def test_a_replica_that_is_no_role_is_started_and_stopped_as_on_a_host(
+    world: World, cluster: SimulatedCluster, replica: Machine
+) -> None:
+    replica.notes = f"{REPLICA_NOTE}web"
+    target = ClusterTarget("prod", cluster.door(), world.clock)
+    target.start(replica.id)
+    assert replica.runs
+    target.stop(replica.id, timeout_s=0, force=True)
+    assert replica.state == 3
+    assert not [what for _, what in world.calls if what in ("Start-ClusterGroup", "Stop-Cluster")]
+
+
+def test_a_started_role_comes_back_on_another_node_when_its_own_dies(
+    world: World, cluster: SimulatedCluster, replica: Machine
+) -> None:
+    _credssp(world)
+    replica.notes = f"{REPLICA_NOTE}web"
+    target = ClusterTarget("prod", cluster.door(), world.clock)
+    target.roles.make(replica.id)
+    target.start(replica.id)
+    fate.kill(world, "hv2", after_s=20)
+    target.stop(replica.id, timeout_s=60)
+    assert replica.host == "hv1"
+    assert replica.state == 3

@@ -128,7 +128,25 @@ class ClusterDoor:
             return self._described(verb, request)
         if "machines" in request:
             return self._followed(verb, request)
+        if "replicas" in request:
+            return self._new(verb, request)
         return self.nodes.anywhere(verb, request)
+
+    def _new(self, verb: Verb[Value], request: Any) -> Answer[Value]:
+        """VMs that are to be made, each on the node for its folder."""
+        requests: dict[str, Any] = {}
+        for one in request["replicas"]:
+            name = self.node_for(one["folder"])
+            requests.setdefault(name, {**request, "replicas": []})["replicas"].append(one)
+        steps: list[Step[Any]] = []
+        warnings: list[str] = []
+        for name, answer in self.nodes.each(verb, requests).items():
+            if isinstance(answer, HostCallFailed):
+                steps += [Step(one["id"], None, answer) for one in requests[name]["replicas"]]
+            else:
+                steps += answer.steps
+                warnings += answer.warnings
+        return Answer(self.host, verb.name, tuple(steps), tuple(warnings))
 
     # --- where VMs are -----------------------------------------------------------------------
 

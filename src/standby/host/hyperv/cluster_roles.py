@@ -9,6 +9,7 @@ says; where that is refused the replica stays a VM of its node, and the user get
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from standby.errors import HostAccessDenied, HostError, ScriptFailed
@@ -59,27 +60,42 @@ class ClusterRoles:
         return _role(self._asked(ROLES, machine_id))
 
     def make(self, machine_id: str, priority: int = NEVER) -> Availability:
-        """Make the VM a role with that priority, or give its role that priority. What the host
-        refuses is no error: the replica works without, and the answer has the command."""
-        command = (
-            f"Add-ClusterVirtualMachineRole -VMId {machine_id}; "
-            f"(Get-ClusterGroup -VMId {machine_id}).Priority = {priority}"
-        )
-        try:
-            role = _role(self._asked(ADD_ROLES, machine_id, priority=priority))
-        except (HostAccessDenied, ScriptFailed) as exc:
-            detail = exc.detail if isinstance(exc, HostAccessDenied) else exc.problem
-            return Availability(
+        """`make_all` of one VM."""
+        return self.make_all([machine_id], priority)[machine_id]
+
+    def make_all(
+        self, machine_ids: Sequence[str], priority: int = NEVER
+    ) -> dict[str, Availability]:
+        """Make the VMs roles with that priority, or give their roles that priority; one script.
+        What the host refuses is no error: the replica works without, and the answer has the
+        command."""
+        request = {"machines": [{"id": item, "priority": priority} for item in machine_ids]}
+        answer = self._door.run(ADD_ROLES, request)
+        made = {key: _role(value) for key, value in answer.values().items()}
+        errors = answer.errors()
+        found = {}
+        for machine in machine_ids:
+            role, error = made.get(machine), errors.get(machine)
+            if role is not None:
+                found[machine] = Availability(role.name)
+                continue
+            if error is not None and not isinstance(error, HostAccessDenied | ScriptFailed):
+                raise error
+            said = ""
+            if error is not None:
+                said = error.detail if isinstance(error, HostAccessDenied) else error.problem
+            found[machine] = Availability(
                 problem=(
-                    f"not highly available: the cluster did not take VM {machine_id} as a role "
-                    f"({detail.strip()}). Over WinRM that takes transport = 'credssp'"
+                    f"not highly available: the cluster did not take VM {machine} as a role "
+                    f"({said.strip() or 'it does not say why'}). Over WinRM that takes "
+                    "transport = 'credssp'"
                 ),
-                command=command,
+                command=(
+                    f"Add-ClusterVirtualMachineRole -VMId {machine}; "
+                    f"(Get-ClusterGroup -VMId {machine}).Priority = {priority}"
+                ),
             )
-        if role is None:
-            problem = f"not highly available: the cluster has no role for VM {machine_id}"
-            return Availability(problem=problem, command=command)
-        return Availability(role.name)
+        return found
 
     def start(self, machine_id: str, wait_s: int, priority: int = MEDIUM) -> Role:
         """Start the role, which the cluster keeps running from now on. HostError where it does not
