@@ -117,7 +117,7 @@ def test_a_guest_that_cannot_hold_still_is_frozen_as_by_a_power_cut(
     server.source.release_checkpoint(made)
     assert snapshots(web) == 0
     source = server.started(SourceRules(fall_back=False))
-    with pytest.raises(CheckpointFailed, match="VM web.*VSS"):
+    with pytest.raises(CheckpointFailed, match=r"VM web.*VSS"):
         source.take_checkpoint(server.machine(), "i2")
     assert snapshots(web) == 0
 
