@@ -133,13 +133,15 @@ class Module:
     ) -> None:
         self.name = name
         self.has_rows = has_rows
-        self._tree = ast.parse(text)
+        self._text = text
+        is_asked = has_rows or "parse_instance" in text
+        self._nodes = list(ast.walk(ast.parse(text))) if is_asked else []
         self._constants = constants
 
     def embedded(self) -> Iterable[tuple[int, str, str]]:
         """(line, class, property): in a function that parses instances of a class, each name that
         `text`, `number`, `values` or `arrays` is asked for."""
-        for function in ast.walk(self._tree):
+        for function in self._nodes if "parse_instance" in self._text else ():
             if not isinstance(function, ast.FunctionDef):
                 continue
             calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
@@ -163,7 +165,7 @@ class Module:
         """(line, attribute, value): each constant that an attribute of such a name is compared
         with."""
         wanted = set(attributes) - _EVERYWHERE
-        for node in ast.walk(self._tree):
+        for node in self._nodes:
             if not isinstance(node, ast.Compare):
                 continue
             sides = [node.left, *node.comparators]
@@ -188,10 +190,13 @@ class Module:
 
 
 def _attribute(node: ast.expr) -> str:
-    """The last attribute in `row.a`, `(row.a or "")`, `row.a or 0`, `(row.a or "").lower()`."""
+    """The last attribute in `row.a`, `(row.a or "")`, `row.a or 0`, `(row.a or "").lower()`; a
+    variable of two words counts as the attribute of that name."""
     match node:
         case ast.Attribute():
             return node.attr
+        case ast.Name() if "_" in node.id:  # `enabled_state`, handed on
+            return node.id
         case ast.BoolOp():
             return _attribute(node.values[0])
         case ast.Call(func=ast.Attribute() as function):

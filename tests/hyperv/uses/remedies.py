@@ -21,16 +21,18 @@ MORE = ("errors/hosts.py", "server/host_check.py")
 
 def told_commands(name: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
     """(place, cmdlet, parameters) of each command in a module's texts, docstrings left out."""
-    tree = ast.parse(text)
+    if not _COMMAND.search(text):
+        return
+    nodes = list(ast.walk(ast.parse(text)))
     documents = {
         id(node.body[0].value)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         and node.body
         and isinstance(node.body[0], ast.Expr)
     }
-    inside = {id(part) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for part in n.values}
-    for node in ast.walk(tree):
+    inside = {id(part) for n in nodes if isinstance(n, ast.JoinedStr) for part in n.values}
+    for node in nodes:
         if id(node) in documents or id(node) in inside:
             continue
         for cmdlet, rest in _COMMAND.findall(_plain(node)):

@@ -146,7 +146,7 @@ def follow_project(catalog: Catalog) -> Followed:
     _remedies(catalog, found)
     for line in catalog.assumed:
         if line.kind == "format":
-            found.findings += _format(catalog, line)
+            found.findings += format_problem(catalog, line)
     found.findings = sorted(set(found.findings))
     return found
 
@@ -172,7 +172,7 @@ def _remedies(catalog: Catalog, found: Followed) -> None:
                     found.uses.setdefault(key, Use(kind, label, told.source)).places.add(place)
 
 
-def _format(catalog: Catalog, line: Assumed) -> list[str]:
+def format_problem(catalog: Catalog, line: Assumed) -> list[str]:
     """How texts are made up: the code that relies on it stands where the line says."""
     module, _, text = line.where.partition(": ")
     path = PACKAGE.joinpath(module)

@@ -99,6 +99,7 @@ class Walker(Notes):
         self.members = Members(self)
         self._records: dict[tuple[int, ...], Record] = {}
         self._mentions: dict[str, set[str]] = {}
+        self._conditions: dict[int, frozenset[str]] = {}
         self._calls: list[int] = []
         self._sites: list[int] = []
 
@@ -260,7 +261,10 @@ class Walker(Notes):
         found = NOTHING
         for condition, body in node.branches:
             self.node(condition, scope)
-            self.guards.append(frozenset(self._words(condition)))
+            words = self._conditions.get(id(condition))
+            if words is None:
+                words = self._conditions[id(condition)] = frozenset(self._words(condition))
+            self.guards.append(words)
             found |= self.node(body, scope)
             self.guards.pop()
         if node.otherwise is not None:
