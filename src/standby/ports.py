@@ -116,6 +116,24 @@ class IntentReleasing(Protocol):
         could record the checkpoint knows no more of it. What, by name."""
 
 
+class Grown(Protocol):
+    """A file that a VM writes to while its checkpoint is open."""
+
+    @property
+    def machine_id(self) -> str: ...
+
+    def limit(self, growth_max: int, min_free: int) -> str:
+        """The limit that is reached, in words, '' while none is; 0 is no limit."""
+
+
+@runtime_checkable
+class Growing(Protocol):
+    """A host on which open checkpoints take room."""
+
+    def growth(self) -> Sequence[Grown]:
+        """The files that VMs with an open checkpoint write to; one question for all of them."""
+
+
 @runtime_checkable
 class Inventoried(Protocol):
     """A host on which one VM that cannot be described hides no other."""

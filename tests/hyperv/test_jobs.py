@@ -15,13 +15,15 @@ from clocks import HeldClock
 from hyperv.installation import SimulatedHost
 from hyperv.world import World
 from hyperv.world.machines import Machine as WorldMachine
-from simulation.site import content_digest
+from hyperv.world.world import Fault
+from simulation.site import at_kill_point, content_digest
 from standby.model.point import RestorePoint
 from standby.model.report import MachineReport, SessionReport
 from standby.road.replica import ReplicaFolder
 from standby.road.source_host import SourceVerbs
 from standby.road.target_host import TargetVerbs
 from standby.server.config import load_config
+from standby.server.growth_watch import EVERY_S, GrowthWatch
 from standby.server.hyperv_hosts import hyperv_source
 from standby.server.movers import MoverPair
 from standby.server.plan import JobPlan
@@ -195,3 +197,98 @@ def test_a_tracker_that_lies_is_found_by_samples_and_not_believed_again(site: Si
     believed = only(site.session())
     assert "change tracker says" in believed.disks[0].reason
     assert site.check_points() == 4
+
+
+def failed(report: SessionReport) -> MachineReport:
+    (machine,) = report.machines
+    assert machine.outcome in ("failed", "interrupted"), machine
+    return machine
+
+
+def test_a_checkpoint_past_its_limit_of_growth_is_released(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = site.world.add_machine("web", "hv1", [16 * MiB])
+    site.write_config('checkpoint_max_growth = "1 MiB"')
+    reached = GrowthWatch.reached
+
+    def reached_after_a_look(watch: GrowthWatch, machine_id: str, growth_max: int) -> str:
+        site.world.clock.advance(EVERY_S)
+        reached(watch, machine_id, growth_max)
+        watch.settle()
+        return reached(watch, machine_id, growth_max)
+
+    monkeypatch.setattr(GrowthWatch, "reached", reached_after_a_look)
+    ended = failed(site.session())
+    assert ended.outcome == "interrupted"
+    assert "checkpoint_max_growth is 1048576" in ended.error
+    assert web.checkpoints == []
+    site.write_config()
+    only(site.session())
+    assert site.check_points() == 1
+
+
+def test_a_foreign_backup_is_left_alone_and_the_next_session_goes_on(site: Site) -> None:
+    web = site.world.add_machine("web", "hv1", [16 * MiB])
+    foreign = site.world.recovery_snapshot(web)
+    refused = failed(site.session())
+    assert "backup" in refused.error
+    assert web.checkpoints == [foreign]
+    web.checkpoints.remove(foreign)
+    only(site.session())
+    assert site.check_points() == 1
+
+
+def test_a_checkpoint_that_cannot_be_made_leaves_nothing(site: Site) -> None:
+    web = site.world.add_machine("web", "hv1", [16 * MiB])
+    method = "CreateSnapshot"
+    site.world.faults.append(Fault(method, vm="web", job=(10, 32768, "no VSS"), times=4))
+    refused = failed(site.session())
+    assert "web" in refused.error
+    assert web.checkpoints == []
+    site.world.faults.clear()
+    only(site.session())
+    assert site.check_points() == 1
+
+
+def test_disks_that_no_proxy_sees_are_said_with_the_paths_to_write(site: Site) -> None:
+    web = site.world.add_machine("web", "hv1", [16 * MiB])
+    text = site.config.read_text().replace("C:\\Hyper-V", "D:\\VMs")
+    site.config.write_text(text)
+    refused = failed(site.session())
+    assert "no source proxy can take" in refused.error
+    assert "paths = { prod = { 'C:\\Hyper-V\\web' = \"/mnt/prod\" } }" in refused.error
+    assert web.checkpoints == []
+    (machine,) = site.plan().machines
+    assert machine.action == "conflict"
+    assert "'C:\\Hyper-V\\web'" in machine.reason
+
+
+def test_a_server_that_dies_leaves_a_checkpoint_that_the_next_one_releases(site: Site) -> None:
+    web = site.world.add_machine("web", "hv1", [16 * MiB])
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    for name in ("checkpoint made", "released"):
+        with at_kill_point(name, die), contextlib.suppress(KeyboardInterrupt):
+            site.session()
+        only(site.session())
+        site.world.settle()
+        assert web.checkpoints == []
+        assert site.world.depth(web) == 1
+
+
+def test_the_plan_says_what_is_tracked_and_the_point_has_the_shape(site: Site) -> None:
+    web = site.world.add_machine("web", "hv1", [16 * MiB])
+    only(site.session())
+    site.world.write(web, 4 * MiB, b"new." * KiB)
+    (planned,) = site.plan().machines
+    assert planned.disks[0].mode == "incremental"
+    assert "change tracker" in planned.disks[0].reason
+    assert sum(item.length for item in planned.disks[0].candidates or ()) == 32 * KiB
+    site.world.settle()
+    assert web.checkpoints == []
+    assert site.point().consistency == "application"
+    assert site.point().state_files
+    assert site.point().disks[0].tracker_id

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.model.job import ReplicationJob
 from standby.ports import Host
+from standby.server.growth_watch import GrowthWatch
 from standby.server.store import Store
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class SessionContext:
     """The same by the VM they are at."""
     stopped: set[str] = field(default_factory=set)
     """VMs that are to end, or not to begin."""
+    growth: GrowthWatch | None = None
+    """Looks how far open checkpoints have grown at the source."""
     found: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     """By VM and disk id: bytes of data, and of zeros, that the target had of the point when the
     session's first attempt at the disk began."""

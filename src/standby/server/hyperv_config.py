@@ -5,7 +5,7 @@
     address = "hv01.example"
     credentials = { username = "EXAMPLE\\\\backup", password = "env:HV_PASSWORD" }
     checkpoints = { consistency = "application", fall_back = true, copy = true }
-    audit_every = "30d"
+    audit_every = "30d"      # `checkpoints` also has min_free = "10 GiB"
     max_tasks = 4
 
 A cluster has kind = "hyperv-cluster", its own name as address, and, where its nodes are addressed
@@ -21,10 +21,12 @@ from datetime import timedelta
 
 from standby.host.hyperv.credentials import Access, parse_access, parse_cluster
 from standby.strict_toml import Table
+from standby.units import GiB
 
 CONSISTENCIES = ("application", "crash")
 AUDIT_EVERY_S = 30 * 24 * 60 * 60
 DAY_S = 24 * 60 * 60
+MIN_FREE = 10 * GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,9 @@ class HyperVConfig:
     those of nodes that are addressed otherwise than by their name in its domain. Checkpoints are
     application-consistent where `is_application`, else, or with `fall_back` where a guest cannot
     hold still, crash-consistent; `is_copy` leaves the guests' logs whole. Every `audit_every` a
-    tracked disk is read whole."""
+    tracked disk is read whole; a checkpoint is released where fewer than `min_free` bytes are left
+    beside the files its VM writes to. `replicas` is the folder of replicas as the host sees it, '' for
+    one that is a source only."""
 
     accesses: tuple[Access, ...]
     is_application: bool = True
@@ -41,6 +45,8 @@ class HyperVConfig:
     is_copy: bool = True
     audit_every: timedelta = timedelta(seconds=AUDIT_EVERY_S)
     is_cluster: bool = False
+    min_free: int = MIN_FREE
+    replicas: str = ""
 
     @property
     def shown(self) -> str:
@@ -67,6 +73,8 @@ def parse_hyperv(name: str, table: Table, *, is_cluster: bool = False) -> HyperV
         wanted.boolean("copy", True),
         timedelta(seconds=table.duration_s("audit_every", AUDIT_EVERY_S, minimum=DAY_S)),
         is_cluster,
+        wanted.size("min_free", MIN_FREE),
+        table.text("replicas", ""),
     )
     wanted.done()
     return found

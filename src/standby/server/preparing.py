@@ -158,6 +158,8 @@ class Preparing(MachineWork):
         assert self._checkpoint is not None
         trackers = self.context.source.release_checkpoint(self._checkpoint)
         self._is_released = True
+        if self.context.growth is not None:
+            self.context.growth.released(self.machine.id)
         self.context.store.checkpoint_released(self._intent)
         killpoints.reach("released")
         return trackers

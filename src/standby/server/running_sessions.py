@@ -22,6 +22,7 @@ from standby.server.config_check import refused_machines
 from standby.server.context import ProgressCallback, SessionContext
 from standby.server.crew import Crew
 from standby.server.crews import Crews
+from standby.server.growth_watch import GrowthWatch
 from standby.server.inventory import (
     failed_report,
     gone_from,
@@ -65,6 +66,8 @@ class RunningSessions:
         self._clock = clock
         self._alive = Alive(store, clock)
         self._at_work: dict[str, SessionContext] = {}
+        self._growth: dict[str, GrowthWatch] = {}
+        self._watching = threading.Lock()
         self.progress = ProgressBoard()
 
     def lead(self, lease: ServerLease | None) -> None:
@@ -298,7 +301,18 @@ class RunningSessions:
             accept_loss=accept_loss,
             progress=self.progress.following(session, progress),
             clock=self._clock,
+            growth=self._growth_of(job.source),
         )
+
+    def _growth_of(self, host: str) -> GrowthWatch:
+        """The one watch over the host's checkpoints, for all jobs."""
+        with self._watching:
+            if host not in self._growth:
+                known = self._config.hosts.get(host)
+                hyperv = known.hyperv if known is not None else None
+                min_free = hyperv.min_free if hyperv is not None else 0
+                self._growth[host] = GrowthWatch(self._host(host), self._clock, min_free)
+            return self._growth[host]
 
 
 def _outcome(machines: Sequence[MachineReport]) -> str:

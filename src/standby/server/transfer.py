@@ -204,6 +204,10 @@ class Transfer:
         context = self._context
         limit = context.job.checkpoint_max_age_s
         while pending:
+            if grown := self._growth():
+                self._crew.cut()
+                wait(pending)
+                raise CheckpointLimit(self._machine.name, grown)
             _, pending = wait(pending, timeout=PROGRESS_INTERVAL_S)
             if pending and limit and context.clock.monotonic() - started > limit:
                 self._crew.cut()
@@ -212,3 +216,8 @@ class Transfer:
             if self._book is not None:
                 self._book.under_way(self._under_way.so_far)
             self._under_way.ask()
+
+    def _growth(self) -> str:
+        """The limit of growth that the checkpoint has reached, '' for none."""
+        watch, job = self._context.growth, self._context.job
+        return watch.reached(self._machine.id, job.checkpoint_max_growth) if watch else ""
