@@ -32,6 +32,8 @@ DOCUMENTED = {
     "server status",
     "infrastructure list",
     "infrastructure check",
+    "host check",
+    "host selftest",
     "token add",
     "token list",
     "token revoke",

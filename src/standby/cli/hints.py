@@ -13,6 +13,7 @@ _TAKES: dict[str, tuple[str, ...]] = {
     "job": ("--server", "--config"),
     "infrastructure": ("--server", "--config"),
     "check": ("--config",),
+    "host": ("--config",),
     "token": ("--config",),
     "support": ("--config",),
 }

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from standby.clock import Clock
-from standby.errors import StandbyError
+from standby.errors import ConfigurationError, StandbyError, UnknownName
 from standby.host.hyperv.credentials import Access
 from standby.host.hyperv.doctor import examined
 from standby.host.hyperv.doctor_rows import HostFinding, Level, Share
@@ -21,6 +21,8 @@ from standby.server.fleet import Fleet
 from standby.server.mover_check import Level as MoverLevel
 from standby.server.mover_check import Movers
 from standby.server.place_check import seen_by
+from standby.server.references import read_reference
+from standby.server.service_mover import Reconnect
 
 Look = Callable[[ProxyConfig, str], str]
 """(proxy, path as it sees it) to what is wrong with that folder there, '' for nothing."""
@@ -35,6 +37,39 @@ class CheckedNode:
 
     address: str
     findings: tuple[HostFinding, ...]
+
+
+def check_host(config: Config, name: str, clock: Clock) -> list[CheckedNode]:
+    """The host of that name and what proxies see of it, with no backup server around it."""
+    fleet = Fleet(config, clock, reconnect=Reconnect(every_s=1, for_s=0))
+    with (
+        contextlib.closing(fleet),
+        opened_doors(config, name, clock) as doors,
+        looking(config, fleet, clock) as look,
+    ):
+        return checked_nodes(config, doors, clock, look)
+
+
+@contextlib.contextmanager
+def opened_doors(config: Config, name: str, clock: Clock) -> Iterator[list[Door]]:
+    """Doors to every node of the host of that name, closed at the end; UnknownName where there is
+    none, ConfigurationError where it is a folder."""
+    host = config.hosts.get(name)
+    if host is None:
+        raise UnknownName("host", name, tuple(config.hosts))
+    if host.hyperv is None:
+        raise ConfigurationError(
+            f"[hosts.{name}]", "is a folder host, there is nobody to ask", "`standby check` does"
+        )
+    folder = config.path.parent
+
+    def read_secret(reference: str, where: str) -> str:
+        return read_reference(reference, where, folder)
+
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(Door(access, read_secret, clock)) for access in host.hyperv.accesses
+        ]
 
 
 def checked_nodes(
