@@ -9,12 +9,16 @@ import pytest
 
 from clocks import HeldClock
 from hyperv.clusters import At, SimulatedCluster
-from hyperv.world import Machine, World
+from hyperv.world import Adapter, Machine, World
 from hyperv.world import clusters as fate
+from standby.disk import vhdx
 from standby.errors import HostError, MachineRunning, ReplicaStarted
+from standby.host.hyperv.cluster import ClusterDoor
 from standby.host.hyperv.cluster_roles import TURN_OFF, ClusterRoles
 from standby.host.hyperv.cluster_target import ClusterTarget
+from standby.host.hyperv.inventory import read_inventory
 from standby.host.hyperv.machines import REPLICA_NOTE
+from standby.host.hyperv.target_plan import TargetRules, Wanted
 from standby.host.hyperv.target_power import Heartbeat
 from standby.units import MiB
 
@@ -193,3 +197,49 @@ def test_a_started_role_comes_back_on_another_node_when_its_own_dies(
     target.stop(replica.id, timeout_s=60)
     assert replica.host == "hv1"
     assert replica.state == 3
+
+
+def _wanted(world: World, door: ClusterDoor) -> Wanted:
+    """The replica of a VM of the same cluster, its ready layer as a mover leaves it."""
+    world.add_machine("web", "hv2", [8 * MiB], adapters=[Adapter("LAN", "00155D0A0B0C", True)])
+    (found,) = read_inventory(door).machines
+    top = world.storage.path("hv1", r"C:\ClusterStorage\Volume1")
+    assert top is not None
+    (top / "Replicas" / "web").mkdir(parents=True)
+    base, ready = (top / "Replicas" / "web" / f"{name}.vhdx" for name in ("base", "ready"))
+    vhdx.create(base, 8 * MiB, sparse=False).close()
+    vhdx.create_child(ready, base, sparse=False).close()
+    folder = r"C:\ClusterStorage\Volume1\Replicas\web"
+    disks = {"scsi:0:0": f"{folder}\\ready.vhdx"}
+    return Wanted("web", "web_replica", folder, found.shape, disks, TargetRules(same_side=True))
+
+
+def test_one_cluster_is_both_sides_and_its_replica_a_role_from_its_making(
+    world: World, cluster: SimulatedCluster
+) -> None:
+    _credssp(world)
+    door = cluster.door()
+    target = ClusterTarget("prod", door, world.clock)
+    wanted = _wanted(world, door)
+    kept = target.keep([wanted])["web"]
+    assert kept.error is None
+    assert kept.is_new
+    made = world.machine("web_replica")
+    assert (made.host, made.is_clustered, made.priority, made.runs) == ("hv1", True, 0, False)
+    assert not made.adapters[0].is_static, "no MAC twice in one cluster"
+    world.move(made, "hv2")
+    again = target.keep([wanted])["web"]
+    assert (again.id, again.is_new, again.is_changed) == (kept.id, False, False)
+    target.start(kept.id, wanted.disks.values())
+    assert (made.runs, made.priority) == (True, 2000)
+
+
+def test_a_replica_that_the_cluster_does_not_take_is_kept_with_a_warning(
+    world: World, cluster: SimulatedCluster
+) -> None:
+    door = cluster.door()
+    kept = ClusterTarget("prod", door, world.clock).keep([_wanted(world, door)])["web"]
+    assert kept.error is None
+    (warning,) = (text for text in kept.warnings if "not highly available" in text)
+    assert f"on node hv1: `Add-ClusterVirtualMachineRole -VMId {kept.id}" in warning
+    assert not world.machine("web_replica").is_clustered
