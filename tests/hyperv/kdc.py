@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -100,6 +101,12 @@ class Kdc:
         assert done.returncode == 0, done.stderr
         assert not [line for line in done.stderr.splitlines() if "rror" in line], done.stderr
 
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self._port), 1).close()
+            return True
+        return False
+
     @contextlib.contextmanager
     def running(self, *before: str, **environment: str) -> Iterator[None]:
         """The KDC answers; `before` is put before its command."""
@@ -108,17 +115,19 @@ class Kdc:
             env=os.environ | self.environment | environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             until = time.monotonic() + PATIENCE_S
-            while True:
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", self._port), 1).close()
-                    break
+            while not self._listens():
                 assert process.poll() is None, (self.folder / "kdc.log").read_text()
                 assert time.monotonic() < until, "the KDC does not listen"
                 time.sleep(0.01)
             yield
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # what stands before the command, and its child
             process.wait(PATIENCE_S)
+            until = time.monotonic() + PATIENCE_S
+            while self._listens():
+                assert time.monotonic() < until, "the KDC does not end"
+                time.sleep(0.01)
