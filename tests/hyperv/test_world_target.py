@@ -385,6 +385,22 @@ def test_a_destroyed_vm_leaves_its_disks(world: World, shell: Shell) -> None:
     assert list((world.root / "hv1" / "replica").glob("Virtual Machines/*")) == []
 
 
+def test_a_destroyed_vms_checkpoints_are_merged(world: World, shell: Shell) -> None:
+    machine = define(shell)
+    base, child = chain(world)
+    child.unlink()
+    assert attach(shell, machine, FOLDER + r"\base.vhdx") == 0
+    world.user_checkpoint(machine, "before")
+    leaf = machine.disks()[0].path
+    assert leaf is not None
+    assert leaf != base
+    assert call(shell, "DestroySystem", AffectedSystem=shell.computer(machine)) == 0
+    world.clock.sleep(30)
+    world.settle()
+    assert not leaf.exists()
+    assert world.content(base)[:4] == b"base"
+
+
 def test_controllers_and_places_have_limits(world: World, shell: Shell) -> None:
     machine = define(shell)
     values = {"ResourceType": UInt16(6), "ResourceSubType": SCSI}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hyperv.world import snapshots
 from hyperv.world.embedded import MalformedError, parsed
 from hyperv.world.errors import ReturnCode, WorkFailed
 from hyperv.world.machines import OFF, VERSIONS, Controller, Machine
@@ -315,8 +316,10 @@ def destroy(methods: Methods, row: Row, arguments: Mapping[str, Any]) -> dict[st
 
 
 def remove(methods: Methods, machine: Machine) -> None:
-    """A VM is no more; its disks stay where they are."""
+    """A VM is no more; its checkpoints are merged in a while, its disks stay where they are."""
     world = methods.world
+    for checkpoint in list(machine.checkpoints):
+        snapshots.destroy(world, checkpoint)
     world.storage.close_all(machine.owner)
     world.machines.pop(machine.id, None)
     for suffix in (".vmcx", ".vmrs"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from hyperv.dialect.values import PSEnum, PSObject
 from hyperv.dialect.world import Call, Cmdlet, DotNetType, PSError
-from hyperv.world import building, parts
+from hyperv.world import building, parts, vlans
 from hyperv.world.binding import Bound
 from hyperv.world.errors import ReturnCode
 from hyperv.world.machines import OFF, Adapter, Controller, Drive, Machine
@@ -309,14 +309,14 @@ class DeviceCommands(Commands):
             if bound.get("Untagged"):
                 adapter.mode, adapter.vlan = 0, 0
             elif bound.get("Access"):
-                parts.set_vlan(
+                vlans.set_vlan(
                     adapter, {"OperationMode": 1, "AccessVlanId": bound.get("VlanId") or 0}
                 )
             elif bound.get("Trunk"):
                 allowed = [int(n) for n in str(bound.get("AllowedVlanIdList")).split(",")]
                 native = bound.get("NativeVlanId") or 0
                 values = {"NativeVlanId": native, "TrunkVlanIdArray": allowed}
-                parts.set_vlan(adapter, {"OperationMode": 2, **values})
+                vlans.set_vlan(adapter, {"OperationMode": 2, **values})
             else:
                 raise Failed("Neither -Access nor -Trunk nor -Untagged is given.")
             yield each

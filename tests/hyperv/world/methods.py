@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hyperv.world import building, parts, power, snapshots
+from hyperv.world import building, parts, power, snapshots, vlans
 from hyperv.world.embedded import MalformedError, parsed, rendered
 from hyperv.world.errors import SHARING_VIOLATION, ReturnCode, WorkFailed, text_of
 from hyperv.world.machines import (
@@ -421,7 +421,7 @@ _METHODS: dict[tuple[str, str], Implementation] = {
     (_MANAGEMENT, "AddResourceSettings"): parts.add,
     (_MANAGEMENT, "ModifyResourceSettings"): parts.modify,
     (_MANAGEMENT, "RemoveResourceSettings"): parts.remove,
-    (_MANAGEMENT, "AddFeatureSettings"): parts.add_features,
-    (_MANAGEMENT, "ModifyFeatureSettings"): parts.modify_features,
-    (_MANAGEMENT, "RemoveFeatureSettings"): parts.remove_features,
+    (_MANAGEMENT, "AddFeatureSettings"): vlans.add_features,
+    (_MANAGEMENT, "ModifyFeatureSettings"): vlans.modify_features,
+    (_MANAGEMENT, "RemoveFeatureSettings"): vlans.remove_features,
 }
