@@ -1,14 +1,17 @@
 """A host's paths as another machine sees them: by a map of the host's folders to its own.
 
 The longest folder that holds a file counts, whole components only; Windows paths (`C:\\…`,
-`\\\\server\\share\\…`) are compared without regard to case, others with.
+`\\\\server\\share\\…`) are compared without regard to case, others with. What is seen there is
+compared with what the host says of it before a byte is read or written.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from standby.errors import WrongDisk
 
 _DRIVE = re.compile(r"[A-Za-z]:(?=[\\/]|$)")
 
@@ -61,6 +64,51 @@ def mapped_path(path: str, folders: Mapping[str, str]) -> str | None:
         if held.folded == place.folded[:count] and (best is None or count > best[0]):
             best = (count, seen_as)
     return None if best is None else _joined(best[1], place.parts[best[0] :])
+
+
+def path_on_node(
+    path: str, host: str, node: str, maps: Mapping[str, Mapping[str, str]]
+) -> str | None:
+    """`path` of a cluster as a proxy with these maps sees it: a node's own map (`prod/hv1`) counts
+    before that of the whole host (`prod`) where both hold it equally long. `node` is '' for a host
+    of no cluster."""
+    both = dict(maps.get(host, {}))
+    if node:
+        own = maps.get(f"{host}/{node}", {})
+        places = {parsed_place(folder) for folder in own}
+        both = {key: seen for key, seen in both.items() if not _is_one_of(key, places)}
+        both |= own
+    return mapped_path(path, both)
+
+
+def _is_one_of(folder: str, places: Collection[Place | None]) -> bool:
+    place = parsed_place(folder)
+    return place is not None and any(
+        other is not None and (other.anchor, other.folded) == (place.anchor, place.folded)
+        for other in places
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedDisk:
+    """A disk in its host's words: `disk_id` is the virtual disk's GUID, lower case."""
+
+    machine: str
+    place: str
+    disk_id: str
+    virtual_size: int
+
+
+def check_disk(expected: ExpectedDisk, path: str, disk_id: str, virtual_size: int) -> None:
+    """WrongDisk unless the file at `path` has the id and the size that the host names."""
+    found = disk_id.strip("{}").lower()
+    if found != expected.disk_id:
+        difference = f"its id is {found}, the host says {expected.disk_id}"
+    elif virtual_size != expected.virtual_size:
+        difference = f"it has {virtual_size} bytes, the host says {expected.virtual_size}"
+    else:
+        return
+    raise WrongDisk(expected.machine, expected.place, path, difference)
 
 
 def _joined(folder: str, parts: Sequence[str]) -> str:
