@@ -122,6 +122,7 @@ def test_vms_of_all_nodes_are_replicated_and_move_amid_their_session(site: Clust
 @pytest.mark.parametrize(
     "what",
     [
+        "Get-Cluster",
         "GetVirtualHardDiskSettingData",
         ".CreateSnapshot",
         ".GetVirtualDiskChanges",

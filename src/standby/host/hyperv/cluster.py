@@ -29,7 +29,7 @@ from standby.host.hyperv.answers import Answer, Step
 from standby.host.hyperv.cluster_files import FileHomes
 from standby.host.hyperv.cluster_inventory import Merged, is_local, merged
 from standby.host.hyperv.cluster_nodes import Nodes, OpenDoor
-from standby.host.hyperv.cluster_rows import HOMES, ROLES
+from standby.host.hyperv.cluster_rows import HOMES, ROLES, ClusterView
 from standby.host.hyperv.elsewhere import may_be_elsewhere
 from standby.host.hyperv.rows import DISKS, MACHINES, HostRows
 from standby.host.hyperv.verbs import Verb
@@ -344,7 +344,7 @@ class ClusterDoor:
 
     def _inventory(self) -> Answer[HostRows]:
         """Every node's rows in one answer; what is amiss with nodes are its warnings."""
-        self._come_in()
+        view = self._come_in()
         found = self._merged([node.name for node in self.nodes.asked()], {})
         nowhere: list[str] = []
         until = self._clock.monotonic() + min(self._find_s, INVENTORY_WAIT_S)
@@ -353,21 +353,22 @@ class ClusterDoor:
             # whose node died is on none until another has taken it over.
             with self._lock:
                 missing = sorted((self._known | found.torn) - set(found.homes))
-            if not missing:
-                break
-            there, silent = self._locate(missing)
+            there, silent = self._locate(missing) if missing else ({}, [])
             if there:
                 found = self._merged(sorted(set(there.values())), found.rows)
                 continue
-            roles = self._roles(missing)
+            roles = self._roles(missing) if missing else {}
             nowhere = [f"VM {key} is on no node: {why}" for key, why in roles.items()]
             if not silent:
                 with self._lock:
                     self._known -= set(missing) - set(roles)
-            if not roles or self._clock.monotonic() >= until:
+            if not (roles or view.pending) or self._clock.monotonic() >= until:
                 break
             self._clock.sleep(self._pause_s)
-            self.nodes.look()
+            was_pending = view.pending
+            view = self.nodes.look()
+            if was_pending:
+                found = self._merged([node.name for node in self.nodes.asked()], {})
         with self._lock:
             self._homes.update(found.homes)
             self._known |= set(found.homes)
@@ -376,14 +377,13 @@ class ClusterDoor:
         warnings = (*self.nodes.problems, *nowhere, *found.problems)
         return Answer(self.host, MACHINES.name, (step,), warnings)
 
-    def _come_in(self) -> None:
-        """Look at the cluster; where the node that its name led to has died, the name soon leads to
-        another one."""
+    def _come_in(self) -> ClusterView:
+        """The cluster as it is now. Where the node that its name led to has died, the name soon
+        leads to another one."""
         until = self._clock.monotonic() + ENTRY_WAIT_S
         while True:
             try:
-                self.nodes.look()
-                return
+                return self.nodes.look()
             except (HostUnreachable, HostShellLost):
                 if self.nodes.are_known or self._clock.monotonic() >= until:
                     raise

@@ -28,11 +28,13 @@ class SharedVolume(msgspec.Struct, frozen=True):
 
 
 class ClusterView(msgspec.Struct, frozen=True):
-    """cluster.ps1."""
+    """cluster.ps1; `pending` are VMs' roles that are being brought online, stopped or taken over:
+    their VMs may be on no node just now."""
 
     name: str
     nodes: list[ClusterNode]
     volumes: list[SharedVolume] = []
+    pending: list[str] = []
 
 
 class Home(msgspec.Struct, frozen=True):
