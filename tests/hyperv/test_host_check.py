@@ -12,6 +12,7 @@ import pytest
 
 from clocks import HeldClock
 from hyperv.certificates import Authority
+from hyperv.clusters import ADDRESS, SimulatedCluster
 from hyperv.installation import PASSWORD, SimulatedHost
 from hyperv.world import DiskSpec, World
 from hyperv.world.account import Share
@@ -32,6 +33,8 @@ from standby.server.host_check import (
     Map,
     checked_host,
     checked_nodes,
+    cluster_doors,
+    down_finding,
     looking,
     maps_of,
     seen_findings,
@@ -426,3 +429,41 @@ def test_a_host_that_cannot_be_asked_is_told_once(tmp_path: Path, host: Simulate
     with host.door() as door:
         found = checked_host(_config(tmp_path), door, HeldClock(), lambda proxy, path: "")
     assert [item.what for item in found] == ["credentials"]
+
+
+# --- clusters -------------------------------------------------------------------------------------
+
+
+def test_every_node_of_a_cluster_is_asked_by_its_own_name(tmp_path: Path, world: World) -> None:
+    world.add_cluster("east", ["n1", "n2", "n3"])
+    world.add_machine("web", "n2", [16 * MiB])
+    world.kill("n3")
+    with SimulatedCluster(world, "east") as cluster:
+        doors = cluster_doors("prod", ADDRESS, cluster.open_door, [])
+        config = _config(
+            tmp_path,
+            ("[hosts.hv1]", "[hosts.prod]"),
+            ('source = "hv1"', 'source = "prod"'),
+            ("paths.hv1 = { 'D:\\VMs'", "paths.prod = { 'C:\\ClusterStorage\\Volume1'"),
+        )
+        found = checked_nodes(config, doors.open, world.clock, lambda proxy, path: "")
+    assert [door.access.host for door in doors.open] == ["prod/n1", "prod/n2"]
+    assert doors.down == ("n3",)
+    told = {item.what: item for item in found[1].findings}
+    assert told["proxy linux1"].text == "sees C:\\ClusterStorage\\Volume1\\web as /mnt/hv1/web"
+    assert "[hosts.prod.credentials]" in told["double hop"].remedy
+
+
+def test_a_cluster_of_which_no_node_answers_is_told_by_its_name(world: World) -> None:
+    world.add_cluster("east", ["n1"])
+    with SimulatedCluster(world, "east") as cluster:
+        cluster.hosts["n1"].server.users["backup"] = "another"
+        doors = cluster_doors("prod", ADDRESS, cluster.open_door, [])
+        (door,) = doors.open
+        (found,) = examined(door.access, door, world.clock).findings
+    assert found.what == "credentials"
+    assert "[hosts.prod.credentials]" in found.remedy
+
+
+def test_a_node_that_is_down_has_a_remedy() -> None:
+    assert down_finding("n3").remedy.endswith("Start-ClusterNode -Name 'n3'")

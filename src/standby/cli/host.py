@@ -79,8 +79,9 @@ def selftest(name: str, language: bool, config: Path, as_json: bool) -> int:
     from standby.server.host_check import opened_doors
 
     with opened_doors(load_config(config), name, SYSTEM_CLOCK) as doors:
-        address = doors[0].access.address
-        found = list(differences(doors[0]))
+        first = doors.open[0]
+        found = list(differences(first))
+    address = first.access.address
     if as_json:
         print_json({"host": name, "node": address, "asked": len(snippets()), "differences": found})
     else:

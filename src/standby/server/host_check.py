@@ -6,12 +6,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from standby.clock import Clock
-from standby.errors import ConfigurationError, StandbyError, UnknownName
+from standby.errors import ConfigurationError, HostCallFailed, StandbyError, UnknownName
+from standby.host.hyperv.cluster_nodes import Nodes
 from standby.host.hyperv.credentials import Access
-from standby.host.hyperv.doctor import examined
+from standby.host.hyperv.doctor import examined, host_of
 from standby.host.hyperv.doctor_rows import HostFinding, Level, Share
 from standby.host.hyperv.door import Door
 from standby.host.hyperv.machines import HostMachine
@@ -47,29 +48,76 @@ def check_host(config: Config, name: str, clock: Clock) -> list[CheckedNode]:
         opened_doors(config, name, clock) as doors,
         looking(config, fleet, clock) as look,
     ):
-        return checked_nodes(config, doors, clock, look)
+        found = checked_nodes(config, doors.open, clock, look)
+    return found + [CheckedNode(node, (down_finding(node),)) for node in doors.down]
+
+
+def down_finding(node: str) -> HostFinding:
+    """A node that its cluster says is down: it was not asked."""
+    return HostFinding(
+        Level.WARNING,
+        "cluster",
+        "the cluster says that this node is down",
+        f"start the machine, or on another node: Start-ClusterNode -Name '{node}'",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Doors to a host, or to the nodes of a cluster; those that are `down` have none."""
+
+    open: tuple[Door, ...]
+    down: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
-def opened_doors(config: Config, name: str, clock: Clock) -> Iterator[list[Door]]:
+def opened_doors(config: Config, name: str, clock: Clock) -> Iterator[Doors]:
     """Doors to every node of the host of that name, closed at the end; UnknownName where there is
     none, ConfigurationError where it is a folder."""
     host = config.hosts.get(name)
     if host is None:
         raise UnknownName("host", name, tuple(config.hosts))
-    if host.hyperv is None:
+    settings = host.hyperv
+    if settings is None:
         raise ConfigurationError(
             f"[hosts.{name}]", "is a folder host, there is nobody to ask", "`standby check` does"
         )
     folder = config.path.parent
+    first, *others = settings.accesses
 
     def read_secret(reference: str, where: str) -> str:
         return read_reference(reference, where, folder)
 
     with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(Door(access, read_secret, clock)) for access in host.hyperv.accesses
-        ]
+
+        def open_door(title: str, address: str) -> Door:
+            own = next((item for item in settings.accesses if item.address == address), first)
+            access = replace(own, host=title, address=address)
+            return stack.enter_context(Door(access, read_secret, clock))
+
+        if settings.is_cluster:
+            yield cluster_doors(name, first.address, open_door, [it.address for it in others])
+        else:
+            yield Doors((open_door(name, first.address),))
+
+
+def cluster_doors(
+    name: str, address: str, open_door: Callable[[str, str], Door], addresses: Sequence[str]
+) -> Doors:
+    """Doors to the nodes that the cluster names; to what answers to its own name, or should, where
+    it cannot be asked for them."""
+    opened: dict[str, Door] = {}
+
+    def opening(title: str, at: str) -> Door:
+        opened[title] = open_door(title, at)
+        return opened[title]
+
+    nodes = Nodes(name, address, opening, addresses)
+    try:
+        asked = nodes.asked()
+    except HostCallFailed:
+        return Doors((opened[name] if name in opened else open_door(name, address),))
+    return Doors(tuple(opened[f"{name}/{node.name}"] for node in asked), tuple(nodes.down()))
 
 
 def checked_nodes(
@@ -120,9 +168,9 @@ def checked_host(config: Config, door: Door, clock: Clock, look: Look) -> list[H
     maps = maps_of(config, access)
     found = list(told.findings)
     if told.inventory is not None:
-        found += seen_findings(access.host, maps, machines, look)
+        found += seen_findings(host_of(access), maps, machines, look)
     if told.shares is not None:
-        right = "Full" if _is_target(config, access.host) else "Read"
+        right = "Full" if _is_target(config, host_of(access)) else "Read"
         account = access.username or "ACCOUNT"
         found += share_findings(maps, told.shares, right, account)
     return found
@@ -139,13 +187,18 @@ class Map:
 
 def maps_of(config: Config, access: Access) -> list[Map]:
     """The proxies that are made for the host."""
-    names = (access.host, f"{access.host}/{access.address.partition('.')[0]}")
+    names = (host_of(access), f"{host_of(access)}/{_node_of(access)}")
     found = []
     for proxy in config.proxies.values():
         paths = {at: seen for name in names for at, seen in proxy.paths.get(name, {}).items()}
         if paths:
             found.append(Map(proxy, paths))
     return found
+
+
+def _node_of(access: Access) -> str:
+    """A node's own name: errors about it have it behind the cluster's."""
+    return access.host.partition("/")[2] or access.address.partition(".")[0]
 
 
 def _is_target(config: Config, host: str) -> bool:

@@ -53,6 +53,11 @@ class Examined:
     shares: tuple[Share, ...] | None = None
 
 
+def host_of(access: Access) -> str:
+    """The host's name in the configuration: a node of a cluster has its own behind it."""
+    return access.host.partition("/")[0]
+
+
 def examined(access: Access, door: Door, clock: Clock) -> Examined:
     """Everything about one host, in the order in which it would have to be mended."""
     before = clock.now()
@@ -115,15 +120,15 @@ def refused(access: Access, error: HostCallFailed) -> HostFinding:
                 f"no answer from {error.address} ({error.reason})",
                 error.hint
                 or "on the host: Enable-PSRemoting -Force; let this machine through the firewall "
-                f"to port {access.port}; or correct address in [hosts.{access.host}]",
+                f"to port {access.port}; or correct address in [hosts.{host_of(access)}]",
             )
         case HostCertificateRefused():
             return HostFinding(
                 Level.ERROR,
                 "TLS",
                 f"the certificate of {error.address} is not trusted ({error.reason})",
-                f'write ca = "PATH" of its authority into [hosts.{access.host}], and an address '
-                "that the certificate holds",
+                f'write ca = "PATH" of its authority into [hosts.{host_of(access)}], and an '
+                "address that the certificate holds",
             )
         case HostCredentialsRefused():
             return HostFinding(
@@ -131,7 +136,7 @@ def refused(access: Access, error: HostCallFailed) -> HostFinding:
                 "credentials",
                 f"{error.username or 'the account'} is refused over {error.transport}"
                 + (f" ({error.reason})" if error.reason else ""),
-                f"check username and secret in [hosts.{access.host}.credentials], and that the "
+                f"check username and secret in [hosts.{host_of(access)}.credentials], and that the "
                 "host offers this transport: winrm get winrm/config/service/auth",
             )
         case HostAccessDenied():
@@ -322,7 +327,7 @@ def double_hop(
         return
     enable = (
         "on the host: Enable-WSManCredSSP -Role Server -Force, then "
-        f'transport = "credssp" in [hosts.{access.host}.credentials]'
+        f'transport = "credssp" in [hosts.{host_of(access)}.credentials]'
     )
     for name in clusters:
         yield HostFinding(
