@@ -184,9 +184,11 @@ def test_a_server_that_dies_leaves_nothing_that_the_next_does_not_give_up(
     assert world.depth(web) == 1
     assert snapshots(foreign) == 1
     assert points <= {item.id for item in web.points}
+    (first,) = (record for record in source.records.all() if record.intent == "i0")
     cycle(server, "i2")
-    server.source.forget_tracker(machine, [])
+    server.source.forget_tracker(machine, list(first.trackers.values()))
     assert snapshots(web) == 0
+    assert not points & {item.id for item in web.points}
     assert len(web.points) <= 2
 
 

@@ -17,6 +17,7 @@ from standby.host.hyperv.changes import TrackedRanges
 from standby.host.hyperv.leftovers import LeafGrowth
 from standby.host.hyperv.snapshots import Waits
 from standby.host.hyperv.source import HyperVSource, SourceRules
+from standby.host.hyperv.trust import parse_tracker
 from standby.model.extent import Extent
 from standby.model.machine import Checkpoint, Machine, PowerState
 from standby.units import KiB, MiB
@@ -178,6 +179,25 @@ def test_two_targets_of_a_vm_count_from_their_own_points(
     assert cycle.second().ranges == [Extent(MiB, 32 * KiB), Extent(9 * MiB, 32 * KiB)]
     found = source.changes_since(cycle.machine, "scsi:0:0", other, cycle.checkpoint)
     assert found.ranges == [Extent(9 * MiB, 32 * KiB)]
+
+
+def test_reference_points_go_by_name_and_only_so_many_are_left(
+    world: World, source: HyperVSource, web: WorldMachine
+) -> None:
+    """A job's commit gives up its own older one, not another job's; those of sessions that ended
+    before their commit do not pile up."""
+    machine = machine_of(source)
+    trackers = []
+    for number in range(7):
+        trackers.append(released(source, source.take_checkpoint(machine, f"i{number}")))
+        world.clock.sleep(60)
+    source.forget_tracker(machine, [trackers[5]])
+    assert [point.instance_id for point in web.points] == [
+        parsed.point
+        for number in (2, 3, 4, 6)
+        if (parsed := parse_tracker(trackers[number])) is not None
+    ]
+    assert [record.intent for record in source.records.all()] == ["i2", "i3", "i4", "i6"]
 
 
 # --- what a checkpoint leaves and costs --------------------------------------------------------

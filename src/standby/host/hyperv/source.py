@@ -1,10 +1,29 @@
 """A Hyper-V host as the source of a job: `ports.Host` over the door.
 
-    machines ─▶ take_checkpoint ─▶ changes_since ─▶ (movers read) ─▶ confirm ─▶ release ─▶ forget
+    inventory ─▶ take_checkpoint ─▶ changes_since ─▶ (movers read) ─▶ confirm ─▶ release ─▶ forget
     2 scripts    1                  1, all disks                      0          1          1
 
-A checkpoint that was confirmed was read to its end: its release converts it to a reference point.
-One that was not is given up, and the reference point before it stays.
+How a session drives it, per VM:
+
+1. `take_checkpoint(machine, intent)`: the intent is one that the server has recorded. What an
+   earlier session of the VM left is given up first. BackupInProgress, MachineBusy and
+   CheckpointFailed are tried again later.
+2. `changes_since(…, tracker id of the newest point, checkpoint)` for each disk. Where it has
+   ranges, the movers read these and `samples` as well, and compare the samples with the newest
+   point's digests; `compared` takes what differs (an empty list too) and answers an alarm, or ''.
+   After an alarm the disk goes a level down: a digest pass.
+3. `confirm_checkpoint`, once all was read and verified and every mover has closed its files: from
+   then on the release converts. Without it the release destroys the snapshot, and nothing counts
+   from it.
+4. `release_checkpoint`: the tracker ids for the restore point's record, one per disk, also where
+   there is no tracking (then it says why). Commit the point after this.
+5. `forget_tracker`, after the commit, with the tracker ids of the point before it: only now may
+   their reference points go.
+
+A server that starts calls `release_intent` for each intent it knows to be dead, then
+`release_leftovers`. `growth` is asked every 5 minutes. Calls from many threads are joined to few
+scripts (gathering.py): have one object per host, and call it from as many threads as there are VMs
+at work.
 """
 
 from __future__ import annotations
@@ -78,6 +97,10 @@ from standby.model.machine import (
     PowerState,
 )
 
+POINTS_MAX = 4
+"""Reference points of ours that a VM keeps: the newest of each of its jobs, and some whose session
+ended before its commit."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceRules:
@@ -119,6 +142,11 @@ class HyperVSource:
         self._seen: HostInventory | None = None
         self._answers = Answers()
         self._lock = threading.Lock()
+
+    @property
+    def door(self) -> Asking:
+        """The host's door, for whoever else asks it."""
+        return self._door
 
     # --- what there is -----------------------------------------------------------------------
 
@@ -401,16 +429,18 @@ class HyperVSource:
             self.records.keep_lies({key: why for key, why in lies.items() if key not in ids})
 
     def forget_tracker(self, machine: Machine, tracker_ids: Sequence[str]) -> None:
-        """Destroy the reference points of these ids, and of our records older than the newest."""
+        """Destroy the reference points of these ids. Others stay, for they may be another job's
+        newest; of those that no commit followed, only so many are kept."""
         parsed = [parse_tracker(item) for item in tracker_ids]
         points = {item.point for item in parsed if item is not None and item.point}
         done = [item for item in self.records.of_machine(machine.id) if item.phase == RELEASED]
-        points |= {item.point for item in done[:-1] if item.point}
-        if done:
-            points.discard(done[-1].point)
+        left = [item for item in done if item.point and item.point not in points]
+        points |= {item.point for item in left[:-POINTS_MAX]}
         destroy_points(self._watch, machine.id, sorted(points))
-        for record in done[:-1]:
-            self.records.drop(record.intent)
+        kept = {item.intent for item in left[-POINTS_MAX:]} | {item.intent for item in done[-1:]}
+        for record in done:
+            if record.intent not in kept:
+                self.records.drop(record.intent)
 
 
 def _chance(below: int) -> int:
