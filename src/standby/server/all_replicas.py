@@ -29,7 +29,7 @@ from standby.road.replica import ReplicaFolder
 from standby.road.surveying import ReplicaStatus, asked_as
 from standby.road.verb_plans import VerbPlan
 from standby.road.verifying import PointVerdict
-from standby.server.config import Config
+from standby.server.config import Config, HostConfig
 from standby.server.fleet import Fleet, Station
 from standby.server.long_calls import long_call
 from standby.server.overdue import overdue_jobs
@@ -315,13 +315,18 @@ class PlainHosts:
         """The host of that name."""
         if name not in self._made:
             found = self._config.hosts[name]
-            state = self._config.state_database.parent
-            self._made[name] = (
-                RemoteHost(name, self.fleet, Station(found.mover, str(found.path)))
-                if found.mover
-                else FolderHost(name, found.path, state, self._clock)
-            )
+            self._made[name] = self._host(found)
         return self._made[name]
+
+    def _host(self, found: HostConfig) -> Host:
+        if found.hyperv is not None:
+            from standby.server.hyperv_hosts import hyperv_source  # heavy
+
+            return hyperv_source(self._config, found, self._clock)
+        if found.mover:
+            return RemoteHost(found.name, self.fleet, Station(found.mover, str(found.path)))
+        state = self._config.state_database.parent
+        return FolderHost(found.name, found.path, state, self._clock)
 
 
 @contextlib.contextmanager
