@@ -236,7 +236,8 @@ repository = "main"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[hosts.hv]\nkind = "hyperv-cluster"\nnodes = ["a", "b"]', "[hosts.hv] address: is missing"),
+        ('[hosts.hv]\nkind = "hyperv-cluster"\nnodes = ["a", "b"]',
+         "[hosts.hv] address: is missing"),
         (HYPERV.replace("env:HV_PASSWORD", "hunter2"), "[hosts.hv.credentials] password: a secret "
          'must not stand in this file. write a reference: password = "env:NAME"'),
         ('[hosts.hv]\nkind = "hyperv"', "[hosts.hv] address: is missing"),
@@ -252,13 +253,27 @@ repository = "main"
         (HYPERV + "checkpoints = { kopy = true }", "[hosts.hv.checkpoints] kopy: unknown key"),
         (HYPERV + "max_tasks = 0", "[hosts.hv] max_tasks: 0 is out of range"),
         (HYPERV + JOB.replace('"hv"', '"prod"').replace("TARGET", "hv"),
-         "[jobs.j] target: host hv of kind hyperv is a source only in this release"),
+         "[jobs.j] target: [hosts.hv] of kind hyperv says no folder for replicas"),
+        (HYPERV + "replicas = 'D:\\Replicas'\n"
+         + JOB.replace('"hv"', '"prod"').replace("TARGET", "hv"),
+         "[jobs.j] target: no proxy on this machine sees D:\\Replicas of host hv"),
     ],
 )  # fmt: skip
 def test_what_a_hyperv_host_cannot_have_is_refused(tmp_path: Path, text: str, message: str) -> None:
     found = refusal(tmp_path, MINIMAL + text)
     assert message in found
     assert "hunter2" not in found
+
+
+def test_a_hyperv_target_has_its_folder_where_a_proxy_here_sees_it(tmp_path: Path) -> None:
+    text = MINIMAL + HYPERV + "replicas = 'D:\\Replicas'\n"
+    text += JOB.replace('"hv"', '"prod"').replace("TARGET", "hv")
+    text += "networks = { LAN = 'Blue' }\nwithout_vtpm = true\n"
+    text += "[proxies.p.paths.hv]\n'D:\\' = '/mnt/d'\n"
+    config = load(tmp_path, text)
+    assert config.hosts["hv"].path == Path("/mnt/d/Replicas")
+    assert config.jobs["j"].networks == {"LAN": "Blue"}
+    assert config.jobs["j"].without_vtpm
 
 
 def test_a_hyperv_host_is_read_with_its_defaults(tmp_path: Path) -> None:

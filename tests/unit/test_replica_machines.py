@@ -29,8 +29,9 @@ class Machines:
         if self.state is not PowerState.OFF:
             raise MachineRunning("dr", folder.name, "it runs")
 
-    def describe(self, folder: ReplicaFolder, point: RestorePoint) -> None:
+    def describe(self, folder: ReplicaFolder, point: RestorePoint) -> list[str]:
         self.calls.append(f"describe {point.id}")
+        return []
 
     def start(self, folder: ReplicaFolder) -> list[str]:
         self.calls.append("start")
@@ -49,7 +50,7 @@ def test_a_failover_there_and_back_drives_the_hosts_vm(tmp_path: Path) -> None:
     folder = new_replica(tmp_path / "web")
     first, second = add_point(folder), add_point(folder)
     machines = Machines()
-    work = ReplicaWork({"dr": tmp_path}, folder.clock, machines={"dr": machines})
+    work = ReplicaWork({"dr": tmp_path}, folder.clock, machines={"dr": machines}.get)
     work.failover("web", point=first.id, power_on=True)
     assert machines.calls == [
         f"describe {first.id}",
@@ -72,7 +73,7 @@ def test_a_permanent_failover_makes_the_vm_nobodys_replica(tmp_path: Path) -> No
     folder = new_replica(tmp_path / "web")
     add_point(folder)
     machines = Machines()
-    work = ReplicaWork({"dr": tmp_path}, folder.clock, machines={"dr": machines})
+    work = ReplicaWork({"dr": tmp_path}, folder.clock, machines={"dr": machines}.get)
     work.failover("web")
     assert work.permanent_failover("web").state is ReplicaState.PERMANENT
     assert machines.calls[-1] == "restore True"

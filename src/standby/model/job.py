@@ -18,6 +18,8 @@ class ReplicationJob:
     `proxies` and `target_proxies` name those that may work for the job, () any. A higher `priority`
     goes first; among jobs of one priority, tasks begin and bandwidth is shared by `weight`.
     `wan` names the pair of WAN accelerators that disks go over, '' none.
+    `networks` maps virtual switches of the source to those of a Hyper-V target; `without_vtpm`
+    makes replica VMs without the virtual TPM that their source has.
     """
 
     name: str
@@ -43,3 +45,5 @@ class ReplicationJob:
     priority: int = 0
     weight: int = 1
     wan: str = ""
+    networks: dict[str, str] = field(default_factory=dict)
+    without_vtpm: bool = False

@@ -21,8 +21,9 @@ class ReplicaMachines(Protocol):
     def check_off(self, folder: ReplicaFolder) -> None:
         """Raise MachineRunning unless the VM is off, with how to stop it."""
 
-    def describe(self, folder: ReplicaFolder, point: RestorePoint) -> None:
-        """Make the VM that of the point, attached to the ready layers, switched off."""
+    def describe(self, folder: ReplicaFolder, point: RestorePoint) -> list[str]:
+        """Make the VM that of the point, attached to the ready layers, switched off; what there is
+        to say of it."""
 
     def start(self, folder: ReplicaFolder) -> list[str]:
         """Start the VM; what there is to say of it."""

@@ -7,7 +7,7 @@ mover answers for the replicas below its roots (`replica_verbs`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,11 +66,11 @@ class ReplicaWork:
         roots: dict[str, Path],
         clock: Clock = SYSTEM_CLOCK,
         protect: TargetRules = TargetRules(),  # noqa: B008
-        machines: Mapping[str, ReplicaMachines] | None = None,
+        machines: Callable[[str], ReplicaMachines | None] = lambda host: None,
     ) -> None:
-        """`machines` are the VMs at those of the hosts, by name, that are no folder hosts."""
+        """`machines` gives the VMs of a host, by its name, None for a folder host."""
         self._roots = roots
-        self._machines = machines or {}
+        self._machines = machines
         self._clock = clock
         self._protect = protect
 
@@ -259,7 +259,7 @@ class ReplicaWork:
 
     def _theirs(self, folder: ReplicaFolder) -> ReplicaMachines | None:
         """The VMs of the replica's host, None where that is a folder host."""
-        return self._machines.get(self.host_of(folder))
+        return self._machines(self.host_of(folder))
 
     def _their_power(
         self, theirs: ReplicaMachines, folder: ReplicaFolder, on: bool, force: bool

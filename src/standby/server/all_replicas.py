@@ -34,6 +34,7 @@ from standby.server.fleet import Fleet, Station
 from standby.server.long_calls import long_call
 from standby.server.overdue import overdue_jobs
 from standby.server.remote_host import RemoteHost
+from standby.server.replica_hosts import machines_at
 from standby.server.replicas import Replicas
 from standby.server.service_mover import Reconnect, ServiceMover
 
@@ -334,7 +335,13 @@ def replicas_alone(config: Config, clock: Clock = SYSTEM_CLOCK) -> Iterator[AllR
     """The replicas of the configuration, for when its state database cannot be used: no verb of
     theirs needs it."""
     with contextlib.closing(PlainHosts(config, clock)) as hosts:
-        local = Replicas(config, None, hosts.host, clock)
+        local = Replicas(
+            config,
+            None,
+            hosts.host,
+            clock,
+            machines=lambda name: machines_at(config, name, hosts.host, clock),
+        )
         yield AllReplicas(
             config, local, hosts.fleet, lambda status: local.is_source_running(status.identity)
         )

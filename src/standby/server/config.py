@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
+from standby.host.seen_paths import mapped_path
 from standby.server.config_values import (
     Config,
     HostConfig,
@@ -71,6 +73,7 @@ def load_config(path: Path) -> Config:
         )
     hosts = {name: _host(name, table, movers) for name, table in _named(root, "hosts")}
     proxies = {name: _proxy(name, table, movers, hosts) for name, table in _named(root, "proxies")}
+    hosts = {name: _with_replicas(host, proxies) for name, host in hosts.items()}
     stores = {n: _repository(n, table, movers) for n, table in _named(root, "repositories")}
     repositories = {name: store.path for name, store in stores.items()}
     plain = {mover.name: mover.plain for mover in movers.values()}
@@ -235,13 +238,32 @@ def _host(name: str, table: Table, movers: dict[str, MoverConfig]) -> HostConfig
     return HostConfig(name, kind, Path(), max_tasks=max_tasks, hyperv=hyperv)
 
 
+def _with_replicas(host: HostConfig, proxies: dict[str, ProxyConfig]) -> HostConfig:
+    """The host with its folder of replicas as this machine sees it, where it has one."""
+    if host.hyperv is None or not host.hyperv.replicas:
+        return host
+    for proxy in proxies.values():
+        seen = mapped_path(host.hyperv.replicas, proxy.paths.get(host.name, {}))
+        if seen and not proxy.mover and proxy.side in ("both", "target"):
+            return replace(host, path=Path(seen))
+    return host
+
+
 def _check_target(host: HostConfig, table: Table) -> None:
-    if not host.is_folder:
+    if host.hyperv is None or host.path != Path():
+        return
+    if not host.hyperv.replicas:
         raise table.error(
             "target",
-            f"host {host.name} of kind {host.kind} is a source only in this release",
-            "name a host of kind folder",
+            f"[hosts.{host.name}] of kind {host.kind} says no folder for replicas",
+            "write replicas = 'D:\\Replicas' there, or name another host",
         )
+    raise table.error(
+        "target",
+        f"no proxy on this machine sees {host.hyperv.replicas} of host {host.name}",
+        "write it into the `paths` of a [proxies.NAME] without a mover: a mover of another machine "
+        "works for folder hosts only",
+    )
 
 
 def _proxy(

@@ -21,6 +21,8 @@ from standby.files import is_there, rename_durably
 from standby.host.folder import create_replica_machine, update_replica_machine
 from standby.model.machine import Machine
 from standby.repository import DiskState, Repository, StagedDisk
+from standby.road.replica import ReplicaFolder
+from standby.road.replica_machines import ReplicaMachines
 from standby.server.context import TaskSlots
 from standby.server.hanging import TaskWatch
 from standby.server.movers import MoverPair
@@ -182,8 +184,12 @@ class Crew(Protocol):
         """The point is committed, what is left can be made good later: from now on a mover that is
         away is waited for that many seconds only; None where none ever is."""
 
-    def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
-        """Make or update the replica VM of the replica at `path`, attached to its ready layers."""
+    host_root: str
+    """The target's folder as its host sees it, '' where that is a folder host."""
+
+    def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> list[str]:
+        """Make or update the replica VM of the replica at `path`, attached to its ready layers;
+        what there is to say of it."""
 
     def end_left(self, crew: str) -> bool:
         """A dead session's crew of that name may have the replica open at a mover that does not
@@ -210,9 +216,14 @@ class LocalCrew:
         slots: TaskSlots | None = None,
         seen: Callable[[Sequence[str]], SourceFiles | None] = lambda disk: None,
         machine: str = "",
+        host_root: str = "",
+        machines: ReplicaMachines | None = None,
     ) -> None:
         """`seen` says where a disk of these files is that is not below `source_root`; it may raise
-        NoProxy."""
+        NoProxy. `machines` are the VMs of a target that is no folder host, and sees its folder as
+        `host_root`."""
+        self.host_root = host_root
+        self._machines = machines
         self._pair = pair
         self._seen = seen
         self._machine = machine
@@ -290,15 +301,20 @@ class LocalCrew:
         """See Crew."""
         return None
 
-    def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
+    def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> list[str]:
         """See Crew."""
         if not ready:
-            return
+            return []
         folder = Path(path)
+        if self._machines is not None:
+            replica = ReplicaFolder(folder)
+            newest = replica.newest()
+            return [] if newest is None else self._machines.describe(replica, newest)
         if is_there(folder / "vm.toml"):
             update_replica_machine(folder, machine, ready)
         else:
             create_replica_machine(folder, machine, ready)
+        return []
 
     def end_left(self, crew: str) -> bool:
         """See Crew: children end with their session."""

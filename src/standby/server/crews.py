@@ -10,6 +10,7 @@ from functools import partial
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import ConfigurationError, NoProxy
 from standby.model.job import ReplicationJob
+from standby.road.replica_machines import ReplicaMachines
 from standby.server.config import Config
 from standby.server.context import TaskSlots
 from standby.server.crew import Crew, LocalCrew, SourceFiles
@@ -48,7 +49,10 @@ class Crews:
         make_movers: Callable[[int], MoverPair],
         fleet: Fleet,
         clock: Clock = SYSTEM_CLOCK,
+        machines: Callable[[str], ReplicaMachines | None] = lambda host: None,
     ) -> None:
+        """`machines` gives the replica VMs of a host, by its name, None for a folder host."""
+        self._machines = machines
         self._config = config
         self._clock = clock
         self._make_movers = make_movers
@@ -136,7 +140,18 @@ class Crews:
             roots = [config.host_path(name) for name in (job.source, job.target)]
             repository = config.repositories[job.repository]
             maps = partial(self._seen_here, job)
-            yield LocalCrew(pair, roots[0], roots[1], repository, slots, maps, machine)
+            hyperv = config.hosts[job.target].hyperv if job.target in config.hosts else None
+            yield LocalCrew(
+                pair,
+                roots[0],
+                roots[1],
+                repository,
+                slots,
+                maps,
+                machine,
+                hyperv.replicas if hyperv is not None else "",
+                self._machines(job.target),
+            )
 
     def _seen_here(self, job: ReplicationJob, disk: Sequence[str]) -> SourceFiles | None:
         """A disk of the job's source by whole paths on this machine, as the proxies without a mover

@@ -159,7 +159,9 @@ class MachineDriver(Preparing, Committing):
             self.report.outcome = "done"
             with self._step("ready layer"):
                 ready = self.crew.target.call("renew_ready", path=self._path)
-                self.crew.keep_replica_machine(self._path, self.machine, ready)
+                self.report.warnings.extend(
+                    self.crew.keep_replica_machine(self._path, self.machine, ready)
+                )
             with self._step("retention"):
                 self._retain(repository)
         finally:

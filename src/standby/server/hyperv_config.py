@@ -36,8 +36,8 @@ class HyperVConfig:
     application-consistent where `is_application`, else, or with `fall_back` where a guest cannot
     hold still, crash-consistent; `is_copy` leaves the guests' logs whole. Every `audit_every` a
     tracked disk is read whole; a checkpoint is released where fewer than `min_free` bytes are left
-    beside the files its VM writes to. `replicas` is the folder of replicas as the host sees it, '' for
-    one that is a source only."""
+    beside the files its VM writes to. `replicas` is the folder of replicas as the host sees it, ''
+    for one that is a source only."""
 
     accesses: tuple[Access, ...]
     is_application: bool = True

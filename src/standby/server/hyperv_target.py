@@ -119,19 +119,19 @@ class HyperVReplicas:
                 f"`standby replica power off {folder.name}` stops it",
             )
 
-    def describe(self, folder: ReplicaFolder, point: RestorePoint) -> None:
+    def describe(self, folder: ReplicaFolder, point: RestorePoint) -> list[str]:
         """See ReplicaMachines."""
         record = folder.record()
         ready = {disk.place: f"{disk.disk_id}/{READY}" for disk in replicated_disks(point)}
         if not ready:
-            return
+            return []
         if not record.host_folder:
             raise HostError(
                 self._target.name,
                 f"the replica {folder.name} does not say where its host sees its folder",
                 "It was made for a folder host: begin it anew for this one",
             )
-        self.keep(
+        kept = self.keep(
             wanted_machine(
                 record.identity,
                 record.name,
@@ -142,6 +142,7 @@ class HyperVReplicas:
                 self.rules_of(record.identity.job),
             )
         )
+        return list(kept.warnings)
 
     def start(self, folder: ReplicaFolder) -> list[str]:
         """See ReplicaMachines; the files checked are the ready layers and all below them."""

@@ -54,6 +54,8 @@ def parse_job(
         priority=table.integer("priority", 0, minimum=-10, maximum=10),
         weight=table.integer("weight", 1, minimum=1, maximum=100),
         wan=_wan_of(table, wans),
+        networks=_networks(table.table("networks")),
+        without_vtpm=table.boolean("without_vtpm", False),
     )
     parse_schedule(table.table("schedule"), name)
     table.done()
@@ -63,7 +65,7 @@ def parse_job(
         raise table.error(
             "suffix", f"{job.suffix!r} is not usable", "letters, digits, '.', '_', '-'"
         )
-    if job.source == job.target:
+    if job.source == job.target and hosts[job.target].is_folder:
         raise table.error(
             "target", f"is the source, {job.source}", "a replica belongs on another host"
         )
@@ -75,6 +77,11 @@ def parse_job(
     if both:
         raise table.error("map", f"{both[0]} is in seed too", "a VM is seeded or mapped, not both")
     return job
+
+
+def _networks(table: Table) -> dict[str, str]:
+    """{virtual switch of the source: virtual switch of the target}."""
+    return {name: table.text(name) for name in table.keys()}  # noqa: SIM118 (a Table, not a dict)
 
 
 def _proxies(

@@ -96,6 +96,7 @@ class Preparing(MachineWork):
             take_over=context.take_over,
             must_exist=not context.accept_loss and is_known,
             expected=known.path if known is not None else self.crew.target_root,
+            **({"host_root": self.crew.host_root} if self.crew.host_root else {}),
         )
 
     def _is_left_behind(self, crew: str) -> bool:

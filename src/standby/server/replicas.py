@@ -23,6 +23,7 @@ from standby.ports import Host, inventory_of
 from standby.road.points import parsed_time
 from standby.road.repair_sources import source_disks
 from standby.road.replica import ReplicaFolder
+from standby.road.replica_machines import ReplicaMachines
 from standby.road.replica_work import ReplicaWork, Source
 
 if TYPE_CHECKING:  # failing over with only the target alive must not wait for a database's import
@@ -41,6 +42,7 @@ class Replicas(ReplicaWork):
         host: Callable[[str], Host] | None,
         clock: Clock = SYSTEM_CLOCK,
         roots: dict[str, Path] | None = None,
+        machines: Callable[[str], ReplicaMachines | None] = lambda host: None,
     ) -> None:
         self._config = config
         self._store = store
@@ -49,7 +51,7 @@ class Replicas(ReplicaWork):
             targets = sorted({job.target for job in config.jobs.values()} & set(config.hosts))
             hosts = [config.hosts[name] for name in targets]
             roots = {host.name: host.path for host in hosts if not host.mover}
-        super().__init__(roots or {}, clock)
+        super().__init__(roots or {}, clock, machines=machines)
 
     @classmethod
     def of_folder(cls, target: Path, clock: Clock = SYSTEM_CLOCK) -> Replicas:

@@ -19,6 +19,7 @@ from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.model.report import SessionReport
 from standby.ports import Host, inventory_of
+from standby.road.replica_machines import ReplicaMachines
 from standby.road.surveying import ReplicaStatus
 from standby.server.all_replicas import AllReplicas
 from standby.server.check_targets import target_of, write_hint
@@ -38,6 +39,7 @@ from standby.server.overdue import is_left_out
 from standby.server.plan import JobPlan, MachinePlan
 from standby.server.planner import Planner, with_overdue
 from standby.server.remote_host import RemoteHost, impatient
+from standby.server.replica_hosts import machines_at
 from standby.server.replicas import Replicas
 from standby.server.running_sessions import RunningSessions
 from standby.server.state_folder import StateFolder
@@ -67,11 +69,12 @@ class BackupServer:
         self.config = config if isinstance(config, Config) else load_config(Path(config))
         self.clock = clock
         fleet = Fleet(self.config, clock, make_link=make_link)
-        self.crews = Crews(self.config, make_movers, fleet, clock)
+        self._replica_machines: dict[str, ReplicaMachines | None] = {}
+        self.crews = Crews(self.config, make_movers, fleet, clock, self.replica_machines)
         self._hosts = dict(hosts or {})
         self._state = StateFolder(self.config, keeps=keeps_state)
         self.store = Store(self._state.database, clock)
-        local = Replicas(self.config, self.store, self.host, clock)
+        local = Replicas(self.config, self.store, self.host, clock, machines=self.replica_machines)
         self.replicas = AllReplicas(
             self.config,
             local,
@@ -124,6 +127,12 @@ class BackupServer:
             station = Station(found.mover, str(found.path))
             return RemoteHost(found.name, self.crews.fleet, station)
         return FolderHost(found.name, found.path, self._state.folder, self.clock)
+
+    def replica_machines(self, name: str) -> ReplicaMachines | None:
+        """The replica VMs of the host of that name, None for a folder host."""
+        if name not in self._replica_machines:
+            self._replica_machines[name] = machines_at(self.config, name, self.host, self.clock)
+        return self._replica_machines[name]
 
     def _answers(self, replica: ReplicaStatus) -> bool:
         """Whether the mover beside the replica's source host answers, where there is one: a source

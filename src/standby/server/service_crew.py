@@ -327,11 +327,13 @@ class ServiceCrew:
         ends = (task, source, self.target)
         return TaskWatch(*ends, has_stand_in, silence_s, self._clock, between)
 
-    def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> None:
+    host_root = ""
+
+    def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> list[str]:
         """See Crew; the target host's own mover does it."""
         host = self._config.hosts[self._job.target]
         if not ready or not host.mover:
-            return
+            return []
         root = self._place(Station(host.mover, str(host.path)))
         self._handle(host.mover).call(
             "keep_replica_machine",
@@ -339,6 +341,7 @@ class ServiceCrew:
             machine=msgspec.to_builtins(machine),
             ready=ready,
         )
+        return []
 
     def close(self) -> None:
         """The VM's session has ended: its movers need not wait for it."""

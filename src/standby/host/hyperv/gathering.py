@@ -24,6 +24,8 @@ from standby.host.hyperv.rows import CHANGES, CONVERT, CREATE, DESTROY
 from standby.host.hyperv.verbs import Verb
 
 PACED = (CREATE.name, CONVERT.name, DESTROY.name)
+LISTS = ("machines", "files", "replicas", "folders")
+"""What requests call the list of what they are about."""
 AT_ONCE_MAX = 10
 """VMs in one script that changes something, or reads long lists: each may be waited for."""
 LISTED_MAX = 2000
@@ -52,19 +54,19 @@ class _Lane:
 
 
 class Gathering:
-    """A door that joins calls; `Asking`. A request holds one list, `machines` or `files`, of things
-    with an `id`, or nothing (then all calls want the same). What a thing has as `volumes` tells
-    which of them get in each other's way; the host is not told."""
+    """A door that joins calls; `Asking`. A request holds one list (LISTS) of things with an `id`,
+    or nothing (then all calls want the same). What a thing has as `volumes` tells which of them get
+    in each other's way; the host is not told. `bare` is the door behind it."""
 
     def __init__(self, door: Asking, host: str = "") -> None:
-        self._door = door
+        self.bare = door
         self._host = host
         self._turn = threading.Condition()
         self._lanes: dict[str, _Lane] = {}
 
     def run(self, verb: Verb[Value], request: Any) -> Answer[Value]:
         """What the host answers about this request's things, and no others."""
-        key = next((name for name in ("machines", "files") if name in request), "")
+        key = next((name for name in LISTS if name in request), "")
         call = _Call(verb, key, {one["id"]: one for one in request[key]} if key else {})
         lane_name = "paced" if verb.name in PACED else verb.name
         with self._turn:
@@ -102,7 +104,7 @@ class Gathering:
         if verb.name in PACED:
             request = _in_rounds(request[key])
         try:
-            answer = self._door.run(verb, request)
+            answer = self.bare.run(verb, request)
         except Exception as exc:
             for call in batch:
                 call.error = exc

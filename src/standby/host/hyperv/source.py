@@ -145,8 +145,13 @@ class HyperVSource:
 
     @property
     def door(self) -> Asking:
-        """The host's door, for whoever else asks it."""
+        """The host's door, for whoever else asks it; it joins calls."""
         return self._door
+
+    @property
+    def bare_door(self) -> Asking:
+        """The door behind it."""
+        return self._door.bare
 
     # --- what there is -----------------------------------------------------------------------
 

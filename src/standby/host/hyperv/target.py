@@ -357,8 +357,7 @@ class HyperVTarget(ReplicaPower):
     def new_children(self, children: Mapping[str, str]) -> None:
         """Make empty children, {child: parent}, on the host itself, where no mover sees it."""
         asked = [
-            {"id": str(number), "path": child, "parent": parent}
-            for number, (child, parent) in enumerate(children.items())
+            {"id": child, "path": child, "parent": parent} for child, parent in children.items()
         ]
         for error in self._door.run(NEW_CHILDREN, {"files": asked}).errors().values():
             raise error
