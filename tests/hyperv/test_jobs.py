@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -292,3 +293,23 @@ def test_the_plan_says_what_is_tracked_and_the_point_has_the_shape(site: Site) -
     assert site.point().consistency == "application"
     assert site.point().state_files
     assert site.point().disks[0].tracker_id
+
+
+def test_a_path_that_leads_to_another_disk_is_refused_before_a_byte_is_read(site: Site) -> None:
+    web = site.world.add_machine("web", "hv1", [16 * MiB])
+    other = site.world.add_machine("other", "hv1", [16 * MiB])
+    site.world.turn_off(other)
+    swapped = site.folder / "swapped"
+    shutil.copytree(site.storage, swapped)
+    shutil.copy(other.disks()[0].path or "", swapped / "web" / "web-0.vhdx")
+    kept, site.storage = site.storage, swapped
+    site.write_config()
+    report = site.session()
+    (wrong,) = (item for item in report.machines if item.machine == "web")
+    assert wrong.outcome == "failed"
+    assert "is not the disk that the host names" in wrong.error
+    assert web.checkpoints == []
+    site.storage = kept
+    site.write_config()
+    assert {item.outcome for item in site.session().machines} == {"done"}
+    assert site.check_points() == 1

@@ -17,6 +17,7 @@ import numpy as np
 from standby import killpoints
 from standby.disk import open_disk, vhdx
 from standby.errors import ProtocolError, SourceChanged
+from standby.host.seen_paths import ExpectedDisk, check_disk
 from standby.model.extent import Extent, Kind, blocks_touched
 from standby.ports import VirtualDisk
 from standby.repository import Staging
@@ -52,7 +53,8 @@ class SourceDisk(msgspec.Struct, frozen=True):
 class SendDisk(msgspec.Struct, frozen=True):
     """Arguments of `send_disk`. `candidates` are (offset, length). `repository` is its folder, or
     the spec of a connection to a mover that runs `serve_leaves` meanwhile; '' means no metadata is
-    kept. `baseline` as in source_proxy."""
+    kept. `baseline` as in source_proxy. `expected` is the disk in its host's words, where a map of
+    paths led to the files."""
 
     task: str
     connection: Spec
@@ -71,6 +73,7 @@ class SendDisk(msgspec.Struct, frozen=True):
     virtual_size: int
     threads: int = 2
     weight: int = 1
+    expected: ExpectedDisk | None = None
 
     def errand(self, direction: str, or_wan: str = "") -> Errand:
         """What it wants a connection for."""
@@ -165,10 +168,18 @@ class SourceVerbs:
             finally:
                 self._running.pop(wanted.task, None)
 
+    def _opened(self, wanted: SendDisk, stack: contextlib.ExitStack) -> VirtualDisk:
+        """The disk; WrongDisk where it is not the one expected."""
+        disk = self._opener(wanted.disk)
+        stack.callback(disk.close)
+        if wanted.expected is not None:
+            found = vhdx.read_info(disk.path).page83
+            check_disk(wanted.expected, str(disk.path), found, disk.virtual_size)
+        return disk
+
     def _send_disk(self, wanted: SendDisk, connection: Connection) -> SendResult:
         with contextlib.ExitStack() as stack:
-            disk = self._opener(wanted.disk)
-            stack.callback(disk.close)
+            disk = self._opened(wanted, stack)
             if disk.virtual_size != wanted.virtual_size:
                 raise SourceChanged(
                     wanted.task, str(disk.path), f"its size is {disk.virtual_size} bytes now"
@@ -262,8 +273,7 @@ class SourceVerbs:
                 threads = 1
             elif wanted.builds_on_repository:
                 stored, _ = self._repository(wanted, stack, stages=False)
-            disk = self._opener(wanted.disk)
-            stack.callback(disk.close)
+            disk = self._opened(wanted, stack)
             counters = counted_changes(disk, stored, normalised(wanted.candidates), threads)
             if told is not None:
                 told.finish()

@@ -100,6 +100,7 @@ class Attempts:
             "compression": link.compression(context.job.compression),
             "virtual_size": disk.virtual_size,
             "weight": context.job.weight,
+            "expected": link.expected(self._machine.name, disk),
         }
         if self._book is not None and link.proxy:
             wan = link.wan.pair.name if link.wan is not None else ""

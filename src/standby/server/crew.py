@@ -19,7 +19,7 @@ from standby.clock import new_token
 from standby.errors import MoverLeft, NoProxy, RepositoryError, StandbyError
 from standby.files import is_there, rename_durably
 from standby.host.folder import create_replica_machine, update_replica_machine
-from standby.model.machine import Machine
+from standby.model.machine import CheckpointDisk, Machine
 from standby.repository import DiskState, Repository, StagedDisk
 from standby.road.replica import ReplicaFolder
 from standby.road.replica_machines import ReplicaMachines
@@ -107,6 +107,17 @@ class DiskLink:
         if self.wan is not None:
             return "none"
         return "none" if wanted == "auto" and not self.proxy else wanted
+
+    def expected(self, machine: str, disk: CheckpointDisk) -> dict[str, Any] | None:
+        """The disk in its host's words, where a map of paths led to its files."""
+        if self.disk is None or self.disk["root"] or not disk.page83:
+            return None
+        return {
+            "machine": machine,
+            "place": disk.place,
+            "disk_id": disk.page83,
+            "virtual_size": disk.virtual_size,
+        }
 
     def serve_leaves(self, send: Mapping[str, Any], *, stages: bool = True) -> None:
         """Have the repository's mover answer the source of the task that `send`, the arguments of

@@ -326,6 +326,7 @@ class Preparing(MachineWork):
                 "resume_mark": 0,
                 "compression": "none",
                 "virtual_size": plan.virtual_size,
+                "expected": link.expected(self.machine.name, disk),
             }
             if samples is not None:
                 link.serve_leaves(arguments, stages=False)
