@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-from clocks import HeldClock
 from hyperv.installation import SimulatedHost
 from hyperv.world import World
 from standby.host.hyperv.source import HyperVSource
 from standby.units import MiB
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    made = World(HeldClock(), tmp_path)
-    made.add_host("hv1")
-    return made
-
-
-@pytest.fixture
-def host(world: World) -> Iterator[SimulatedHost]:
-    with SimulatedHost(world, "hv1") as made:
-        yield made
 
 
 def test_the_inventory_of_many_vms_takes_two_scripts(world: World, host: SimulatedHost) -> None:

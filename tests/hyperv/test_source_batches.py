@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from clocks import HeldClock
 from hyperv.installation import SimulatedHost
 from hyperv.world import World
 from hyperv.world.world import DiskSpec, Fault
@@ -20,25 +18,6 @@ from standby.units import MiB
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    made = World(HeldClock(), tmp_path / "world")
-    made.add_host("hv1")
-    return made
-
-
-@pytest.fixture
-def host(world: World) -> Iterator[SimulatedHost]:
-    with SimulatedHost(world, "hv1") as made:
-        yield made
-
-
-@pytest.fixture
-def source(world: World, host: SimulatedHost, tmp_path: Path) -> Iterator[HyperVSource]:
-    with host.door() as door:
-        yield HyperVSource("prod", door, tmp_path / "records", world.clock)
 
 
 def at_once(

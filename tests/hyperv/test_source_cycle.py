@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-from clocks import HeldClock
 from hyperv.installation import SimulatedHost
 from hyperv.world import World
 from hyperv.world.machines import Machine as WorldMachine
 from standby.host.hyperv.source import HyperVSource
 from standby.model.machine import Checkpoint, Machine
 from standby.units import KiB, MiB
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    made = World(HeldClock(), tmp_path / "world")
-    made.add_host("hv1")
-    return made
-
-
-@pytest.fixture
-def host(world: World) -> Iterator[SimulatedHost]:
-    with SimulatedHost(world, "hv1") as made:
-        yield made
-
-
-@pytest.fixture
-def source(world: World, host: SimulatedHost, tmp_path: Path) -> Iterator[HyperVSource]:
-    with host.door() as door:
-        yield HyperVSource("prod", door, tmp_path / "records", world.clock)
 
 
 def seen(source: HyperVSource, name: str) -> Machine:

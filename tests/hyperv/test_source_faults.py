@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clocks import HeldClock
 from hyperv.installation import SimulatedHost
 from hyperv.world import World
 from hyperv.world.machines import PAUSED, RECOVERY, SAVED
@@ -26,19 +24,6 @@ from standby.host.hyperv.snapshots import Waits
 from standby.host.hyperv.source import HyperVSource, SourceRules
 from standby.model.machine import Checkpoint, Machine
 from standby.units import KiB, MiB
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    made = World(HeldClock(), tmp_path / "world")
-    made.add_host("hv1")
-    return made
-
-
-@pytest.fixture
-def host(world: World) -> Iterator[SimulatedHost]:
-    with SimulatedHost(world, "hv1") as made:
-        yield made
 
 
 class Server:

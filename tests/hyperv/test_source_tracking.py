@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from clocks import HeldClock
 from hyperv.installation import SimulatedHost
 from hyperv.world import World
 from hyperv.world.machines import Machine as WorldMachine
@@ -23,25 +22,6 @@ from standby.model.machine import Checkpoint, Machine, PowerState
 from standby.units import KiB, MiB
 
 SIZE = 128 * MiB
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    made = World(HeldClock(), tmp_path / "world")
-    made.add_host("hv1")
-    return made
-
-
-@pytest.fixture
-def host(world: World) -> Iterator[SimulatedHost]:
-    with SimulatedHost(world, "hv1") as made:
-        yield made
-
-
-@pytest.fixture
-def source(world: World, host: SimulatedHost, tmp_path: Path) -> Iterator[HyperVSource]:
-    with host.door() as door:
-        yield HyperVSource("prod", door, tmp_path / "records", world.clock)
 
 
 @pytest.fixture
