@@ -164,6 +164,20 @@ def test_replicated_failed_over_written_and_undone(site: Site) -> None:
         assert len(site.folder.points()) == 3
 
 
+def test_a_replica_vm_that_was_started_by_hand_keeps_its_layers(site: Site) -> None:
+    web = site.world.add_machine("web", "hv1", [8 * MiB])
+    with site.server() as server:
+        site.cycle(server)
+        (layer,) = site.folder.path.rglob("ready.vhdx")
+        before = layer.stat().st_ino
+        site.world.start(site.replica)
+        site.world.write(web, MiB, b"1" * 64 * KiB)
+        report = site.cycle(server)
+        assert len(site.folder.points()) == 2
+        assert any("its host says that its VM is running" in text for text in report.warnings)
+        assert layer.stat().st_ino == before
+
+
 def test_a_permanent_failover_makes_it_a_vm_of_its_own(site: Site) -> None:
     web = site.world.add_machine("web", "hv1", [8 * MiB])
     with site.server() as server:

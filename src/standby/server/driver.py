@@ -158,6 +158,7 @@ class MachineDriver(Preparing, Committing):
                 killpoints.reach("older tracker ids given up")
             self.report.outcome = "done"
             with self._step("ready layer"):
+                self.crew.check_replica_off(self._path)
                 ready = self.crew.target.call("renew_ready", path=self._path)
                 self.report.warnings.extend(
                     self.crew.keep_replica_machine(self._path, self.machine, ready)

@@ -105,8 +105,8 @@ class HyperVReplicas:
 
     def power_state(self, folder: ReplicaFolder) -> PowerState:
         """See ReplicaMachines."""
-        machine = self._machine(folder.record())
-        return self._target.power_state(machine) if machine else PowerState.OFF
+        key = key_of(folder.record().identity)
+        return self._target.look({key: {}})[key].power
 
     def check_off(self, folder: ReplicaFolder) -> None:
         """See ReplicaMachines."""

@@ -329,6 +329,9 @@ class ServiceCrew:
 
     host_root = ""
 
+    def check_replica_off(self, path: str) -> None:
+        """See Crew: its targets are folder hosts."""
+
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> list[str]:
         """See Crew; the target host's own mover does it."""
         host = self._config.hosts[self._job.target]
