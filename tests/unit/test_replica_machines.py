@@ -36,7 +36,7 @@ class Machines:
     def start(self, folder: ReplicaFolder) -> list[str]:
         self.calls.append("start")
         self.state = PowerState.RUNNING
-        return []
+        return ["no heartbeat"]
 
     def stop(self, folder: ReplicaFolder, *, force: bool, timeout_s: float) -> None:
         self.calls.append(f"stop {force}")
@@ -51,14 +51,13 @@ def test_a_failover_there_and_back_drives_the_hosts_vm(tmp_path: Path) -> None:
     first, second = add_point(folder), add_point(folder)
     machines = Machines()
     work = ReplicaWork({"dr": tmp_path}, folder.clock, machines={"dr": machines}.get)
-    work.failover("web", point=first.id, power_on=True)
+    result = work.failover("web", point=first.id, power_on=True)
     assert machines.calls == [
-        f"describe {first.id}",
-        "restore False",
         f"describe {first.id}",
         "restore False",
         "start",
     ]
+    assert result.warnings == ("no heartbeat",)
     assert not (folder.path / "vm.toml").exists()
     assert work.power("web", on=True) is PowerState.RUNNING
     with pytest.raises(MachineRunning):

@@ -26,7 +26,7 @@ class ReplicaMachines(Protocol):
         to say of it."""
 
     def start(self, folder: ReplicaFolder) -> list[str]:
-        """Start the VM; what there is to say of it."""
+        """Start the VM, and wait for its guest; what is amiss with that, nothing when it is up."""
 
     def stop(self, folder: ReplicaFolder, *, force: bool, timeout_s: float) -> None:
         """Have the guest shut down; with `force` end it at once. MachineRunning where it does

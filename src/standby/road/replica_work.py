@@ -203,7 +203,9 @@ class ReplicaWork:
         else:
             theirs.describe(folder, result.point)
             theirs.restore(folder, result.point, is_permanent=False)
-        if power_on:
+        if power_on and theirs is not None:
+            result = replace(result, warnings=(*result.warnings, *theirs.start(folder)))
+        elif power_on:
             self.power(name, on=True)
         return result
 

@@ -13,6 +13,7 @@ from standby.errors import HostError, MachineRunning
 from standby.host.hyperv.shape import Shape, from_state_files
 from standby.host.hyperv.target import HyperVTarget, KeptMachine
 from standby.host.hyperv.target_plan import TargetRules, Wanted, shape_from
+from standby.host.hyperv.target_power import Heartbeat
 from standby.model.machine import Machine, PowerState
 from standby.model.point import RestorePoint
 from standby.model.replica import ReplicaIdentity, ReplicaRecord
@@ -149,7 +150,7 @@ class HyperVReplicas:
         record = folder.record()
         files = [str(PureWindowsPath(record.host_folder) / file) for file in _files(folder, record)]
         answer = self._target.start(self._there(folder), files, self._heartbeat_s)
-        return [str(answer)]
+        return [] if answer is Heartbeat.OK else [f"the replica VM runs: {answer}"]
 
     def stop(self, folder: ReplicaFolder, *, force: bool, timeout_s: float) -> None:
         """See ReplicaMachines."""
