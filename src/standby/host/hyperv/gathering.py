@@ -20,7 +20,7 @@ from standby.errors import HostShellLost
 from standby.host.hyperv.answers import Answer
 from standby.host.hyperv.asking import Asking, Value
 from standby.host.hyperv.pacing import rounds
-from standby.host.hyperv.rows import CHANGES, CONVERT, CREATE, DESTROY
+from standby.host.hyperv.rows import CONVERT, CREATE, DESTROY
 from standby.host.hyperv.verbs import Verb
 
 PACED = (CREATE.name, CONVERT.name, DESTROY.name)
@@ -28,6 +28,8 @@ LISTS = ("machines", "files", "replicas", "folders")
 """What requests call the list of what they are about."""
 AT_ONCE_MAX = 10
 """VMs in one script that changes something, or reads long lists: each may be waited for."""
+WAITS_S = 600.0
+"""A verb with that deadline changes something, or reads long lists."""
 LISTED_MAX = 2000
 """Things in one script that only looks."""
 
@@ -120,7 +122,7 @@ def _batch(waiting: list[_Call]) -> list[_Call]:
     """The first call, and those behind it that can go with it: the same verb, no thing twice unless
     both mean the same, and not too many."""
     first = waiting[0]
-    limit = AT_ONCE_MAX if first.verb.name in (*PACED, CHANGES.name) else LISTED_MAX
+    limit = AT_ONCE_MAX if first.verb.deadline_s >= WAITS_S else LISTED_MAX
     items = dict(first.items)
     chosen = [first]
     for call in waiting[1:]:
