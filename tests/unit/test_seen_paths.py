@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from standby.errors import WrongDisk
-from standby.host.seen_paths import ExpectedDisk, check_disk, path_on_node
+from standby.host.seen_paths import ExpectedDisk, check_disk, mapped_path, path_on_node
 from standby.units import GiB
 
 MAPS = {
@@ -30,6 +30,36 @@ MAPS = {
 )
 def test_a_nodes_own_map_counts_first(path: str, node: str, expected: str | None) -> None:
     assert path_on_node(path, "prod", node, MAPS) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("C:\\ClusterStorage\\V1\\x.vhdx", "/mnt/v1/x.vhdx"),
+        ("c:/clusterstorage\\v1//x.vhdx", "/mnt/v1/x.vhdx"),
+        ("C:\\ClusterStorage\\V1.\\x.vhdx. ", "/mnt/v1/x.vhdx"),
+        ("C:\\ClusterStorage\\V1 \\.hidden", "/mnt/v1/.hidden"),
+        ("\\\\?\\C:\\ClusterStorage\\V1\\x", "/mnt/v1/x"),
+        ("//?/C:/ClusterStorage/V1/x", "/mnt/v1/x"),
+        ("\\\\.\\C:\\ClusterStorage\\V1\\x", "/mnt/v1/x"),
+        ("\\??\\C:\\ClusterStorage\\V1\\x", "/mnt/v1/x"),
+        ("\\\\SRV\\VMs\\a\\x", "/mnt/vms/a/x"),
+        ("\\\\?\\unc\\srv\\vms\\x", "/mnt/vms/x"),
+        ("//srv/vms/x", "/mnt/vms/x"),
+        ("C:\\ClusterStorage\\V10\\x", None),
+        ("\\\\srv\\vms2\\x", None),
+        ("C:\\ClusterStorage\\V1\\..\\x", None),
+        ("C:\\ClusterStorage\\V1\\.. \\x", None),
+        ("C:\\ClusterStorage\\V1\\x.vhdx:stream", None),
+        ("/mnt/x", None),
+        ("", None),
+    ],
+)
+def test_every_spelling_of_a_windows_path_leads_to_the_same_file(
+    path: str, expected: str | None
+) -> None:
+    maps = {"C:\\ClusterStorage\\V1": "/mnt/v1", "\\\\srv\\vms": "/mnt/vms"}
+    assert mapped_path(path, maps) == expected
 
 
 @pytest.mark.parametrize(

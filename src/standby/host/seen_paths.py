@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from standby.errors import WrongDisk
 
 _DRIVE = re.compile(r"[A-Za-z]:(?=[\\/]|$)")
+_DEVICE = re.compile(r"(?:[\\/]{2}[?.]|\\\?\?)[\\/](UNC[\\/])?", re.IGNORECASE)
+"""What programs put before a path so that Windows takes it as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +34,27 @@ class Place:
 
 
 def parsed_place(path: str) -> Place | None:
-    """The path taken apart, '.' and doubled separators gone; None where '..' makes it unclear."""
+    """The path taken apart, '.' and doubled separators gone, and of a Windows path the dots and
+    blanks at the ends of names, which Windows does not see either; None where '..' makes it
+    unclear, or a colon names a stream of a file."""
     text = path
-    if text.startswith("\\\\?\\UNC\\"):
-        text = "\\\\" + text[8:]
-    elif text.startswith("\\\\?\\"):
-        text = text[4:]
+    if device := _DEVICE.match(text):
+        text = ("\\\\" if device[1] else "") + text[device.end() :]
     if _DRIVE.match(text):
         is_windows, anchor, rest = True, text[:2].lower(), re.split(r"[\\/]", text[2:])
-    elif text.startswith("\\\\"):
+    elif text.startswith(("\\\\", "//")):
         words = [word for word in re.split(r"[\\/]", text) if word]
         is_windows, anchor, rest = True, "\\\\" + "\\".join(words[:2]).lower(), words[2:]
     else:
         is_windows, anchor, rest = False, "/" if text.startswith("/") else "", text.split("/")
-    parts = tuple(part for part in rest if part not in ("", "."))
-    return None if ".." in parts else Place(is_windows, anchor, parts)
+    if ".." in rest or (is_windows and any(_is_unclear(part) for part in rest)):
+        return None
+    names = [part.rstrip(". ") for part in rest] if is_windows else rest
+    return Place(is_windows, anchor, tuple(name for name in names if name not in ("", ".")))
+
+
+def _is_unclear(part: str) -> bool:
+    return ":" in part or (len(part) > 1 and not part.strip(". "))
 
 
 def mapped_path(path: str, folders: Mapping[str, str]) -> str | None:
