@@ -5,8 +5,8 @@ Every system call that Windows lacks is here beside its Windows branch. Foreign 
 tear them, and to inject errors.
 
 `positioned` has `File`; `durability` what survives a power cut; `giving_back` removes large files;
-`storage` is room, clones and the cache below; `locks` byte locks; `listing` what lies in a folder;
-`confinement` the walk that keeps a mover below its folders.
+`storage` is room, clones and the cache below; `mounts` how a share is mounted; `locks` byte locks;
+`listing` what lies in a folder; `confinement` the walk that keeps a mover below its folders.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from standby.files.locks import (
     is_byte_locked,
     is_range_locked,
 )
+from standby.files.mounts import mount_findings
 from standby.files.positioned import (
     WRITE_SIZE,
     BlockFile,
@@ -73,6 +74,7 @@ __all__ = [
     "listed",
     "make_folder_durably",
     "make_folder_plainly",
+    "mount_findings",
     "open_confined",
     "plain_absolute",
     "remove_durably",

@@ -14,7 +14,7 @@ from typing import Any
 
 from standby.clock import Clock
 from standby.errors import DiskIO
-from standby.files import free_bytes, is_there
+from standby.files import free_bytes, is_there, mount_findings
 from standby.road.places import Places, RootPlaces
 from standby.road.verbs import called
 from standby.wire.link import Link
@@ -77,6 +77,7 @@ def looked_at(path: Path, writes: bool, root: Path | None = None) -> dict[str, A
         if writes:
             with tempfile.TemporaryFile(dir=place) as file:
                 file.write(b"standby")
+        problem = "; ".join(mount_findings(place))
     except FileNotFoundError:
         problem = "there is no such folder"
         if place == root:
