@@ -13,7 +13,7 @@ import pytest
 import standby
 from clocks import HeldClock
 from hyperv.clusters import ADDRESS, At, SimulatedCluster
-from hyperv.test_jobs import Site, only
+from hyperv.sites import Site, only
 from hyperv.world import World
 from hyperv.world import clusters as fate
 from standby.server.config import load_config
