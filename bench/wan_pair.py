@@ -36,6 +36,7 @@ from pathlib import Path
 import numpy as np
 
 from standby import digesting
+from standby.heap import keep_freed_memory
 from standby.road.batches import parsed_batch
 from standby.road.source_wan import SourceWan
 from standby.road.target_wan import TargetWan
@@ -66,6 +67,7 @@ KNOWN_GOAL, NEW_GOAL, DISKS_GOAL = 600, 120, 1.7
 
 def source_process(control: Connection, folder: Path) -> None:
     """Entry of the source's accelerator: one turn after the other."""
+    keep_freed_memory()
     identity = IdentityFolder(folder / "near")
     paces = Paces()
     while (told := control.recv()) is not None:
@@ -90,6 +92,7 @@ def source_process(control: Connection, folder: Path) -> None:
 
 def target_process(control: Connection, folder: Path) -> None:
     """Entry of the target's accelerator. A turn begins with the cache as it was prepared."""
+    keep_freed_memory()
     identity = IdentityFolder(folder / "far")
     while (told := control.recv()) is not None:
         cache_folder, target, disks, size = told

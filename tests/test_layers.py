@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "standby"
 
 BOTTOM = frozenset(
-    {"clock", "errors", "files", "killpoints", "model", "ports", "strict_toml", "units"}
+    {"clock", "errors", "files", "heap", "killpoints", "model", "ports", "strict_toml", "units"}
 )
 """Known by all; they know one another, the standard library and numpy."""
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from standby import killpoints
 from standby.errors import LinkError, ProtocolError, StandbyError, error_to_wire
+from standby.heap import keep_freed_memory
 from standby.road.connections import InheritedConnections
 from standby.road.verbs import Verbs
 from standby.wire.learning import learn_values
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     description = json.loads(sys.stdin.readline() if arguments[0] == "-" else arguments[0])
     role = description["role"]
     killpoints.be_called(description["name"])
+    keep_freed_memory()
     # Ctrl-C reaches the whole process group: the server ends, and its movers with their links.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, data, rings = adopted_links(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from standby import files, killpoints
 from standby.clock import SYSTEM_CLOCK, Clock
 from standby.errors import StandbyError
+from standby.heap import keep_freed_memory
 from standby.road.event_log import EventLog
 from standby.road.service import ServiceMover
 from standby.road.service_config import ServiceConfig
@@ -26,6 +27,7 @@ def run_service(
     """Serve over TLS, or plainly on loopback, until `wait(address)` returns or raises; then end
     clean. This process opens nothing outside of `config.folders` from now on."""
     killpoints.be_called(config.name)
+    keep_freed_memory()
     files.make_folder_durably(config.state)
     wire = _PlainWire(config) if config.plain else _TlsWire(config, clock)
     if config.wan is not None and config.wan.cache is not None:
