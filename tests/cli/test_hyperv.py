@@ -83,8 +83,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def test_check_plan_start_and_verify(run, site: Site) -> None:
     at = ("--config", site.config)
     run("check", *at)
+    assert not site.server.shells.open
     done = run("job", "plan", "nightly", *at)
     assert "first restore point" in done.out
+    assert not site.server.shells.open
     run("job", "start", "nightly", *at)
     site.world.clock.advance(3600)
     site.world.write(site.web, 4 * MiB, b"more" * KiB)
@@ -94,6 +96,7 @@ def test_check_plan_start_and_verify(run, site: Site) -> None:
     (machine,) = report["machines"]
     assert (machine["outcome"], machine["warnings"], machine["alarms"]) == ("done", [], [])
     assert machine["disks"][0]["changed"] == 4 * KiB
+    assert not site.server.shells.open
     run("replica", "verify", "web_replica", *at)
     run("infrastructure", "check", *at)
     shown = json.loads(run("infrastructure", "list", *at, "--json").out)

@@ -41,6 +41,9 @@ class HeldDoor:
         items = request.get("machines", [{"id": "host"}])
         return Answer("hv1", verb.name, tuple(self._answer(one) for one in items))
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 def together(count: int, work: Callable[[int], Any]) -> list[Any]:
     """What `work` gave or raised for each number, all of them at once."""
@@ -113,6 +116,20 @@ def test_a_script_that_fails_as_a_whole_fails_for_all_and_the_next_goes_on() -> 
     assert sorted(map(str, got)) == sorted(["1", str(failures[0]), str(failures[0])])
     failures.clear()
     assert door.gathering.run(STATE, request(7)).value("vm7") == 1
+
+
+def test_what_fails_for_all_is_an_error_of_each() -> None:
+    def answer(one: dict[str, Any]) -> Step[Any]:
+        if len(door.requests) > 1:
+            raise HostDeadline("hv1", "create_snapshots", 1, "waiting")
+        return Step(one["id"], 1)
+
+    door = HeldDoor(3, answer)
+    got = together(4, lambda number: door.gathering.run(CREATE, request(number)))
+    failed = [error for error in got if isinstance(error, HostDeadline)]
+    assert len(failed) == 3
+    assert len({id(error) for error in failed}) == 3
+    assert len({str(error) for error in failed}) == 1
 
 
 def test_a_script_goes_in_rounds_of_four_and_two_on_a_volume() -> None:

@@ -306,11 +306,13 @@ class PlainHosts:
         self._config = config
         self._clock = clock
         self._made: dict[str, Host] = {}
+        self._doors = contextlib.ExitStack()
         self.fleet = Fleet(config, clock, reconnect=Reconnect(every_s=1, for_s=0))
 
     def close(self) -> None:
-        """End the connections to movers."""
+        """End the connections to movers and hosts."""
         self.fleet.close()
+        self._doors.close()
 
     def host(self, name: str) -> Host:
         """The host of that name."""
@@ -323,7 +325,9 @@ class PlainHosts:
         if found.hyperv is not None:
             from standby.server.hyperv_hosts import hyperv_source  # heavy
 
-            return hyperv_source(self._config, found, self._clock)
+            source = hyperv_source(self._config, found, self._clock)
+            self._doors.callback(source.close)
+            return source
         if found.mover:
             return RemoteHost(found.name, self.fleet, Station(found.mover, str(found.path)))
         state = self._config.state_database.parent

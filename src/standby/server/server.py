@@ -8,6 +8,7 @@ print(report.outcome, [machine.point for machine in report.machines])
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,8 @@ class BackupServer:
         self._replica_machines: dict[str, ReplicaMachines | None] = {}
         self.crews = Crews(self.config, make_movers, fleet, clock, self.replica_machines)
         self._hosts = dict(hosts or {})
+        self._doors = contextlib.ExitStack()
+        """What hosts that were made here are to be left by."""
         self._state = StateFolder(self.config, keeps=keeps_state)
         self.store = Store(self._state.database, clock)
         local = Replicas(self.config, self.store, self.host, clock, machines=self.replica_machines)
@@ -87,8 +90,9 @@ class BackupServer:
         self.progress = self._running.progress
 
     def close(self) -> None:
-        """End idle movers and close the state database."""
+        """End idle movers, leave no shell on hosts and close the state database."""
         self.crews.close()
+        self._doors.close()
         self.store.close()
         self._state.close()
 
@@ -122,7 +126,9 @@ class BackupServer:
         if found.hyperv is not None:
             from standby.server.hyperv_hosts import hyperv_source  # heavy
 
-            return hyperv_source(self.config, found, self.clock)
+            source = hyperv_source(self.config, found, self.clock)
+            self._doors.callback(source.close)
+            return source
         if found.mover:
             station = Station(found.mover, str(found.path))
             return RemoteHost(found.name, self.crews.fleet, station)

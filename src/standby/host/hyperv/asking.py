@@ -15,3 +15,6 @@ class Asking(Protocol):
 
     def run(self, verb: Verb[Value], request: Any) -> Answer[Value]:
         """Run the verb's script once."""
+
+    def close(self) -> None:
+        """Leave no shell on the host. The door can be used again."""

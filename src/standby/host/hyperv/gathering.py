@@ -12,11 +12,12 @@ one kind: within a script they go in rounds, so that a host never has more than 
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from standby.errors import HostShellLost
+from standby.errors import HostShellLost, StandbyError
 from standby.host.hyperv.answers import Answer
 from standby.host.hyperv.asking import Asking, Value
 from standby.host.hyperv.pacing import rounds
@@ -99,6 +100,10 @@ class Gathering:
         assert call.answer is not None
         return call.answer
 
+    def close(self) -> None:
+        """Close the door behind it."""
+        self.bare.close()
+
     def _ask(self, batch: list[_Call]) -> None:
         verb, key = batch[0].verb, batch[0].key
         items = {identity: one for call in batch for identity, one in call.items.items()}
@@ -108,8 +113,8 @@ class Gathering:
         try:
             answer = self.bare.run(verb, request)
         except Exception as exc:
-            for call in batch:
-                call.error = exc
+            for call in batch:  # each its own: raising adds to one
+                call.error = copy.copy(exc) if isinstance(exc, StandbyError) else exc
             return
         for call in batch:
             steps = answer.steps

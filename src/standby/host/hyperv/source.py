@@ -148,6 +148,10 @@ class HyperVSource:
         """The host's door, for whoever else asks it; it joins calls."""
         return self._door
 
+    def close(self) -> None:
+        """Leave no shell on the host. It can be used again."""
+        self._door.close()
+
     @property
     def bare_door(self) -> Asking:
         """The door behind it."""
