@@ -116,6 +116,19 @@ class IntentReleasing(Protocol):
         could record the checkpoint knows no more of it. What, by name."""
 
 
+@runtime_checkable
+class Clustered(Protocol):
+    """A host of several machines, on one of which a VM is at a time."""
+
+    def node_of(self, machine_id: str) -> str:
+        """The node that the VM was last seen on, '' when on none."""
+
+
+def node_of(host: Host, machine_id: str) -> str:
+    """The node of a cluster that the VM was last seen on, '' where there is none."""
+    return host.node_of(machine_id) if isinstance(host, Clustered) else ""
+
+
 class Grown(Protocol):
     """A file that a VM writes to while its checkpoint is open."""
 

@@ -21,6 +21,8 @@ from standby.server.hyperv_hosts import hyperv_source
 from standby.units import KiB, MiB
 
 NODES = ("hv1", "hv2", "hv3")
+LOCAL = r"C:\Hyper-V"
+"""What each node calls a volume of its own."""
 TOML = """\
 [standby]
 installation = "test"
@@ -66,6 +68,15 @@ class ClusterSite(Site):
 
     def write_config(self, more: str = "") -> None:
         self.config.write_text(TOML.format(address=ADDRESS, storage=self.storage, more=more))
+
+    def see_own_volumes(self, *nodes: str) -> None:
+        """The proxy sees the volumes of these nodes that no other has."""
+        own = [
+            f'"prod/{node}" = {{ \'{LOCAL}\' = "{self.world.root / node.lower()}" }}'
+            for node in nodes
+        ]
+        text = self.config.read_text().replace("paths = { ", f"paths = {{ {', '.join(own)}, ")
+        self.config.write_text(text)
 
     @contextlib.contextmanager
     def server(self) -> Iterator[standby.BackupServer]:
@@ -117,6 +128,27 @@ def test_vms_of_all_nodes_are_replicated_and_move_amid_their_session(site: Clust
     assert site.check_points("db_replica") == 4
     assert site.world.depth(web) == 1
     assert len(web.points) == 1
+
+
+def test_disks_on_nodes_own_volumes_are_read_where_their_node_has_them(site: ClusterSite) -> None:
+    for node in ("hv1", "hv2"):  # one path on both, and another disk
+        machine = site.world.add_machine(f"web-{node}", node, [8 * MiB], volume=LOCAL)
+        site.world.write(machine, MiB, node.encode() * KiB)
+    site.see_own_volumes("hv1", "HV2")
+    for _ in range(2):
+        report = site.session()
+        assert [item.outcome for item in report.machines] == ["done", "done"], report
+    for item in report.machines:
+        assert site.check_points(item.replica) == 2
+
+
+def test_a_node_whose_volume_nobody_sees_is_named(site: ClusterSite) -> None:
+    site.world.add_machine("web", "hv2", [8 * MiB], volume=LOCAL)
+    site.see_own_volumes("hv1")
+    (machine,) = site.session().machines
+    assert machine.outcome == "failed"
+    assert machine.error is not None
+    assert "none of its paths for host prod/hv2 leads to" in machine.error
 
 
 @pytest.mark.parametrize(

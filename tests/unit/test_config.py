@@ -218,6 +218,13 @@ def test_what_cannot_be_is_refused_with_place_and_hint(
     assert message in refusal(tmp_path, text)
 
 
+CLUSTER = """
+[hosts.hv]
+kind = "hyperv-cluster"
+address = "hv.example"
+credentials = { username = "backup", password = "env:HV_PASSWORD" }
+"""
+NODES = 'nodes = ["a.example", "b.example"]\n'
 HYPERV = """
 [hosts.hv]
 kind = "hyperv"
@@ -257,6 +264,12 @@ repository = "main"
         (HYPERV + "replicas = 'D:\\Replicas'\n"
          + JOB.replace('"hv"', '"prod"').replace("TARGET", "hv"),
          "[jobs.j] target: no proxy on this machine sees D:\\Replicas of host hv"),
+        ("[proxies.p]\npaths = { 'prod/hv1' = {} }", "host prod has no nodes"),
+        (HYPERV + "[proxies.p]\npaths = { 'hv/hv1' = {} }", "host hv has no nodes"),
+        (CLUSTER + NODES + "[proxies.p]\npaths = { 'hv/c' = {} }", "there is no node named 'c'"),
+        (CLUSTER + NODES + "[proxies.p]\npaths = { 'hw/a' = {} }", "there is no host named 'hw'"),
+        (CLUSTER + "[proxies.p]\npaths = { 'hv/' = {} }", "names no node"),
+        (CLUSTER + "[proxies.p]\npaths = { 'hv/a.example' = {} }", "names no node"),
     ],
 )  # fmt: skip
 def test_what_a_hyperv_host_cannot_have_is_refused(tmp_path: Path, text: str, message: str) -> None:

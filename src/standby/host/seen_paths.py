@@ -79,10 +79,10 @@ def path_on_node(
 ) -> str | None:
     """`path` of a cluster as a proxy with these maps sees it: a node's own map (`prod/hv1`) counts
     before that of the whole host (`prod`) where both hold it equally long. `node` is '' for a host
-    of no cluster."""
+    of no cluster; maps name nodes in lower case."""
     both = dict(maps.get(host, {}))
     if node:
-        own = maps.get(f"{host}/{node}", {})
+        own = maps.get(f"{host}/{node.lower()}", {})
         places = {parsed_place(folder) for folder in own}
         both = {key: seen for key, seen in both.items() if not _is_one_of(key, places)}
         both |= own

@@ -13,6 +13,7 @@ from standby.errors import CertificateError, ConfigurationError
 from standby.model.job import ReplicationJob
 from standby.server.config import Config
 from standby.server.config_check import Finding, Level
+from standby.server.config_values import host_part
 from standby.server.crews import uses_services
 from standby.server.fleet import Fleet
 from standby.server.mover_check import Check, Movers
@@ -56,7 +57,7 @@ def proxy_findings(config: Config) -> list[Finding]:
             hint = f'write paths, as {{ HOST = {{ "folder there" = "folder at {proxy.name}" }} }}'
             findings.append(Finding(Level.WARNING, where, "sees no host's folders", hint))
         for name, folders in proxy.paths.items():
-            host = config.hosts[name]
+            host = config.hosts[host_part(name)]
             if not seen_folders(proxy, host):
                 left = ", ".join(folders) or "nothing"
                 problem = f"{left} does not hold {host.shown}, the folder of host {name}"

@@ -274,11 +274,10 @@ def _proxy(
         known_name(table, "mover", mover, movers)
     maps = table.table("paths")
     paths = {}
-    for host in maps.keys():  # noqa: SIM118 (a Table, not a dict)
-        if host not in hosts:
-            raise unknown_name(maps, host, "host", host, hosts)
-        places = maps.table(host)
-        paths[host] = {place: places.text(place) for place in places.keys()}  # noqa: SIM118
+    for seen in maps.keys():  # noqa: SIM118 (a Table, not a dict)
+        places = maps.table(seen)
+        key = _host_or_node(maps, seen, hosts)
+        paths[key] = {place: places.text(place) for place in places.keys()}  # noqa: SIM118
     proxy = ProxyConfig(
         name,
         mover,
@@ -288,6 +287,24 @@ def _proxy(
     )
     table.done()
     return proxy
+
+
+def _host_or_node(maps: Table, name: str, hosts: dict[str, HostConfig]) -> str:
+    """A key of a proxy's `paths`: a host's name, or "CLUSTER/NODE", the node in lower case."""
+    host, slash, node = name.partition("/")
+    if host not in hosts:
+        raise unknown_name(maps, name, "host", host, hosts)
+    if not slash:
+        return host
+    settings = hosts[host].hyperv
+    if settings is None or not settings.is_cluster:
+        raise maps.error(name, f"host {host} has no nodes", f'write "{host}"')
+    nodes = {access.address.partition(".")[0].lower(): None for access in settings.accesses[1:]}
+    if nodes and node.lower() not in nodes:
+        raise unknown_name(maps, name, "node", node.lower(), nodes)
+    if not node or "." in node or "/" in node:
+        raise maps.error(name, "names no node", f'write its first name, as "{host}/hv1"')
+    return f"{host}/{node.lower()}"
 
 
 def _repository(name: str, table: Table, movers: dict[str, MoverConfig]) -> RepositoryConfig:

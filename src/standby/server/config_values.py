@@ -68,10 +68,16 @@ class MoverConfig:
     plain: bool = False
 
 
+def host_part(name: str) -> str:
+    """The host that a key of a proxy's `paths` is about."""
+    return name.partition("/")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """A mover's duty as a proxy. `max_tasks` disks at once; `paths` maps a host's name to
-    {folder as the host sees it: as the proxy sees it}. An empty `mover` is one on this machine.
+    """A mover's duty as a proxy. `max_tasks` disks at once; `paths` maps a host's name, or that of
+    a cluster and of a node of it in lower case ("prod/hv1"), to {folder as the host sees it: as the
+    proxy sees it}. An empty `mover` is one on this machine.
     `side` is source, target or both."""
 
     name: str
@@ -79,6 +85,10 @@ class ProxyConfig:
     max_tasks: int = 2
     paths: dict[str, dict[str, str]] = field(default_factory=dict)
     side: str = "both"
+
+    def maps_of(self, host: str) -> dict[str, dict[str, str]]:
+        """Of `paths` those of the host and of its nodes."""
+        return {name: maps for name, maps in self.paths.items() if host_part(name) == host}
 
 
 @dataclass(frozen=True, slots=True)

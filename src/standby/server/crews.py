@@ -113,10 +113,12 @@ class Crews:
         joins: tuple[str, str] | None = None,
         *,
         patience_s: float | None = None,
+        node: Callable[[], str] = str,
     ) -> Iterator[Crew]:
         """The crew of one VM. `avoid` are target proxies to choose only where there is no other;
         `joins` is the (name, target proxy) of a crew whose tasks are gone on with; `patience_s` is
-        how long service movers that are away are waited for (`ServiceMover.is_there`)."""
+        how long service movers that are away are waited for (`ServiceMover.is_there`); `node` where
+        the VM is, on a cluster."""
         config = self._config
         if job.source in config.hosts and uses_services(config, job):
             self.fleet.try_again()
@@ -130,6 +132,7 @@ class Crews:
                 avoid=avoid,
                 joins=joins,
                 patience_s=patience_s,
+                node=node,
                 clock=self._clock,
             )
             writing = self.fleet.writer(crew.target_proxy)
@@ -139,7 +142,7 @@ class Crews:
         with self._lent_pair() as pair:
             roots = [config.host_path(name) for name in (job.source, job.target)]
             repository = config.repositories[job.repository]
-            maps = partial(self._seen_here, job)
+            maps = partial(self._seen_here, job, node)
             hyperv = config.hosts[job.target].hyperv if job.target in config.hosts else None
             yield LocalCrew(
                 pair,
@@ -153,13 +156,16 @@ class Crews:
                 self._machines(job.target),
             )
 
-    def _seen_here(self, job: ReplicationJob, disk: Sequence[str]) -> SourceFiles | None:
+    def _seen_here(
+        self, job: ReplicationJob, node: Callable[[], str], disk: Sequence[str]
+    ) -> SourceFiles | None:
         """A disk of the job's source by whole paths on this machine, as the proxies without a mover
         say; None where they lie below the source host's folder. NoProxy where nobody sees them."""
         host = self._config.hosts.get(job.source)
         if host is None or host.is_folder:
             return None
-        found = eligible_proxies(self._config, job, "source", [host.file(name) for name in disk])
+        files = [host.file(name) for name in disk]
+        found = eligible_proxies(self._config, job, "source", files, node=node())
         reasons = dict(found.refused)
         for name, item in found.eligible.items():
             if not item.proxy.mover:

@@ -248,20 +248,27 @@ class Fleet:
         return stations
 
     def refused(
-        self, job: ReplicationJob, disk: Sequence[str], failed: Collection[str] = ()
+        self,
+        job: ReplicationJob,
+        disk: Sequence[str],
+        failed: Collection[str] = (),
+        node: str = "",
     ) -> tuple[tuple[str, str, str], ...]:
         """(side, name, reason) of the proxies that cannot take the disk of the job that has these
-        files in the source's folder, also of those that `failed` at sending it."""
+        files in the source's folder, also of those that `failed` at sending it. `node` is where
+        the VM is, on a cluster."""
         avoid = dict.fromkeys(failed, "it failed at this disk before")
-        found = (self._found(job, "source", disk, avoid), self._found(job, "target"))
+        found = (self._found(job, "source", disk, avoid, node), self._found(job, "target"))
         return tuple(
             (item.side, name, reason) for item in found for name, reason in item.refused.items()
         )
 
-    def readers(self, job: ReplicationJob, disk: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    def readers(
+        self, job: ReplicationJob, disk: Sequence[str], node: str = ""
+    ) -> dict[str, tuple[str, ...]]:
         """The files of a disk, in the source's folder, as each of the proxies that see them all
-        has them on its machine, by the proxy's name."""
-        found = self._found(job, "source", disk)
+        has them on its machine, by the proxy's name; `node` as for `refused`."""
+        found = self._found(job, "source", disk, node=node)
         return {name: item.paths for name, item in found.eligible.items()}
 
     def _found(
@@ -270,12 +277,13 @@ class Fleet:
         side: Side,
         disk: Sequence[str] = (),
         avoid: Mapping[str, str] | None = None,
+        node: str = "",
     ) -> Eligibility:
         host = self._config.hosts[job.source if side == "source" else job.target]
         files = [host.file(name) for name in disk]
         if side == "target":
             files = [str(host.path)]
-        return eligible_proxies(self._config, job, side, files, avoid=avoid)
+        return eligible_proxies(self._config, job, side, files, avoid=avoid, node=node)
 
     @contextlib.contextmanager
     def writer(self, proxy: str) -> Iterator[None]:

@@ -187,7 +187,7 @@ class Map:
 
 def maps_of(config: Config, access: Access) -> list[Map]:
     """The proxies that are made for the host."""
-    names = (host_of(access), f"{host_of(access)}/{_node_of(access)}")
+    names = (host_of(access), f"{host_of(access)}/{_node_of(access).lower()}")
     found = []
     for proxy in config.proxies.values():
         paths = {at: seen for name in names for at, seen in proxy.paths.get(name, {}).items()}

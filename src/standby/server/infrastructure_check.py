@@ -91,7 +91,7 @@ def _side(config: Config, chosen: Sequence[str], side: str, host: str) -> set[st
         if proxy.mover
         and proxy.side in (side, "both")
         and (not chosen or name in chosen)
-        and (host in proxy.paths or proxy.mover == own)
+        and (proxy.maps_of(host) or proxy.mover == own)
     }
 
 

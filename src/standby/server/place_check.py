@@ -12,6 +12,7 @@ from standby.repository import Repository
 from standby.repository.database import FILE_NAME
 from standby.road.probing import looked_at
 from standby.server.config import Config
+from standby.server.config_values import host_part
 from standby.server.mover_check import SERVER, Check, Level, Movers
 from standby.units import GiB, format_bytes
 
@@ -32,7 +33,7 @@ def place_checks(config: Config, movers: Movers) -> list[Callable[[], list[Check
         wanted.append((store.mover, f"repository {store.name}", str(store.path), True))
     for proxy in config.proxies.values():
         for name, paths in proxy.paths.items():
-            writes = name in targets - sources and proxy.side in ("target", "both")
+            writes = host_part(name) in targets - sources and proxy.side in ("target", "both")
             for seen_as in paths.values():
                 what = f"host {name} as proxy {proxy.name} sees it"
                 wanted.append((proxy.mover, what, seen_as, writes))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from standby.host.seen_paths import mapped_path
+from standby.host.seen_paths import mapped_path, path_on_node
 from standby.model.job import ReplicationJob
 from standby.server.config import Config, HostConfig, ProxyConfig
 from standby.server.resources import Capacities
@@ -60,7 +60,7 @@ def all_proxies(config: Config) -> dict[str, ProxyConfig]:
 def _has_proxy(config: Config, host: HostConfig, side: Side) -> bool:
     """Whether a configured proxy is made for the host."""
     return any(
-        proxy.side in (side, "both") and (host.name in proxy.paths or _is_on(proxy, host))
+        proxy.side in (side, "both") and (proxy.maps_of(host.name) or _is_on(proxy, host))
         for proxy in config.proxies.values()
     )
 
@@ -72,11 +72,12 @@ def eligible_proxies(
     files: Sequence[str],
     *,
     avoid: Mapping[str, str] | None = None,
+    node: str = "",
 ) -> Eligibility:
     """The proxies that see all `files` (whole paths on the job's host of that side; for a chain,
     every layer's); of no files, those that see a part of the host's folder, and how they see that.
     A list in the job restricts them; `avoid` are those that failed at this very task, with the
-    reason."""
+    reason; `node` is where the VM is that they belong to, on a cluster."""
     host = config.hosts[job.source if side == "source" else job.target]
     named = job.proxies if side == "source" else job.target_proxies
     key = "proxies" if side == "source" else "target_proxies"
@@ -94,10 +95,11 @@ def eligible_proxies(
         elif avoid and name in avoid:
             refused[name] = avoid[name]
         else:
-            seen = [_seen(proxy, host, file) for file in files] or seen_folders(proxy, host)
+            seen = [_seen(proxy, host, file, node) for file in files] or seen_folders(proxy, host)
             if None in seen or not seen:
                 file = files[seen.index(None)] if files else host.shown
-                refused[name] = f"none of its paths for host {host.name} leads to {file}"
+                place = f"{host.name}/{node}" if node else host.name
+                refused[name] = f"none of its paths for host {place} leads to {file}"
                 if files and not host.is_folder:
                     refused[name] += f": {paths_hint(host.name, file)}"
             else:
@@ -118,7 +120,8 @@ def seen_folders(proxy: ProxyConfig, host: HostConfig) -> Sequence[str]:
     """The host's folder as the proxy sees it, or, where it does not, what it sees below that. Of a
     host without a folder of its own, all that the proxy's `paths` say."""
     if not host.is_folder:
-        return tuple(proxy.paths.get(host.name, {}).values())
+        every = proxy.maps_of(host.name).values()
+        return tuple(seen for maps in every for seen in maps.values())
     whole = _seen(proxy, host, str(host.path))
     if whole is not None:
         return (whole,)
@@ -127,10 +130,10 @@ def seen_folders(proxy: ProxyConfig, host: HostConfig) -> Sequence[str]:
     return tuple(at_proxy for at_host, at_proxy in maps if mapped_path(at_host, inside) is not None)
 
 
-def _seen(proxy: ProxyConfig, host: HostConfig, file: str) -> str | None:
-    """The file as the proxy sees it. What its `paths` say goes before what it sees as the host
-    does, being on the host's machine."""
-    mapped = mapped_path(file, proxy.paths.get(host.name, {}))
+def _seen(proxy: ProxyConfig, host: HostConfig, file: str, node: str = "") -> str | None:
+    """The file, of a VM on that node, as the proxy sees it. What its `paths` say goes before what
+    it sees as the host does, being on the host's machine."""
+    mapped = path_on_node(file, host.name, node, proxy.paths)
     return file if mapped is None and _is_on(proxy, host) else mapped
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 from standby.clock import Clock, new_token
 from standby.errors import MoverDied, ServerFenced, SessionStopped, StandbyError, UnknownName
 from standby.model.job import ReplicationJob
 from standby.model.machine import Inventory, Machine
 from standby.model.report import MachineReport, SessionReport
-from standby.ports import Host, inventory_of
+from standby.ports import Host, inventory_of, node_of
 from standby.server.alive import Alive
 from standby.server.all_replicas import AllReplicas
 from standby.server.config import Config
@@ -278,7 +279,10 @@ class RunningSessions:
             machine: Machine, avoid: tuple[str, ...], joins: tuple[str, str] | None
         ) -> AbstractContextManager[Crew]:
             slots, session = context.slots, context.session
-            return self._crews.lent(context.job, session, machine.name, slots, avoid, joins)
+            node = partial(node_of, context.source, machine.id)
+            return self._crews.lent(
+                context.job, session, machine.name, slots, avoid, joins, node=node
+            )
 
         return replicate(context, machine, lend)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
@@ -19,7 +20,7 @@ from standby.host.folder import FolderHost
 from standby.model.job import ReplicationJob
 from standby.model.machine import Machine
 from standby.model.report import SessionReport
-from standby.ports import Host, inventory_of
+from standby.ports import Host, inventory_of, node_of
 from standby.road.replica_machines import ReplicaMachines
 from standby.road.surveying import ReplicaStatus
 from standby.server.all_replicas import AllReplicas
@@ -269,7 +270,11 @@ class BackupServer:
             source,
             self.store,
             lambda machine: self.crews.lent(
-                wanted, f"plan-{new_token(4)}", machine.name, patience_s=0
+                wanted,
+                f"plan-{new_token(4)}",
+                machine.name,
+                patience_s=0,
+                node=partial(node_of, source, machine.id),
             ),
             lambda path: self._write_problem(wanted, path),
         )

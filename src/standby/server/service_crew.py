@@ -8,7 +8,7 @@ the least busy one that answers; who reads a disk is chosen per disk, when its t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,11 +58,13 @@ class ServiceCrew:
         avoid: Collection[str] = (),
         joins: tuple[str, str] | None = None,
         patience_s: float | None = None,
+        node: Callable[[], str] = str,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Choose the writer; NoProxy where none of the target's proxies answers. `joins` is the
         (name, target proxy) of a crew whose tasks this one goes on with; `patience_s` how long any
-        mover that is away is waited for (`ServiceMover.is_there`)."""
+        mover that is away is waited for (`ServiceMover.is_there`); `node` where the VM is, on a
+        cluster."""
         self.is_broken = False
         self.left_out: dict[str, str] = {}
         self.reconnect = fleet.reconnect
@@ -72,6 +74,7 @@ class ServiceCrew:
         self._job = job
         self._session = session
         self._machine = machine
+        self._node = node
         self.name = joins[0] if joins else f"{session}/{machine}/{new_token(4)}"
         self._clock = clock
         self._handles: dict[str, CrewHandle] = {}
@@ -167,10 +170,10 @@ class ServiceCrew:
 
     def _readers(self, disk: Sequence[str], place: str) -> dict[str, tuple[str, ...]]:
         """The proxies that see the disk, and how; NoProxy when none does."""
-        found = self._fleet.readers(self._job, disk)
+        found = self._fleet.readers(self._job, disk, self._node())
         readers = {name: paths for name, paths in found.items() if name in self._sources}
         if not readers:
-            refused = self._fleet.refused(self._job, disk)
+            refused = self._fleet.refused(self._job, disk, node=self._node())
             reasons = tuple(f"{name}: {why}" for side, name, why in refused if side == "source")
             raise NoProxy(self._machine, place, "source", reasons)
         return readers
@@ -213,7 +216,7 @@ class ServiceCrew:
             job.repository,
             tuple(sorted(proxies)),
             (self.target_proxy,),
-            self._fleet.refused(job, task.files, task.avoid),
+            self._fleet.refused(job, task.files, task.avoid, self._node()),
             priority=job.priority,
             weight=job.weight,
             job_max_tasks=job.max_tasks,

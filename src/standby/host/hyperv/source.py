@@ -96,6 +96,7 @@ from standby.model.machine import (
     Machine,
     PowerState,
 )
+from standby.ports import Clustered
 
 POINTS_MAX = 4
 """Reference points of ours that a VM keeps: the newest of each of its jobs, and some whose session
@@ -142,6 +143,11 @@ class HyperVSource:
         self._seen: HostInventory | None = None
         self._answers = Answers()
         self._lock = threading.Lock()
+
+    def node_of(self, machine_id: str) -> str:
+        """See ports.Clustered."""
+        door = self._door.bare
+        return door.node_of(machine_id) if isinstance(door, Clustered) else ""
 
     @property
     def door(self) -> Asking:
