@@ -20,6 +20,8 @@ class SimulatedCluster:
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
+        self.name = name
+        self.address = f"{name}.example.test"
         self.hosts = {
             host.name: SimulatedHost(world, host.name)
             for host in world.hosts.values()
@@ -33,7 +35,7 @@ class SimulatedCluster:
     def open_door(self, title: str, address: str) -> Door:
         """What a configuration's access does: a door by name and address."""
         self.opened.append((title, address))
-        if address == ADDRESS:
+        if address in (ADDRESS, self.address):
             node = next(
                 (n for n in self.hosts if self.world.hosts[n].is_up), next(iter(self.hosts))
             )
@@ -45,7 +47,7 @@ class SimulatedCluster:
 
     def door(self, **more: Any) -> ClusterDoor:
         """A door to it."""
-        return ClusterDoor("prod", ADDRESS, self.open_door, clock=self.world.clock, **more)
+        return ClusterDoor(self.name, self.address, self.open_door, clock=self.world.clock, **more)
 
     @property
     def scripts(self) -> dict[str, int]:

@@ -3,125 +3,25 @@ let the guest write, undo, replicate again; every byte is compared."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import standby
-from clocks import HeldClock
-from hyperv.installation import SimulatedHost
-from hyperv.world import World
+from hyperv.pairs import HostPair, content
 from hyperv.world.machines import OFF, RUNNING
-from hyperv.world.machines import Machine as WorldMachine
 from standby.disk import vhdx
-from standby.disk.chain import open_chain
 from standby.errors import MachineRunning
 from standby.model.machine import PowerState
 from standby.model.replica import ReplicaState
-from standby.model.report import MachineReport
-from standby.road.replica import ReplicaFolder
-from standby.road.source_host import SourceVerbs
-from standby.road.target_host import TargetVerbs
-from standby.server.config import load_config
-from standby.server.hyperv_hosts import hyperv_source
-from standby.server.movers import MoverPair
-from standby.testing.movers import thread_movers
 from standby.units import KiB, MiB
-
-TOML = """\
-[standby]
-installation = "test"
-
-[hosts.prod]
-kind = "hyperv"
-address = "127.0.0.1"
-credentials = {{ username = "EXAMPLE\\\\backup", password = "env:HV_PASSWORD" }}
-
-[hosts.dr]
-kind = "hyperv"
-address = "127.0.0.1"
-credentials = {{ username = "EXAMPLE\\\\backup", password = "env:HV_PASSWORD" }}
-replicas = 'C:\\Hyper-V\\Replicas'
-
-[proxies.here.paths]
-prod = {{ 'C:\\Hyper-V' = "{root}/hv1" }}
-dr = {{ 'C:\\Hyper-V' = "{root}/hv2" }}
-
-[repositories.main]
-path = "repository"
-
-[jobs.nightly]
-source = "prod"
-machines = ["*"]
-target = "dr"
-repository = "main"
-networks = {{ External = "Blue" }}
-"""
-
-
-class Site:
-    """Two simulated hosts, and an installation that replicates from the one to the other."""
-
-    def __init__(self, folder: Path) -> None:
-        self.world = World(HeldClock(), folder / "world")
-        self.world.add_host("hv1")
-        self.world.add_host("hv2", switches=["Blue"])
-        self.config = folder / "standby.toml"
-        self.config.write_text(TOML.format(root=self.world.root))
-        self.replicas = self.world.root / "hv2" / "Replicas"
-        self.replicas.mkdir()
-
-    @contextlib.contextmanager
-    def server(self) -> Iterator[standby.BackupServer]:
-        config = load_config(self.config)
-        clock = self.world.clock
-        with contextlib.ExitStack() as stack:
-            hosts = {}
-            for name, node in (("prod", "hv1"), ("dr", "hv2")):
-                host = stack.enter_context(SimulatedHost(self.world, node))
-                door = stack.enter_context(host.door(name))
-                hosts[name] = hyperv_source(config, config.hosts[name], clock, door)
-            yield stack.enter_context(
-                standby.BackupServer(config, clock=clock, hosts=hosts, make_movers=self.movers)
-            )
-
-    def movers(self, connections: int) -> MoverPair:
-        clock = self.world.clock
-        return thread_movers(connections, SourceVerbs, lambda ends: TargetVerbs(ends, clock))
-
-    def cycle(self, server: standby.BackupServer) -> MachineReport:
-        (report,) = server.start("nightly").machines
-        assert report.outcome == "done", report.error
-        self.world.clock.advance(3600)
-        return report
-
-    @property
-    def folder(self) -> ReplicaFolder:
-        return ReplicaFolder(self.replicas / "web_replica")
-
-    @property
-    def replica(self) -> WorldMachine:
-        return self.world.machine("web_replica")
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+def site(tmp_path: Path) -> HostPair:
+    return HostPair(tmp_path, ["hv1"], ["hv2"])
 
 
-def content(machine: WorldMachine) -> bytes:
-    """What is on its first disk, by what the files themselves say of their parents."""
-    path = machine.disks()[0].path
-    assert path is not None
-    with open_chain(path) as disk:
-        data = bytearray(disk.virtual_size)
-        disk.read_into(0, data)
-    return bytes(data)
-
-
-def test_replicated_failed_over_written_and_undone(site: Site) -> None:
+def test_replicated_failed_over_written_and_undone(site: HostPair) -> None:
     world = site.world
     web = world.add_machine("web", "hv1", [8 * MiB])
     with site.server() as server:
@@ -164,7 +64,7 @@ def test_replicated_failed_over_written_and_undone(site: Site) -> None:
         assert len(site.folder.points()) == 3
 
 
-def test_a_replica_vm_that_was_started_by_hand_keeps_its_layers(site: Site) -> None:
+def test_a_replica_vm_that_was_started_by_hand_keeps_its_layers(site: HostPair) -> None:
     web = site.world.add_machine("web", "hv1", [8 * MiB])
     with site.server() as server:
         site.cycle(server)
@@ -178,7 +78,7 @@ def test_a_replica_vm_that_was_started_by_hand_keeps_its_layers(site: Site) -> N
         assert layer.stat().st_ino == before
 
 
-def test_a_permanent_failover_makes_it_a_vm_of_its_own(site: Site) -> None:
+def test_a_permanent_failover_makes_it_a_vm_of_its_own(site: HostPair) -> None:
     web = site.world.add_machine("web", "hv1", [8 * MiB])
     with site.server() as server:
         site.cycle(server)

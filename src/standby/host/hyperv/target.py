@@ -69,6 +69,7 @@ from standby.host.hyperv.target_plan import (
     fitting_version,
     found_replicas,
     missing_boot,
+    ours,
     switches_of,
     warnings_of,
 )
@@ -141,16 +142,17 @@ class HyperVTarget(ReplicaPower):
     def find(self, key: str) -> str:
         """The id of the replica VM of that identity, '' where there is none."""
         wanted = Wanted(key, "", "", _NO_SHAPE, {})
-        return next((item.id for item in found_replicas(self.read_rows()) if _is(item, wanted)), "")
+        there = ours_of(self.read_rows()).get(wanted.note)
+        return there.id if there is not None else ""
 
     def look(self, replicas: Mapping[str, Mapping[str, str]]) -> dict[str, SeenMachine]:
         """How replica VMs are, by the identities of their replicas; `replicas` says to which files
         they were left attached, by place. One script, however many."""
-        found = found_replicas(self.read_rows())
+        found = ours_of(self.read_rows())
         seen = {}
         for key, disks in replicas.items():
             wanted = Wanted(key, "", "", _NO_SHAPE, disks)
-            there = next((item for item in found if _is(item, wanted)), None)
+            there = found.get(wanted.note)
             seen[key] = SeenMachine("", False) if there is None else _seen(there, disks)
         return seen
 
@@ -165,7 +167,10 @@ class HyperVTarget(ReplicaPower):
         """
         kept: dict[str, KeptMachine] = {}
         rows = self.read_rows()
-        found = {item.note: item for item in found_replicas(rows) if item.note}
+        doubles = self._without_doubles(replicas, rows)
+        if doubles:
+            rows = self.read_rows()
+        found = ours_of(rows)
         ready = []
         for wanted in replicas:
             problem = _refusal(self.name, wanted, rows, found.get(wanted.note))
@@ -176,7 +181,7 @@ class HyperVTarget(ReplicaPower):
         made = self._made([item for item in ready if item.note not in found], kept)
         if made:
             rows = self.read_rows()
-            found = {item.note: item for item in found_replicas(rows) if item.note}
+            found = ours_of(rows)
         for wanted in ready:
             if wanted.key not in kept and wanted.note not in found:
                 gone = HostError(self.name, f"the replica VM {wanted.name} is gone again")
@@ -190,9 +195,43 @@ class HyperVTarget(ReplicaPower):
                     there.id,
                     wanted.key in made,
                     wanted.key in changed,
-                    (*made.get(wanted.key, ()), *warnings_of(wanted, switches_of(rows))),
+                    (
+                        *doubles.get(wanted.key, ()),
+                        *made.get(wanted.key, ()),
+                        *warnings_of(wanted, switches_of(rows)),
+                    ),
                 )
         return kept
+
+    def _without_doubles(
+        self, replicas: Sequence[Wanted], rows: HostRows
+    ) -> dict[str, tuple[str, ...]]:
+        """Remove all VMs of a replica but the one in use; {identity: warnings} where there were
+        several."""
+        found = ours(found_replicas(rows))
+        warnings = {}
+        for wanted in replicas:
+            doubles = found.get(wanted.note, [])[1:]
+            if doubles:
+                warnings[wanted.key] = tuple(self._removed_double(item) for item in doubles)
+        return warnings
+
+    def _removed_double(self, double: Found) -> str:
+        problem = f"it has checkpoints ({', '.join(double.snapshots)})" if double.snapshots else ""
+        try:
+            if not problem:
+                self.remove(double.id)
+        except StandbyError as exc:
+            problem = str(exc)
+        if not problem:
+            return (
+                f"a second VM of the replica ({double.id}), as a node leaves it that dies while "
+                "it makes one, was removed; no disk was"
+            )
+        return (
+            f"there is a second VM of the replica ({double.id}) that cannot be removed: {problem}. "
+            f"Look at it, then `Get-VM -Id {double.id} | Remove-VM`, which removes no disk"
+        )
 
     def _made(
         self, replicas: Sequence[Wanted], kept: dict[str, KeptMachine]
@@ -282,7 +321,7 @@ class HyperVTarget(ReplicaPower):
         )
         if any(item.key not in kept for item in devices):
             rows = self.read_rows()
-            found |= {item.note: item for item in found_replicas(rows) if item.note}
+            found |= ours_of(rows)
             changes = {
                 item.key: change_of(item, found[item.note], switches) for item in left.replicas
             }
@@ -301,7 +340,7 @@ class HyperVTarget(ReplicaPower):
         changed = {key for key, entries in missing.items() if entries}
         if changed:
             self._run(left, ADD_BOOT, lambda item: sources_request(missing[item.key]))
-            found |= {item.note: item for item in found_replicas(self.read_rows()) if item.note}
+            found |= ours_of(self.read_rows())
         orders = {item.key: boot_order(item.shape, found[item.note]) for item in left.replicas}
         self._run(
             left,
@@ -412,8 +451,9 @@ class _Left:
 _NO_SHAPE = Shape("", 2, 1, MemoryShape(1), FirmwareShape())
 
 
-def _is(found: Found, wanted: Wanted) -> bool:
-    return found.note == wanted.note
+def ours_of(rows: HostRows) -> dict[str, Found]:
+    """The replica VMs that are in use, by their notes."""
+    return {note: items[0] for note, items in ours(found_replicas(rows)).items()}
 
 
 def sid_of(machine: str) -> str:

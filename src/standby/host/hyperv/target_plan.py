@@ -207,6 +207,19 @@ def found_replicas(rows: HostRows) -> list[Found]:
     return found
 
 
+def ours(found: Iterable[Found]) -> dict[str, list[Found]]:
+    """The VMs with a note of ours, by it. Several with one note are left when a node of a cluster
+    dies while it makes one, another node makes it anew, and the first one comes back: the one in
+    use is first, which is on, or has the most of what it is to have."""
+    by_note: dict[str, list[Found]] = {}
+    for item in found:
+        if item.note:
+            by_note.setdefault(item.note, []).append(item)
+    for items in by_note.values():
+        items.sort(key=lambda it: (it.is_off, -len(it.disks), -len(it.adapters), it.id))
+    return by_note
+
+
 def _scsi(rows: Iterable[Resource], identity: str) -> list[Resource]:
     return [
         row for row in rows if row.resource_type == _SCSI and owner_of(row.instance_id) == identity
