@@ -59,10 +59,10 @@ restore_points = 7
 class Site:
     """A simulated host, and an installation that replicates its VMs into a folder."""
 
-    def __init__(self, folder: Path, more: str = "") -> None:
+    def __init__(self, folder: Path, more: str = "", version: int = 2022) -> None:
         self.folder = folder
         self.world = World(HeldClock(), folder / "world")
-        self.world.add_host("hv1")
+        self.world.add_host("hv1", version)
         self.host = SimulatedHost(self.world, "hv1")
         self.config = folder / "standby.toml"
         self.storage = self.world.root / "hv1"

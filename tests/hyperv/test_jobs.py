@@ -44,6 +44,28 @@ def test_a_vm_is_replicated_whole_and_then_by_what_its_host_tracked(site: Site) 
     assert web.checkpoints == []
 
 
+def test_what_a_checkpoint_lacks_is_said_in_plan_and_report(site: Site) -> None:
+    web = site.world.add_machine("web", "hv1", [8 * MiB])
+    (planned,) = site.plan().machines
+    assert planned.warnings == ()
+    web.faults.vss_fails = True
+    for told in (site.plan().machines[0].warnings, only(site.session()).warnings):
+        (text,) = told
+        assert text.startswith("the checkpoint is crash-consistent only: ")
+        assert "VSS" in text
+    assert site.point().consistency == "crash"
+
+
+def test_guests_logs_are_cut_on_server_2016_and_that_is_said(tmp_path: Path) -> None:
+    site = Site(tmp_path, version=2016)
+    with site.host:
+        site.world.add_machine("web", "hv1", [8 * MiB])
+        for told in (site.plan().machines[0].warnings, only(site.session()).warnings):
+            (text,) = told
+            assert "no checkpoints of type copy (Server 2016)" in text
+        assert site.point().consistency == "application"
+
+
 def test_a_tracker_that_lies_is_found_by_samples_and_not_believed_again(site: Site) -> None:
     web = site.world.add_machine("web", "hv1", [16 * MiB])
     site.world.write(web, 0, b"boot" * KiB)

@@ -108,6 +108,8 @@ class Checkpoint:
     taken_at: str
     consistency: str
     disks: tuple[CheckpointDisk, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """In what it is less than was asked for, as sentences."""
 
 
 @dataclass(frozen=True, slots=True)

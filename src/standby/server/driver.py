@@ -179,6 +179,7 @@ class MachineDriver(Preparing, Committing):
         # checkpoint's age limit: no link holds the source hostage.
         with self._step("checkpoint"):
             checkpoint = self._take_checkpoint()
+        self.report.warnings += checkpoint.warnings
         with self._step("plan"):
             plans = self._plans(repository, state, checkpoint, matches)
         self._check_space(checkpoint, plans, free)

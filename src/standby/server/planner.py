@@ -147,7 +147,7 @@ class Planner:
         if repository is not None:
             with contextlib.suppress(RepositoryBusy):
                 repository.states(facts.repository_key(identity))  # damage is told, not passed over
-        disks = self._disks(machine, identity, state, path, crew, repository, scan)
+        disks, told = self._disks(machine, identity, state, path, crew, repository, scan)
         files = {disk.place: disk.file_name for disk in machine.disks}
         seeds = {disk.disk_id: files.get(disk.place, "") for disk in disks if disk.uses_seed}
         if seeds and (reason := crew.target.call("missing_seed", path=path, seeds=seeds)):
@@ -157,7 +157,7 @@ class Planner:
         )
         first = sum(disk.space.value for disk in disks if disk.mode is Mode.FULL)
         short = first_full_short(first, self._free, is_counted=scan)
-        warnings = () if first <= self._free else (short,)
+        warnings = told if first <= self._free else (*told, short)
         if mapped := [disk.place for disk in disks if disk.mapped_from]:
             moves = mapping_moves(self._job.map[machine.name], mapped)
             warnings = (*warnings, moves)
@@ -208,7 +208,8 @@ class Planner:
         crew: Crew,
         repository: RepositoryView | None,
         scan: bool,
-    ) -> tuple[DiskPlan, ...]:
+    ) -> tuple[tuple[DiskPlan, ...], tuple[str, ...]]:
+        """The disks' plans, and what the host says of the checkpoint."""
         key = facts.repository_key(identity)
         mapped: list[str] = []
         folder = self._job.map.get(machine.name, "")
@@ -246,7 +247,7 @@ class Planner:
                 self._source.confirm_checkpoint(checkpoint)
         finally:
             self._source.release_checkpoint(checkpoint)
-        return tuple(plans.values())
+        return tuple(plans.values()), checkpoint.warnings
 
     # --- scanning ----------------------------------------------------------------------------
 

@@ -68,7 +68,9 @@ def frozen_disks(
     return frozen
 
 
-def checkpoint_of(record: Record, made: Made, frozen: Sequence[HostDisk]) -> Checkpoint:
+def checkpoint_of(
+    record: Record, made: Made, frozen: Sequence[HostDisk], warnings: Sequence[str] = ()
+) -> Checkpoint:
     """The checkpoint as the rest of standby knows it."""
     if made.enabled and made.enabled[0] == OFF:
         consistency = "offline"
@@ -92,4 +94,5 @@ def checkpoint_of(record: Record, made: Made, frozen: Sequence[HostDisk]) -> Che
             )
             for disk in frozen
         ),
+        warnings=tuple(warnings),
     )

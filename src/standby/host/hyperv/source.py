@@ -103,6 +103,13 @@ POINTS_MAX = 4
 ended before its commit."""
 
 
+NO_COPY = (
+    "the host makes no checkpoints of type copy (Server 2016): databases in the guest take this "
+    "for a backup and cut their logs; where another product backs them up, write "
+    '`checkpoints = { consistency = "crash" }`'
+)
+
+
 @dataclass(frozen=True, slots=True)
 class SourceRules:
     """How checkpoints are made. `fall_back` takes a crash-consistent one where the guest cannot
@@ -258,7 +265,7 @@ class HyperVSource:
         if not self.records.take(intent_id):
             raise HostError(self.name, f"another process is at the checkpoint {intent_id}")
         self.records.save(record)
-        made = self._made(found, record)
+        made, warnings = self._made(found, record)
         record = self.records.save(
             msgspec.structs.replace(
                 record, phase=MADE, snapshot=made.snapshot, applied=made.applied, points=made.points
@@ -280,9 +287,10 @@ class HyperVSource:
                 ),
             )
         )
-        return checkpoint_of(record, made, frozen)
+        return checkpoint_of(record, made, frozen, warnings)
 
-    def _made(self, found: HostMachine, record: Record) -> Made:
+    def _made(self, found: HostMachine, record: Record) -> tuple[Made, list[str]]:
+        """The snapshot, and in what it is less than the rules ask for."""
         is_application = self._rules.is_application and found.enabled_state == RUNNING
         wanted = Wanted(
             found.id,
@@ -293,14 +301,18 @@ class HyperVSource:
             tuple(sorted(volumes_of(disk.file.path for disk in found.disks))),
         )
         try:
-            return self._snapshots.make(wanted)
+            made = self._snapshots.make(wanted)
         except BackupInProgress:
             self.records.drop(record.intent)  # nothing of ours was begun: what is there is theirs
             raise
-        except CheckpointFailed:
+        except CheckpointFailed as exc:
             if not is_application or not self._rules.fall_back:
                 raise
-        return self._snapshots.make(replace(wanted, level=CRASH, is_second=True))
+            made = self._snapshots.make(replace(wanted, level=CRASH, is_second=True))
+            return made, [f"the checkpoint is crash-consistent only: {exc.problem}"]
+        if is_application and self._rules.is_copy and not made.is_copy:
+            return made, [NO_COPY]
+        return made, []
 
     def _frozen(self, found: HostMachine, record: Record, made: Made) -> list[HostDisk]:
         """The VM's disks as the snapshot froze them; one that was left out gives it up."""
