@@ -44,6 +44,32 @@ def test_a_vm_is_replicated_whole_and_then_by_what_its_host_tracked(site: Site) 
     assert web.checkpoints == []
 
 
+def test_paths_that_lead_to_another_disk_stop_plan_and_session(site: Site) -> None:
+    """A share of another host, or an old copy of the folder: the name is right, the disk is not."""
+    web = site.world.add_machine("web", "hv1", [8 * MiB])
+    other = site.world.add_machine("db", "hv1", [8 * MiB])
+    site.world.write(other, MiB, b"other" * KiB)
+    copy = site.folder / "copy"
+    shutil.copytree(site.storage, copy)
+    disks = [machine.disks()[0].path for machine in (web, other)]
+    assert all(disks)
+    right, wrong = (copy / path.relative_to(site.storage) for path in disks if path is not None)
+    shutil.copy(wrong, right)
+    site.storage = copy
+    site.write_config("")
+    with site.server() as server:
+        plans = {it.machine: it for it in server.plan("nightly").machines}
+        scanned = {it.machine: it for it in server.plan("nightly", scan=True).machines}
+    for plan in (plans["web"], scanned["web"]):
+        assert plan.action == "conflict"
+        assert "the host says" in plan.reason
+    assert plans["db"].action == "replicate"
+    report = {it.machine: it for it in site.session().machines}
+    assert report["db"].outcome == "done"
+    assert report["web"].outcome == "failed"
+    assert "the host says" in (report["web"].error or "")
+
+
 def test_what_a_checkpoint_lacks_is_said_in_plan_and_report(site: Site) -> None:
     web = site.world.add_machine("web", "hv1", [8 * MiB])
     (planned,) = site.plan().machines

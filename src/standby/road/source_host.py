@@ -124,7 +124,10 @@ class SourceVerbs:
             "ping": lambda: "source",
             "send_disk": lambda **given: self.send_disk(msgspec.convert(given, SendDisk)),
             "scan_disk": lambda **given: self.scan_disk(msgspec.convert(given, SendDisk)),
-            "measure_disk": lambda disk: self.measure_disk(msgspec.convert(disk, SourceDisk)),
+            "measure_disk": lambda disk, expected=None: self.measure_disk(
+                msgspec.convert(disk, SourceDisk),
+                msgspec.convert(expected, ExpectedDisk | None),
+            ),
             "progress": lambda: {
                 task: list(proxy.progress()) for task, proxy in list(self._running.items())
             },
@@ -137,11 +140,13 @@ class SourceVerbs:
     def close(self) -> None:
         """Nothing outlives a task."""
 
-    def measure_disk(self, wanted: SourceDisk) -> dict[str, int]:
+    def measure_disk(
+        self, wanted: SourceDisk, expected: ExpectedDisk | None = None
+    ) -> dict[str, int]:
         """Sizes of a disk, the bytes it stores, by its allocation tables, and in how many blocks
-        of the size that a point's layers have."""
-        disk = self._opener(wanted)
-        try:
+        of the size that a point's layers have. WrongDisk where it is not the one expected."""
+        with contextlib.ExitStack() as stack:
+            disk = self._checked(wanted, expected, stack)
             block_size = vhdx.default_block_size(disk.virtual_size)
             allocated = 0
 
@@ -154,8 +159,6 @@ class SourceVerbs:
 
             blocks = blocks_touched(stored(), block_size)
             return {"virtual_size": disk.virtual_size, "allocated": allocated, "blocks": blocks}
-        finally:
-            disk.close()
 
     def send_disk(self, wanted: SendDisk) -> SendResult:
         """Send what changed of one disk and stage its leaves."""
@@ -168,18 +171,20 @@ class SourceVerbs:
             finally:
                 self._running.pop(wanted.task, None)
 
-    def _opened(self, wanted: SendDisk, stack: contextlib.ExitStack) -> VirtualDisk:
+    def _checked(
+        self, wanted: SourceDisk, expected: ExpectedDisk | None, stack: contextlib.ExitStack
+    ) -> VirtualDisk:
         """The disk; WrongDisk where it is not the one expected."""
-        disk = self._opener(wanted.disk)
+        disk = self._opener(wanted)
         stack.callback(disk.close)
-        if wanted.expected is not None:
+        if expected is not None:
             found = vhdx.read_info(disk.path).page83
-            check_disk(wanted.expected, str(disk.path), found, disk.virtual_size)
+            check_disk(expected, str(disk.path), found, disk.virtual_size)
         return disk
 
     def _send_disk(self, wanted: SendDisk, connection: Connection) -> SendResult:
         with contextlib.ExitStack() as stack:
-            disk = self._opened(wanted, stack)
+            disk = self._checked(wanted.disk, wanted.expected, stack)
             if disk.virtual_size != wanted.virtual_size:
                 raise SourceChanged(
                     wanted.task, str(disk.path), f"its size is {disk.virtual_size} bytes now"
@@ -273,7 +278,7 @@ class SourceVerbs:
                 threads = 1
             elif wanted.builds_on_repository:
                 stored, _ = self._repository(wanted, stack, stages=False)
-            disk = self._opened(wanted, stack)
+            disk = self._checked(wanted.disk, wanted.expected, stack)
             counters = counted_changes(disk, stored, normalised(wanted.candidates), threads)
             if told is not None:
                 told.finish()

@@ -79,6 +79,20 @@ class DiskTask:
     may_use_wan: bool = False
 
 
+def expected_disk(
+    seen: SourceFiles | None, machine: str, disk: CheckpointDisk
+) -> dict[str, Any] | None:
+    """The disk in its host's words, where a map of paths led to its files as they are `seen`."""
+    if seen is None or seen["root"] or not disk.page83:
+        return None
+    return {
+        "machine": machine,
+        "place": disk.place,
+        "disk_id": disk.page83,
+        "virtual_size": disk.virtual_size,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class DiskLink:
     """The two ends of one disk task. `disk` is what the verbs of `source` take for the disk (None
@@ -110,14 +124,7 @@ class DiskLink:
 
     def expected(self, machine: str, disk: CheckpointDisk) -> dict[str, Any] | None:
         """The disk in its host's words, where a map of paths led to its files."""
-        if self.disk is None or self.disk["root"] or not disk.page83:
-            return None
-        return {
-            "machine": machine,
-            "place": disk.place,
-            "disk_id": disk.page83,
-            "virtual_size": disk.virtual_size,
-        }
+        return expected_disk(self.disk, machine, disk)
 
     def serve_leaves(self, send: Mapping[str, Any], *, stages: bool = True) -> None:
         """Have the repository's mover answer the source of the task that `send`, the arguments of
@@ -168,7 +175,7 @@ class Crew(Protocol):
     can_retry: bool
     """Whether a broken link is worth another try within the session."""
 
-    def ask_source(self, verb: str, disk: Sequence[str]) -> Any:
+    def ask_source(self, verb: str, disk: CheckpointDisk) -> Any:
         """The answer of one that sees the disk of these files, in the source host's folder."""
 
     def open_repository(self, create: bool = True) -> RepositoryView:
@@ -280,9 +287,11 @@ class LocalCrew:
             rename_durably(path, aside)
             return f"it was moved to {aside}"
 
-    def ask_source(self, verb: str, disk: Sequence[str]) -> Any:
+    def ask_source(self, verb: str, disk: CheckpointDisk) -> Any:
         """See Crew."""
-        return self.source.call(verb, disk=self._source_disk(disk))
+        there = self._source_disk(disk.files)
+        expected = expected_disk(there, self._machine, disk)
+        return self.source.call(verb, disk=there, expected=expected)
 
     def _source_disk(self, disk: Sequence[str]) -> SourceFiles:
         try:

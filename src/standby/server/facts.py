@@ -173,5 +173,5 @@ def _tracked(
 def measured(crew: Crew, disk: CheckpointDisk) -> tuple[int, int]:
     """Bytes the source disk stores, and blocks with any of them, by its allocation tables: nothing
     is read."""
-    found = crew.ask_source("measure_disk", disk.files)
+    found = crew.ask_source("measure_disk", disk)
     return int(found["allocated"]), int(found["blocks"])

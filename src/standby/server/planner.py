@@ -241,7 +241,9 @@ class Planner:
                 disks = {disk.place: disk for disk in checkpoint.disks}
                 names = {disk.place: disk.file_name for disk in machine.disks}
                 plans = {
-                    place: self._scanned(plan, disks[place], names.get(place, ""), path, key, crew)
+                    place: self._scanned(
+                        plan, machine.name, disks[place], names.get(place, ""), path, key, crew
+                    )
                     for place, plan in plans.items()
                 }
                 self._source.confirm_checkpoint(checkpoint)
@@ -254,6 +256,7 @@ class Planner:
     def _scanned(
         self,
         plan: DiskPlan,
+        machine: str,
         disk: CheckpointDisk,
         seed_name: str,
         path: str,
@@ -284,6 +287,7 @@ class Planner:
                 "resume_mark": 0,
                 "compression": "none",
                 "virtual_size": plan.virtual_size,
+                "expected": link.expected(machine, disk),
             }
             if plan.builds_on_repository and plan.baseline != "target":
                 link.serve_leaves(arguments, stages=False)

@@ -17,7 +17,7 @@ import msgspec
 from standby.clock import SYSTEM_CLOCK, Clock, new_token
 from standby.errors import DiskError, MoverLeft, NoProxy, RepositoryError, StandbyError
 from standby.model.job import ReplicationJob
-from standby.model.machine import Machine
+from standby.model.machine import CheckpointDisk, Machine
 from standby.road.connections import (
     TO_REPOSITORY,
     TO_TARGET,
@@ -29,6 +29,7 @@ from standby.server.crew import (
     Handle,
     RepositoryView,
     SourceFiles,
+    expected_disk,
     replica_name,
 )
 from standby.server.crew_handle import CrewHandle
@@ -147,9 +148,9 @@ class ServiceCrew:
         """See Crew."""
         return self._handle(self._sources[self._fleet.least_busy(self._sources)].mover)
 
-    def ask_source(self, verb: str, disk: Sequence[str]) -> Any:
+    def ask_source(self, verb: str, disk: CheckpointDisk) -> Any:
         """See Crew. The same one is asked while it answers and has the disks."""
-        readers = self._readers(disk, "")
+        readers = self._readers(disk.files, disk.place)
         tried: set[str] = set()
         while True:
             name = self._asked
@@ -158,7 +159,9 @@ class ServiceCrew:
                 name = self._asked = self._fleet.least_busy(left, self._blind)
             try:
                 there = self._source_disk(name, readers[name])
-                return self._handle(self._sources[name].mover).call(verb, disk=there)
+                expected = expected_disk(there, self._machine, disk)
+                source = self._handle(self._sources[name].mover)
+                return source.call(verb, disk=there, expected=expected)
             except DiskError:
                 tried.add(name)
                 self._blind.add(name)
