@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from replicas import add_point, new_replica
-from standby.errors import MachineRunning
+from standby.errors import MachineRunning, ReplicaStarted
 from standby.model.machine import PowerState
 from standby.model.point import RestorePoint
 from standby.model.replica import ReplicaState
@@ -24,6 +25,14 @@ class Machines:
 
     def power_state(self, folder: ReplicaFolder) -> PowerState:
         return self.state
+
+    def look(self, folders: Sequence[ReplicaFolder]) -> list[tuple[PowerState, tuple[str, ...]]]:
+        said = () if self.state is PowerState.OFF else ("it runs",)
+        return [(self.state, said) for _ in folders]
+
+    def check_untouched(self, folder: ReplicaFolder) -> None:
+        if self.state is not PowerState.OFF:
+            raise ReplicaStarted(folder.name, str(folder.path), "it runs")
 
     def check_off(self, folder: ReplicaFolder) -> None:
         if self.state is not PowerState.OFF:

@@ -5,6 +5,7 @@ Files stay the business of whoever works in the replica's folder; this is the ho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from standby.model.machine import PowerState
@@ -17,6 +18,14 @@ class ReplicaMachines(Protocol):
 
     def power_state(self, folder: ReplicaFolder) -> PowerState:
         """What the replica's VM is doing; OFF where it has none yet."""
+
+    def look(self, folders: Sequence[ReplicaFolder]) -> list[tuple[PowerState, tuple[str, ...]]]:
+        """Of each replica what its VM is doing and, as sentences, what is not as a replica that is
+        not failed over was left; OFF and nothing where it is not there yet. One question."""
+
+    def check_untouched(self, folder: ReplicaFolder) -> None:
+        """Raise ReplicaStarted where the VM is not off, or has checkpoints: it may have written to
+        layers that only it knows."""
 
     def check_off(self, folder: ReplicaFolder) -> None:
         """Raise MachineRunning unless the VM is off, with how to stop it."""

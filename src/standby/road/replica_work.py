@@ -7,7 +7,7 @@ mover answers for the replicas below its roots (`replica_verbs`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from standby.road.failing_over import (
     permanent_failover,
     undo_failover,
 )
-from standby.road.lease import WriterLease
+from standby.road.lease import WriterLease, check_legal
 from standby.road.naming import READY, is_point_id
 from standby.road.points import chosen_point, replicated_disks
 from standby.road.ready import put_missing_state_files
@@ -143,8 +143,8 @@ class ReplicaWork:
             with contextlib.suppress(StandbyError):
                 state = replace(status(folder), target=self.host_of(folder))
                 if state.state is not ReplicaState.PERMANENT:
-                    found.append(state)
-        return found
+                    found.append((folder, state))
+        return self._with_machines(found)
 
     def unreadable(self) -> dict[str, str]:
         """Folder and problem of all that `all` cannot show: replicas whose records are damaged,
@@ -174,7 +174,31 @@ class ReplicaWork:
     def show(self, name: str) -> ReplicaStatus:
         """Everything about one replica."""
         folder = self.folder(name)
-        return asked_as(name, replace(status(folder), target=self.host_of(folder)))
+        found = replace(status(folder), target=self.host_of(folder))
+        (state,) = self._with_machines([(folder, found)])
+        return asked_as(name, state)
+
+    def _with_machines(
+        self, found: Sequence[tuple[ReplicaFolder, ReplicaStatus]]
+    ) -> list[ReplicaStatus]:
+        """The same and, of replicas that have a VM at a host, what that one does: one question for
+        all of a host. A host that does not answer is a finding."""
+        states = {folder.path: state for folder, state in found}
+        asked: dict[str, list[ReplicaFolder]] = {}
+        for folder, state in found:
+            if state.state is not ReplicaState.PERMANENT:
+                asked.setdefault(self.host_of(folder), []).append(folder)
+        for host, folders in asked.items():
+            machines = self._machines(host)
+            if machines is None:
+                continue
+            for folder, seen in zip(folders, _looked(machines, folders), strict=True):
+                state = states[folder.path]
+                power, said = seen
+                said = () if state.state is ReplicaState.FAILOVER else said
+                findings = (*state.findings, *said)
+                states[folder.path] = replace(state, power=power or state.power, findings=findings)
+        return list(states.values())
 
     # --- failover ------------------------------------------------------------------------------
 
@@ -189,6 +213,11 @@ class ReplicaWork:
     ) -> FailoverResult:
         """Fail over to `point` (newest; an id; an ISO time), and start the VM if asked."""
         folder = self.folder(name)
+        theirs = self._theirs(folder)
+        is_on = theirs is not None and theirs.power_state(folder) is not PowerState.OFF
+        if theirs is not None and not adopt:
+            check_legal(folder.record(), folder.name, Action.FAILOVER)
+            theirs.check_untouched(folder)
         result = failover(
             folder,
             point=point,
@@ -197,15 +226,15 @@ class ReplicaWork:
             source_may_run=source_may_run,
             is_running=self.is_running(folder),
         )
-        theirs = self._theirs(folder)
         if theirs is None:
             describe_machine(folder, result.point)
         else:
-            theirs.describe(folder, result.point)
+            if not is_on:  # one that runs, with the writes that are adopted, is left as it is
+                theirs.describe(folder, result.point)
             theirs.restore(folder, result.point, is_permanent=False)
-        if power_on and theirs is not None:
+        if power_on and theirs is not None and not is_on:
             result = replace(result, warnings=(*result.warnings, *theirs.start(folder)))
-        elif power_on:
+        elif power_on and theirs is None:
             self.power(name, on=True)
         return result
 
@@ -468,3 +497,13 @@ def _add_touched(verdict: PointVerdict, folder: ReplicaFolder, point: RestorePoi
         for disk in verdict.disks:
             if layer.file.startswith(f"{disk.disk_id}/") and not disk.problem:
                 disk.problem = f"{layer.file}: {evidence}"
+
+
+def _looked(
+    machines: ReplicaMachines, folders: Sequence[ReplicaFolder]
+) -> list[tuple[PowerState | None, tuple[str, ...]]]:
+    """What the host says of the replicas' VMs; None and why where it does not answer."""
+    try:
+        return list(machines.look(folders))
+    except StandbyError as exc:
+        return [(None, (f"its host cannot tell: {exc}",))] * len(folders)

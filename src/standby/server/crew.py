@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from standby.clock import new_token
-from standby.errors import MoverLeft, NoProxy, ReplicaStarted, RepositoryError, StandbyError
+from standby.errors import MoverLeft, NoProxy, RepositoryError, StandbyError
 from standby.files import is_there, rename_durably
 from standby.host.folder import create_replica_machine, update_replica_machine
-from standby.model.machine import CheckpointDisk, Machine, PowerState
+from standby.model.machine import CheckpointDisk, Machine
 from standby.repository import DiskState, Repository, StagedDisk
 from standby.road.replica import ReplicaFolder
 from standby.road.replica_machines import ReplicaMachines
@@ -206,8 +206,8 @@ class Crew(Protocol):
     """The target's folder as its host sees it, '' where that is a folder host."""
 
     def check_replica_off(self, path: str) -> None:
-        """Raise ReplicaStarted where the host of the replica at `path` says that its VM is not off;
-        of a folder host the ready layers tell."""
+        """Raise ReplicaStarted where the host of the replica at `path` says that its VM is not off,
+        or has checkpoints; of a folder host the ready layers tell."""
 
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> list[str]:
         """Make or update the replica VM of the replica at `path`, attached to its ready layers;
@@ -329,10 +329,7 @@ class LocalCrew:
         """See Crew."""
         if self._machines is None:
             return
-        folder = ReplicaFolder(Path(path))
-        state = self._machines.power_state(folder)
-        if state is not PowerState.OFF:
-            raise ReplicaStarted(folder.name, path, f"its host says that its VM is {state}")
+        self._machines.check_untouched(ReplicaFolder(Path(path)))
 
     def keep_replica_machine(self, path: str, machine: Machine, ready: dict[str, str]) -> list[str]:
         """See Crew."""

@@ -172,6 +172,7 @@ class MachineDriver(Preparing, Committing):
         """Everything up to the transfer."""
         with self._step("prepare"):
             state = self._prepare(repository)
+            self.crew.check_replica_off(self._path)
             matches = match_disks(self.report.replica, state.known_disks, self.machine.disks)
             self._register(matches)
             free = int(self.crew.target.call("free_bytes", path=self._path))

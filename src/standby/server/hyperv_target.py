@@ -6,12 +6,12 @@ paths that its host sees (`host_folder` in replica.json).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 
-from standby.errors import HostError, MachineRunning
+from standby.errors import HostError, MachineRunning, ReplicaStarted
 from standby.host.hyperv.shape import Shape, from_state_files
-from standby.host.hyperv.target import HyperVTarget, KeptMachine
+from standby.host.hyperv.target import HyperVTarget, KeptMachine, SeenMachine
 from standby.host.hyperv.target_plan import TargetRules, Wanted, shape_from
 from standby.host.hyperv.target_power import Heartbeat
 from standby.model.machine import Machine, PowerState
@@ -106,8 +106,42 @@ class HyperVReplicas:
 
     def power_state(self, folder: ReplicaFolder) -> PowerState:
         """See ReplicaMachines."""
-        key = key_of(folder.record().identity)
-        return self._target.look({key: {}})[key].power
+        return self._seen([folder])[0].power
+
+    def look(self, folders: Sequence[ReplicaFolder]) -> list[tuple[PowerState, tuple[str, ...]]]:
+        """See ReplicaMachines."""
+        found: list[tuple[PowerState, tuple[str, ...]]] = []
+        for seen in self._seen(folders):
+            is_off = seen.power is PowerState.OFF
+            on = () if is_off else (f"its host says that its VM is {seen.power}",)
+            found.append((seen.power, (*on, *seen.findings) if seen.is_there else ()))
+        return found
+
+    def check_untouched(self, folder: ReplicaFolder) -> None:
+        """See ReplicaMachines."""
+        (seen,) = self._seen([folder])
+        evidence = ""
+        if seen.power is not PowerState.OFF:
+            evidence = f"its host says that its VM is {seen.power}"
+        elif seen.snapshots:
+            evidence = f"its VM has checkpoints ({', '.join(seen.snapshots)})"
+        if evidence:
+            raise ReplicaStarted(folder.name, str(folder.path), evidence)
+
+    def _seen(self, folders: Sequence[ReplicaFolder]) -> list[SeenMachine]:
+        """The VMs beside what they were left attached to."""
+        left: dict[str, dict[str, str]] = {}
+        keys = []
+        for folder in folders:
+            record = folder.record()
+            keys.append(key_of(record.identity))
+            disks = left[keys[-1]] = {}
+            if record.ready_point:
+                home = PureWindowsPath(record.host_folder)
+                for disk in replicated_disks(folder.point(record.ready_point)):
+                    disks[disk.place] = str(home / disk.disk_id / READY)
+        found = self._target.look(left)
+        return [found[key] for key in keys]
 
     def check_off(self, folder: ReplicaFolder) -> None:
         """See ReplicaMachines."""

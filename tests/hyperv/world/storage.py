@@ -157,7 +157,7 @@ class Storage:
                 parent,
                 block_size=MiB,
                 parent_path_on_host=self.windows(host, parent),
-                parents=self.chain(parent)[1:],
+                parents=self.chain(parent)[1:] or None,  # else by what the file itself says
             ).close()
         self.parents[child] = parent
 
