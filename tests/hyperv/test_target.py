@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -16,11 +18,15 @@ from hyperv.world.machines import Adapter as WorldAdapter
 from hyperv.world.machines import Machine as WorldMachine
 from standby.disk import vhdx
 from standby.errors import HostError, MachineRunning, ReplicaConflict, ReplicaStarted
+from standby.host.hyperv.answers import Answer
+from standby.host.hyperv.asking import Asking
+from standby.host.hyperv.door import Door
 from standby.host.hyperv.inventory import read_inventory
 from standby.host.hyperv.shape import Shape
 from standby.host.hyperv.target import HyperVTarget
 from standby.host.hyperv.target_plan import TargetRules, Wanted
 from standby.host.hyperv.target_power import Heartbeat
+from standby.host.hyperv.verbs import Value, Verb
 from standby.model.machine import PowerState
 from standby.units import MiB
 
@@ -82,7 +88,7 @@ def wanted(world: World, shape: Shape, **more: object) -> Wanted:
             "name": "web_replica",
             "folder": f"{ROOT}\\web",
             "shape": shape,
-            "disks": disks(world),
+            **({} if "disks" in more else {"disks": disks(world)}),
             **more,
         }  # type: ignore[arg-type]
     )
@@ -177,6 +183,55 @@ def test_a_half_made_vm_is_completed_never_doubled(
     assert not answer.is_new
     assert len([item for item in world.machines.values() if item.name == "web_replica"]) == 1
     assert len(replica(world).adapters) == 1
+
+
+class CutOff(BaseException):
+    """The process ends here."""
+
+
+class DyingDoor:
+    """A door whose user dies once that many scripts have run, before their answer is heard."""
+
+    def __init__(self, door: Door, scripts: int) -> None:
+        self._door = door
+        self.left = scripts
+
+    def run(self, verb: Verb[Value], request: Mapping[str, Any]) -> Answer[Value]:
+        answer = self._door.run(verb, request)
+        self.left -= 1
+        if self.left <= 0:
+            raise CutOff
+        return answer
+
+
+def test_a_kill_after_any_script_leaves_what_the_next_session_completes_and_doubles_nothing(
+    world: World, host: SimulatedHost, shape: Shape
+) -> None:
+    kills = 0
+    with host.door() as door:
+        while True:
+            key, name = f"{KEY}{kills}", f"web{kills}_replica"
+            asked = wanted(world, shape, key=key, name=name, disks=disks(world, f"web{kills}"))
+            asked = dataclasses.replace(asked, folder=f"{ROOT}\\web{kills}")
+            dying = DyingDoor(door, kills + 1)
+            is_cut = False
+            try:
+                HyperVTarget("dr", cast(Asking, dying), world.clock).keep([asked])
+            except CutOff:
+                is_cut = True
+            answer = HyperVTarget("dr", door, world.clock).keep([asked])[key]
+            assert answer.error is None, (kills, answer.error)
+            (made,) = [item for item in world.machines.values() if item.name == name]
+            assert [(nic.name, nic.mac, nic.identifiers) for nic in made.adapters] == [
+                ("LAN", "00155D0A0B0C", (IDENTIFIER,))
+            ]
+            assert [drive.place for drive in made.disks()] == ["scsi:0:0", "scsi:0:1"]
+            assert len([item for item in made.controllers if item.kind == "SCSI"]) == 1
+            assert (made.state, made.start_action, made.checkpoint_type) == (OFF, 2, 2)
+            if not is_cut:
+                break
+            kills += 1
+    assert kills > 6
 
 
 def test_a_vtpm_is_refused_unless_the_job_does_without(
