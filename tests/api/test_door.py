@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from api.conftest import ServedSite, movers
 from cli.conftest import Run, small_site
+from cli.processes import wait_until
 from simulation.site import Site
 from standby.errors import ConfigurationError
 from standby.server.api import door
@@ -126,11 +127,18 @@ def test_each_changing_call_is_a_line_in_the_log(
         assert caplog.messages == []
         served.post("/jobs/job/start", {"machines": ["vm1"]}, role="operator", expect=202)
         served.post("/jobs/job/start", role="viewer", expect=403)
-    assert [line for line in caplog.messages if line.startswith("api: ")] == [
+    expected = [
         "api: token operator (operator) at 127.0.0.1: "
         'POST /api/v1/jobs/job/start {"machines": ["vm1"]}: 202',
         "api: token viewer (viewer) at 127.0.0.1: POST /api/v1/jobs/job/start: 403",
     ]
+
+    def lines() -> list[str]:
+        return [line for line in caplog.messages if line.startswith("api: ")]
+
+    # A call's line is written when its answer has gone out.
+    wait_until(lambda: len(lines()) >= len(expected), "both lines")
+    assert lines() == expected
 
 
 def test_refusals_have_one_shape(served: ServedSite) -> None:
