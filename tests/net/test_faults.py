@@ -138,7 +138,9 @@ def test_a_line_that_drops_and_comes_back_costs_no_data(make: Make) -> None:
 
 
 def test_a_target_side_that_vanishes_is_gone_on_with_when_it_is_back(make: Make) -> None:
-    sites = make()
+    """Where one of its movers is back after the other has the replica, and the session's process
+    with it, nobody tells it that the session ended: it closes by itself what it was left with."""
+    sites = make(mover='orphan_timeout = "20s"')
     session = sites.begin()
     until_under_way(sites)
     for name in ("dr1", "dr2"):

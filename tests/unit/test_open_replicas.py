@@ -109,3 +109,32 @@ def test_a_session_that_lives_keeps_its_replica(
     end.set()
     with pytest.raises(ReplicaBusy, match="session one"):
         second.result(WAIT_S)
+
+
+def test_a_replica_whose_session_ends_while_it_is_opened_does_not_stay_open(site: Site) -> None:
+    begun, end, first = site.open(Owner("server"), "one")
+    assert begun.wait(WAIT_S)
+    site.replicas.close_where(lambda owner, session: session == "one")
+    end.set()
+    with pytest.raises(ReplicaBusy, match="one, which was ended"):
+        first.result(WAIT_S)
+    assert site.replicas.held("vm1") is None
+    _, end, second = site.open(Owner("server"), "two")
+    end.set()
+    assert second.result(WAIT_S) == "two"
+
+
+def test_a_replica_whose_task_hangs_at_its_end_is_given_back_with_the_task(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_replicas, "ENDING_TIMEOUT_S", 0.1)
+    _, end, first = site.open(Owner("server"), "one")
+    end.set()
+    assert first.result(WAIT_S) == "one"
+    with site.replicas.receiving("vm1", "task"):
+        site.replicas.close_where(lambda owner, session: session == "one")
+        assert site.replicas.held("vm1") is not None
+    assert site.replicas.held("vm1") is None
+    _, end, second = site.open(Owner("server"), "two")
+    end.set()
+    assert second.result(WAIT_S) == "two"

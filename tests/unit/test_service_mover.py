@@ -227,6 +227,27 @@ def test_crews_at_work_are_kept_and_those_cut_off_meanwhile_are_ended(far, greet
     assert results == [{}]
 
 
+def test_the_end_of_a_crew_that_a_dead_link_swallowed_is_told_again(far, greeted):
+    crew = CrewHandle(greeted, "ends")
+    asking = threading.Thread(target=lambda: crew.call("ping"), daemon=True)
+    asking.start()
+    told = [far.answer({}) for _ in range(3)]
+    asking.join(10)
+    crew.cut()
+    _, lost = far.calls.get(timeout=10)  # sent, and never answered
+    far.cut()
+    told = [far.answer({}) for _ in range(2)]
+    assert lost.arguments == told[1].arguments == {"session": "ends"}
+    assert [lost.verb, *(call.verb for call in told)] == ["end_session", "join", "end_session"]
+    while greeted.is_connected is False:
+        pass
+    far.cut()
+    assert far.answer({}).verb == "join"
+    while greeted.is_connected is False:
+        pass
+    assert far.calls.empty()  # it answered: once is enough
+
+
 def test_a_fenced_server_gives_up_at_once_and_says_so(far):
     def fenced(ask, link):
         raise MoverFenced("px1", 1, 2)

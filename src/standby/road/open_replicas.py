@@ -37,6 +37,8 @@ class OpenReplica:
     partials: dict[str, PartialDisk] = field(default_factory=dict)
     sealed: dict[str, SealedDisk] = field(default_factory=dict)
     receiving: set[str] = field(default_factory=set)
+    is_ending: bool = False
+    """Whether it was to be closed and its tasks could not be ended: the last one closes it."""
 
     def close(self) -> None:
         """Close every partial disk, whatever becomes of another one, and give the lease back."""
@@ -47,13 +49,23 @@ class OpenReplica:
             self.partials.clear()
 
 
+@dataclass(slots=True, eq=False)
+class _Opening:
+    """A replica that is being opened; `is_ended`: its session ended meanwhile."""
+
+    path: str
+    owner: Owner
+    session: str
+    is_ended: bool = False
+
+
 class OpenReplicas:
     """By their paths, as verbs call them. Thread-safe."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._replicas: dict[str, OpenReplica] = {}
-        self._opening: list[tuple[str, Owner]] = []
+        self._opening: list[_Opening] = []
         self._lock = threading.Condition()
 
     def held(self, path: str) -> OpenReplica | None:
@@ -79,9 +91,10 @@ class OpenReplicas:
 
         What this very process holds for a session that lost its server nobody else could give
         back, and it is known a moment later than the server's end; or it is being opened for it
-        still. So that is waited for, where the replica is not taken over anyway.
+        still. So that is waited for, where the replica is not taken over anyway. Where the session
+        is ended meanwhile, the replica is closed at once and ReplicaBusy raised.
         """
-        mine = path, current_owner()
+        mine = _Opening(path, current_owner(), session)
         with self._lock:
             if not take_over:
                 self._lock.wait_for(lambda: not self._is_left_opening(path), OPENING_S)
@@ -92,9 +105,12 @@ class OpenReplicas:
             with self._lock:
                 self._opening.remove(mine)
                 self._lock.notify_all()
+        if mine.is_ended:
+            self.close(path)
+            raise ReplicaBusy(folder.name, f"session {session}, which was ended", session)
 
     def _is_left_opening(self, path: str) -> bool:
-        return any(other == path and owner.is_gone for other, owner in self._opening)
+        return any(other.path == path and other.owner.is_gone for other in self._opening)
 
     def _leased(
         self, path: str, folder: ReplicaFolder, session: str, take_over: bool
@@ -108,7 +124,7 @@ class OpenReplicas:
                 with self._lock:
                     is_ours = (
                         path in self._replicas
-                        or len([other for other, _ in self._opening if other == path]) > 1
+                        or len([other for other in self._opening if other.path == path]) > 1
                     )
                 if not is_ours or folder.clock.monotonic() >= deadline:
                     raise
@@ -129,7 +145,10 @@ class OpenReplicas:
         finally:
             with self._lock:
                 replica.receiving.discard(task)
+                is_last = replica.is_ending and not replica.receiving
                 self._lock.notify_all()
+            if is_last and self.held(path) is replica:
+                self.close(path)
 
     def _take_from(self, path: str, session: str, take_over: bool) -> None:
         """Close the replica where this very process holds it for a session that lost its server,
@@ -163,13 +182,17 @@ class OpenReplicas:
                 if is_meant(replica.owner, replica.lease.session)
                 and not (only_idle and replica.receiving)
             ]
+            for opening in self._opening:
+                if not only_idle and is_meant(opening.owner, opening.session):
+                    opening.is_ended = True
         for path in meant:
             with contextlib.suppress(StandbyError):
                 self.close(path)  # else it is as a kill would have left it
         return meant
 
     def close(self, path: str) -> None:
-        """Give the replica back, its tasks cut off; partial disks keep what was acknowledged."""
+        """Give the replica back, its tasks cut off; partial disks keep what was acknowledged. Where
+        the tasks hang, ReplicaBusy: it is given back when the last of them ends."""
         with self._lock:
             replica = self._replicas.pop(path, None)
             if replica is None:
@@ -177,6 +200,7 @@ class OpenReplicas:
             for task in replica.receiving:
                 self._connections.cancel(task)
             if not self._lock.wait_for(lambda: not replica.receiving, ENDING_TIMEOUT_S):
+                replica.is_ending = True
                 self._replicas[path] = replica
                 raise ReplicaBusy(replica.folder.name, "its tasks hang and cannot be ended")
         replica.close()

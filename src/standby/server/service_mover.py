@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from standby.clock import SYSTEM_CLOCK, Clock
@@ -175,10 +176,16 @@ class ServiceMover:
             self._crews += Counter()  # those that are left
 
     def end_crew(self, crew: str) -> None:
-        """Have the mover end the crew's tasks and close its replicas, now or when it is back."""
+        """Have the mover end the crew's tasks and close its replicas, now or when it is back: it is
+        told on every new link until it answered, as a link may be dead for a while unnoticed."""
         with self._changed:
             self._ended_crews.add(crew)
-        if self.tell("end_session", session=crew):
+        told = self.start_now("end_session", session=crew)
+        if told is not None:
+            told.add_done_callback(partial(self._crew_ended, crew))
+
+    def _crew_ended(self, crew: str, told: Future[Any]) -> None:
+        if told.exception() is None:
             with self._changed:
                 self._ended_crews.discard(crew)
 
