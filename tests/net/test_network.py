@@ -120,22 +120,28 @@ def test_a_running_connection_notices_the_cut() -> None:
 
 
 def test_counters_tell_what_the_interface_carried() -> None:
+    """At least full segments with their headers; more and smaller ones on a busy machine, where the
+    receiver's window shrinks, or a segment again."""
+    size = 1448 * 1000
     with Network() as network, network["target"].listen() as listener:
         source, target = network["source"], network["target"]
         with source.connect(listener) as near, listener.accept()[0] as far:
             before = source.link.counters(), target.link.counters()
-            sending = threading.Thread(target=near.sendall, args=(bytes(1448 * 1000),))
+            payload = source.link.payload_bytes()
+            sending = threading.Thread(target=near.sendall, args=(bytes(size),))
             sending.start()
-            left = 1448 * 1000
+            left = size
             while left:
                 left -= len(far.recv(left))
             sending.join()
+            payload = source.link.payload_bytes() - payload
             after = source.link.counters(), target.link.counters()
         sent = after[0].sent_bytes - before[0].sent_bytes
         received = after[1].received_bytes - before[1].received_bytes
-        assert sent == pytest.approx(1514 * 1000, rel=0.01)
+        assert payload == pytest.approx(size, rel=0.01)
+        assert sent >= 1514 * 1000
         assert received == pytest.approx(sent, rel=0.01)
-        assert after[0].sent_packets - before[0].sent_packets == pytest.approx(1000, rel=0.02)
+        assert after[0].sent_packets - before[0].sent_packets >= 1000
 
 
 def test_a_line_has_the_delay_and_the_rate_that_were_set() -> None:
