@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from hyperv.dialect.values import PSEnum, PSObject
-from hyperv.dialect.world import Call, Cmdlet, DotNetType, PSError
+from hyperv.dialect.world import Call, Cmdlet, DotNetType
 from hyperv.world import building, parts, vlans
 from hyperv.world.binding import Bound
 from hyperv.world.errors import ReturnCode
+from hyperv.world.file_types import file_types
 from hyperv.world.machines import OFF, Adapter, Controller, Drive, Machine
 from hyperv.world.storage import Storage
 from hyperv.world.vm_commands import SPACE, Commands, Failed, listed
-
-ATTRIBUTES = {"Archive": 0x20, "SparseFile": 0x200, "Compressed": 0x800, "Encrypted": 0x4000}
 
 
 class DriveObject(PSObject):
@@ -358,24 +357,8 @@ class DeviceCommands(Commands):
         yield "Successfully processed 1 files; Failed processing 0 files"
 
     def types(self) -> dict[str, DotNetType]:
-        """[IO.File]::GetAttributes."""
-
-        def attributes(windows: Any) -> PSEnum:
-            path = self.world.storage.path(self.host.name, str(windows))
-            if path is None or not path.exists():
-                raise PSError(
-                    f"Could not find file '{windows}'.",
-                    "NotSpecified",
-                    "FileNotFoundException",
-                    0x80070002,
-                    "System.IO.FileNotFoundException",
-                    is_terminating=True,
-                )
-            names = ["Archive", *sorted(self.world.storage.attributes.get(path, set()))]
-            value = sum(ATTRIBUTES[name] for name in names)
-            return PSEnum("System.IO.FileAttributes", ", ".join(names), value)
-
-        return {"IO.File": DotNetType("IO.File", {"GetAttributes": attributes})}
+        """[IO.File], [IO.Directory]."""
+        return file_types(self.world, self.host)
 
 
 def _mac(bound: Bound) -> str:

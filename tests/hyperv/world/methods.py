@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,9 @@ class Methods:
                 "PhysicalSectorSize": info.physical_sector_size,
                 "VirtualDiskId": info.page83.upper(),
             }
+            if info.has_parent and not any(handle.path == path for handle in storage.handles):
+                with contextlib.suppress(power.FileRefused):
+                    power.learned_chain(self.world, self.host.name, path)
             if info.has_parent and path in storage.parents:
                 parent = storage.parents[path]
                 values["ParentPath"] = storage.windows(self.host.name, parent)

@@ -1,0 +1,180 @@
+"""The self-test's steps that make what the others work with: folders, disk files, a VM."""
+
+from __future__ import annotations
+
+from standby.errors import HostError
+from standby.host.hyperv.files import DIFFERENCING, VHDX, folded
+from standby.host.hyperv.machines import OFF, RUNNING, version_of
+from standby.host.hyperv.selftest_boot import (
+    DISK_SIZE,
+    SECTOR,
+    boot_sector,
+    count_of,
+    counting_sector,
+    missing_copies,
+)
+from standby.host.hyperv.selftest_rows import MAKE_FOLDERS, NEW_DISKS
+from standby.host.hyperv.selftest_walk import BOOT_S, Walk
+from standby.host.hyperv.shape import (
+    AdapterShape,
+    ControllerShape,
+    FirmwareShape,
+    MemoryShape,
+    Shape,
+)
+from standby.host.hyperv.states import operation
+from standby.host.hyperv.target_plan import DISABLED, NOTHING, Wanted, found_replicas
+from standby.host.hyperv.target_power import COMPRESSED, ENCRYPTED, SPARSE
+from standby.host.hyperv.target_rows import FILE_STATES, VERSIONS
+
+DYNAMIC = 3
+"""Msvm_VirtualHardDiskSettingData.Type."""
+TURN_OFF = 2
+MEMORY_MIB = 256
+MAC = "00155DFE5E01"
+IDENTIFIER = "{5e1f7e57-0000-4000-8000-000000000001}"
+
+
+def first_sectors() -> dict[int, bytes]:
+    """A disk with the guest that writes."""
+    return {0: boot_sector(), SECTOR: counting_sector(0, "standby selftest")}
+
+
+def make_folder(walk: Walk, *names: str) -> str:
+    """A folder of the test, made on the host."""
+    path = "\\".join((walk.home, *names))
+    walk.door.run(MAKE_FOLDERS, {"folders": [{"id": path, "path": path}]}).value(path)
+    return path
+
+
+def files(walk: Walk) -> None:
+    """Disk files that standby wrote, as the host describes them."""
+    folder = make_folder(walk, "d0")
+    if walk.disks is not None and not walk.check(
+        f"the proxy sees the folder ({walk.disks.seen_by})",
+        "yes",
+        "yes" if walk.disks.is_folder(folder) else "no",
+    ):
+        walk.disks = None
+        walk.missing_disks = "the proxy does not see what the host makes in the folder"
+    path = f"{folder}\\base.vhdx"
+    disks = walk.needed_disks("disk files that standby writes")
+    if disks is None:
+        made = {"files": [{"id": path, "path": path, "size": DISK_SIZE}]}
+        walk.door.run(NEW_DISKS, made).value(path)
+        page83 = ""
+    else:
+        page83 = disks.make(path, DISK_SIZE, first_sectors())
+    (described,) = walk.described(path)
+    walk.check("format", VHDX, described.format)
+    walk.check("type (3 dynamic)", DYNAMIC, described.type)
+    walk.check("size", DISK_SIZE, described.virtual_size)
+    walk.check("sector size", 512, described.logical_sector_size)
+    if disks is not None:
+        walk.check("id of the virtual disk", page83, described.disk_id)
+        parent, child = f"{folder}\\parent.vhdx", f"{folder}\\child.vhdx"
+        page83 = disks.make(parent, DISK_SIZE, {})
+        disks.child(child, parent, {})
+        chain = walk.described(child)
+        walk.check("type of a child (4 differencing)", DIFFERENCING, chain[0].type)
+        walk.check("its parent", [folded(parent)], [folded(item.path) for item in chain[1:]])
+        walk.check("its id", page83, chain[0].disk_id)
+        asked = {"files": [{"id": path, "path": path}]}
+        state = walk.door.run(FILE_STATES, asked).value(path)
+        hindering = state.attributes & (SPARSE | COMPRESSED | ENCRYPTED)
+        walk.check("attributes that keep a VM from starting", 0, hindering)
+    walk.disk = path
+
+
+def shape() -> Shape:
+    """The VM of the test: the smallest that starts, off every network."""
+    adapter = AdapterShape("selftest", mac=MAC, is_static=True, identifiers=(IDENTIFIER,))
+    return Shape(
+        version="",
+        generation=1,
+        processors=1,
+        memory=MemoryShape(MEMORY_MIB),
+        firmware=FirmwareShape(chassis_asset_tag="standby selftest"),
+        controllers=(ControllerShape("ide", 0), ControllerShape("ide", 1)),
+        adapters=(adapter,),
+        stop_action=TURN_OFF,
+    )
+
+
+def embedded(walk: Walk) -> None:
+    """A VM made of embedded instances, as replica VMs are."""
+    if not walk.disk:
+        walk.miss("a VM", "it has no disk file")
+        return
+    wanted = Wanted(walk.key(1), walk.name, walk.home, shape(), {"ide:0:0": walk.disk})
+    kept = walk.target.keep([wanted])[wanted.key]
+    if kept.error is not None:
+        raise kept.error
+    walk.machine_id = kept.id
+    walk.check("the VM was made", "yes", "yes" if kept.is_new else "no")
+    again = walk.target.keep([wanted])[wanted.key]
+    walk.check("the same VM when asked again", kept.id, again.id)
+    walk.check("nothing to change then", "yes", "no" if again.is_new or again.is_changed else "yes")
+    rows = walk.target.read_rows()
+    (found,) = [item for item in found_replicas(rows) if item.id == kept.id]
+    walk.check("its name", walk.name, found.name)
+    walk.check("its note", wanted.note, found.note)
+
+
+def inventory(walk: Walk) -> None:
+    """The VM with each property as it was made."""
+    found = walk.machine()
+    wanted, came = shape(), found.shape
+    walk.check("folder", folded(walk.home), folded(found.folder))
+    walk.check("EnabledState", OFF, found.enabled_state)
+    walk.check("generation", wanted.generation, came.generation)
+    walk.check("processors", wanted.processors, came.processors)
+    walk.check("memory in MiB", MEMORY_MIB, came.memory.startup)
+    walk.check("dynamic memory", False, came.memory.is_dynamic)
+    walk.check(
+        "chassis asset tag", wanted.firmware.chassis_asset_tag, came.firmware.chassis_asset_tag
+    )
+    walk.check("start action (2 nothing)", NOTHING, came.start_action)
+    walk.check("stop action (2 turn off)", TURN_OFF, came.stop_action)
+    walk.check("checkpoints (2 disabled)", DISABLED, came.checkpoint_type)
+    supported = walk.door.run(VERSIONS, {}).value("host").versions
+    is_supported = came.version in supported
+    walk.check("its configuration version is one that the host runs", True, is_supported)
+    walk.tell("configuration versions", sorted(supported, key=version_of))
+    walk.tell("the VM's", came.version)
+    (adapter,) = came.adapters or (AdapterShape(""),)
+    walk.check("adapter", wanted.adapters[0], adapter)
+    walk.check(
+        "controllers", [c.kind for c in wanted.controllers], [c.kind for c in came.controllers]
+    )
+    walk.check("places of disks", ["ide:0:0"], [disk.place for disk in found.disks])
+    named = [folded(disk.file.path) for disk in found.disks]
+    walk.check("file of the disk", [folded(walk.disk)], named)
+    walk.check("what keeps a job from it", [], [str(item) for item in found.refusals])
+
+
+def boot(walk: Walk) -> None:
+    """The VM starts from a disk that standby wrote, and its guest writes to it."""
+    disks = walk.needed_disks("a VM that starts from a disk of standby's")
+    if disks is not None:
+        booted(walk, "the disk that standby wrote", walk.disk)
+
+
+def booted(walk: Walk, what: str, path: str) -> None:
+    """Start the VM, whose disk is at `path`, let its guest write, turn it off, compare."""
+    disks = walk.disks
+    if disks is None:
+        raise HostError(walk.host, walk.missing_disks)
+    machine = walk.machine()
+    before = count_of(disks.content(path))
+    walk.start(machine.id)
+    walk.check(f"{what}: the VM runs (EnabledState)", RUNNING, walk.enabled_state(machine.id))
+    walk.clock.sleep(BOOT_S)
+    walk.turn_off(machine.id)
+    while operation(walk.watch.state(machine.id)):
+        walk.clock.sleep(1)
+    content = disks.content(path)
+    count = count_of(content)
+    walk.check(f"{what}: its guest has written", True, count > before)
+    missing = [item for item in missing_copies(content, before + 1) if item != count]
+    walk.check(f"{what}: writes that are missing", [], missing)

@@ -1,0 +1,70 @@
+"""`standby host selftest`: the walk on one host of a configuration, and what this machine sees."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from standby.clock import Clock, new_token
+from standby.errors import ConfigurationError
+from standby.host.hyperv.credentials import Access
+from standby.host.hyperv.door import Door
+from standby.host.hyperv.selftest import Report, run
+from standby.host.hyperv.selftest_walk import Walk
+from standby.host.seen_paths import mapped_path, parsed_place
+from standby.server.config import Config
+from standby.server.host_check import maps_of, opened_doors
+from standby.server.selftest_disks import LocalDisks
+
+TOKEN_LENGTH = 8
+
+
+def selftest_host(
+    config: Config, name: str, folder: str, clock: Clock, say: Callable[[str], None]
+) -> Report:
+    """The walk on the host of that name, or on the first node of the cluster; `say` hears each
+    step's name as it begins."""
+    with opened_doors(config, name, clock) as doors:
+        return selftest_door(config, name, folder, doors.open[0], clock, say)
+
+
+def selftest_door(
+    config: Config, name: str, folder: str, door: Door, clock: Clock, say: Callable[[str], None]
+) -> Report:
+    """The walk through a door that is open. ConfigurationError where `folder` is no folder of a
+    Windows machine."""
+    place = parsed_place(folder)
+    if place is None or not place.is_windows or not place.parts:
+        raise ConfigurationError(
+            "--folder", f"{folder!r} is no folder of the host", r"such as 'D:\Standby-selftest'"
+        )
+    disks, missing = seen_disks(config, door.access, folder)
+    with tempfile.TemporaryDirectory(prefix="standby-selftest-") as records:
+        walk = Walk(
+            host=name,
+            door=door,
+            folder="\\".join((place.anchor.upper(), *place.parts)),
+            token=new_token()[:TOKEN_LENGTH],
+            clock=clock,
+            records=Path(records),
+            disks=disks,
+            missing_disks=missing,
+            say=say,
+        )
+        return run(walk)
+
+
+def seen_disks(config: Config, access: Access, folder: str) -> tuple[LocalDisks | None, str]:
+    """The folder's disk files through a proxy of this machine, or why there are none."""
+    others = []
+    for item in maps_of(config, access):
+        seen = mapped_path(folder, item.paths)
+        if seen is None:
+            continue
+        if not item.proxy.mover:
+            return LocalDisks(item.paths, f"proxy {item.proxy.name} as {seen}"), ""
+        others.append(item.proxy.name)
+    if others:
+        return None, f"proxy {', '.join(others)} sees {folder}, this machine does not"
+    return None, f"no proxy sees {folder}: see [proxies.NAME.paths]"

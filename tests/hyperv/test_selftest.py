@@ -1,0 +1,290 @@
+"""The self-test's walk, on simulated hosts that do as published, and on some that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from clocks import HeldClock
+from hyperv.installation import SimulatedHost
+from hyperv.world import World
+from hyperv.world.machines import RUNNING, Machine
+from hyperv.world.world import Fault
+from standby.cli.host import report_lines
+from standby.errors import ConfigurationError, ScriptFailed
+from standby.host.hyperv.answers import Answer
+from standby.host.hyperv.door import Door
+from standby.host.hyperv.selftest import STEPS, Report, assumed_lines
+from standby.host.hyperv.selftest_boot import (
+    SECTOR,
+    boot_sector,
+    count_of,
+    counting_sector,
+    offset_of,
+)
+from standby.host.hyperv.selftest_rows import REMOVE_FOLDERS
+from standby.host.hyperv.selftest_walk import Mark
+from standby.host.hyperv.verbs import Value, Verb
+from standby.server.config import load_config
+from standby.server.host_selftest import selftest_door
+
+FOLDER = r"C:\Hyper-V\Selftest"
+CONFIG = """\
+[standby]
+installation = "test"
+
+[repositories.main]
+path = "repository"
+
+[hosts.hv1]
+kind = "hyperv"
+address = "hv1.example.test"
+credentials = {{ username = "EXAMPLE\\\\backup", password = "env:HV_PASSWORD" }}
+"""
+SEES = """
+[proxies.here.paths.hv1]
+'C:\\Hyper-V' = "{folder}"
+"""
+
+
+class Guest:
+    """What the boot sector's program does in each VM that runs: a write a second, as a hook of the
+    world that catches up with the clock before each call."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._written_at: dict[str, float] = {}
+        world.hooks.append(self)
+
+    def __call__(self, host: str, what: str, arguments: Mapping[str, Any]) -> None:
+        for machine in list(self._world.machines.values()):
+            if machine.state != RUNNING or not machine.is_made:
+                self._written_at.pop(machine.id, None)
+                continue
+            now = self._world.clock.monotonic()
+            last = self._written_at.setdefault(machine.id, now)
+            while last + 1 <= now:
+                last += 1
+                self._write(machine)
+            self._written_at[machine.id] = last
+
+    def _write(self, machine: Machine) -> None:
+        world = self._world
+        path = machine.disks()[0].path if machine.disks() else None
+        if path is None:
+            return
+        with world.storage.unlocked(path), world.storage.opened(path) as disk:
+            first = bytearray(2 * SECTOR)
+            disk.read_into(0, first)
+        if first[:SECTOR] != boot_sector():
+            return
+        count = count_of(first) + 1
+        sector = counting_sector(count, "standby selftest")
+        world.write(machine, SECTOR, sector)
+        world.write(machine, offset_of(count), sector)
+
+
+class Site:
+    """A simulated host with a VM of its user's, and a configuration that knows it."""
+
+    def __init__(self, folder: Path, version: int = 2022, *, sees: bool = True) -> None:
+        self.world = World(HeldClock(), folder / "world")
+        self.world.add_host("hv1", version)
+        self.theirs = self.world.add_machine("web", "hv1")
+        self.guest = Guest(self.world)
+        self.config = folder / "standby.toml"
+        text = CONFIG.format()
+        if sees:
+            text += SEES.format(folder=self.world.root / "hv1")
+        self.config.write_text(text)
+        self.said: list[str] = []
+
+    def run(self) -> Report:
+        with SimulatedHost(self.world, "hv1") as host, host.door() as door:
+            return selftest_door(
+                load_config(self.config), "hv1", FOLDER, door, self.world.clock, self.said.append
+            )
+
+    @property
+    def left(self) -> list[str]:
+        """What is on the host beside the user's own."""
+        names = [item.name for item in self.world.machines.values() if item is not self.theirs]
+        place = self.world.root / "hv1" / "Selftest"
+        return names + ([each.name for each in place.iterdir()] if place.is_dir() else [])
+
+
+def differing(report: Report) -> dict[str, list[str]]:
+    """{step: findings that differ}."""
+    return {
+        step.name: [
+            f"{item.what}: expected {item.expected}, came {item.came}"
+            for item in step.findings
+            if item.mark is Mark.DIFFERS
+        ]
+        for step in report.steps
+        if step.mark is Mark.DIFFERS
+    }
+
+
+@pytest.mark.parametrize("version", [2016, 2019, 2022, 2025])
+def test_a_host_that_does_as_published_is_as_expected_and_nothing_is_left(
+    tmp_path: Path, version: int
+) -> None:
+    site = Site(tmp_path, version)
+    report = site.run()
+    assert differing(report) == {}, differing(report)
+    assert {step.name for step in report.steps if step.mark is not Mark.OK} == set()
+    assert site.left == []
+    assert site.theirs.checkpoints == []
+    assert site.theirs.points == []
+
+
+def test_without_a_proxy_that_sees_the_folder_the_rest_is_looked_at(tmp_path: Path) -> None:
+    site = Site(tmp_path, sees=False)
+    report = site.run()
+    assert differing(report) == {}
+    marks = {step.name: step.mark for step in report.steps}
+    assert marks.pop("boot") is Mark.MISSED
+    assert set(marks.values()) == {Mark.OK}
+    missed = [item for step in report.steps for item in step.findings if item.mark is Mark.MISSED]
+    assert {item.came for item in missed} == {rf"no proxy sees {FOLDER}: see [proxies.NAME.paths]"}
+    assert site.left == []
+
+
+def test_a_tracker_that_hides_writes_is_told(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+
+    def lies(host: str, what: str, arguments: Mapping[str, Any]) -> None:
+        for machine in site.world.machines.values():
+            for drive in machine.disks():
+                drive.tracker.hidden = [(SECTOR, SECTOR)]
+
+    site.world.hooks.append(lies)
+    report = site.run()
+    (found,) = differing(report).items()
+    assert found == (
+        "snapshot",
+        ["changed pieces of 4 KiB that the tracker did not tell: expected none, came 0"],
+    )
+    assert site.left == []
+
+
+def test_a_host_that_cannot_convert_is_told(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.world.faults.append(Fault("ConvertToReferencePoint", code=32775, times=99))
+    report = site.run()
+    (found,) = differing(report).items()
+    assert found[0] == "snapshot"
+    assert found[1][0].startswith("the snapshot became a reference point with an RCT id: expected")
+    assert "32775" in found[1][0]
+    failed = {line.step for line in report.assumed if line.mark is Mark.DIFFERS}
+    assert failed == {"snapshot"}
+    assert site.left == []
+
+
+def test_a_frozen_file_that_nobody_may_read_is_told(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    storage = site.world.storage
+
+    def holds(host: str, what: str, arguments: Mapping[str, Any]) -> None:
+        frozen = {
+            path
+            for machine in site.world.machines.values()
+            for checkpoint in machine.checkpoints
+            for path in checkpoint.disks.values()
+        }
+        storage.close_all("vm:jealous")
+        for path in frozen:
+            storage.hold(path, "vm:jealous", shares=())
+
+    site.world.hooks.append(holds)
+    report = site.run()
+    (found,) = differing(report).items()
+    assert found[0] == "snapshot"
+    assert len(found[1]) == 2
+    assert all(text.startswith("the frozen file can be read while") for text in found[1])
+    assert "0x80070020" in found[1][0]
+    assert site.left == []
+
+
+class CutOff(BaseException):
+    """The process ends here."""
+
+
+class DyingDoor:
+    """A door whose user dies once that many scripts have run, before their answer is heard."""
+
+    def __init__(self, door: Door, scripts: int) -> None:
+        self.access = door.access
+        self._door = door
+        self.left = scripts
+
+    def printed(self, text: str) -> str:
+        return self._door.printed(text)
+
+    def run(self, verb: Verb[Value], request: Any) -> Answer[Value]:
+        if self.left <= 0:
+            raise CutOff
+        answer = self._door.run(verb, request)
+        self.left -= 1
+        if self.left <= 0:
+            raise CutOff
+        return answer
+
+
+@pytest.mark.parametrize("scripts", [9, 12, 20, 30, 45, 60])
+def test_what_a_killed_test_left_goes_with_the_next_one(tmp_path: Path, scripts: int) -> None:
+    site = Site(tmp_path)
+    with SimulatedHost(site.world, "hv1") as host, host.door() as door:
+        dying = cast(Door, DyingDoor(door, scripts))
+        with pytest.raises(CutOff):
+            selftest_door(
+                load_config(site.config), "hv1", FOLDER, dying, site.world.clock, site.said.append
+            )
+    assert site.left
+    report = site.run()
+    assert differing(report) == {}
+    told = [item.what for item in report.steps[0].findings if item.mark is Mark.TOLD]
+    assert told[-1] == "removed the folder"
+    assert site.left == []
+    assert site.theirs.host == "hv1"
+
+
+def test_every_line_of_assumed_toml_stands_in_the_report_with_what_came_of_it(
+    tmp_path: Path,
+) -> None:
+    report = Site(tmp_path).run()
+    assert [(line.name, line.step) for line in report.assumed] == assumed_lines()
+    steps = {step.name for step in STEPS}
+    for line in report.assumed:
+        assert (line.mark is Mark.OK) == (line.step in steps), line
+
+
+def test_the_report_names_nothing_of_the_users_but_the_host(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    text = "\n".join(report_lines(site.run()))
+    assert "web" not in text.split()
+    for secret in ("backup", "correct horse", "example.test", "127.0.0.1"):
+        assert secret not in text
+    assert text.startswith("standby ")
+
+
+def test_a_folder_that_is_none_of_a_host_is_refused(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    with SimulatedHost(site.world, "hv1") as host, host.door() as door:
+        for folder in ("/var/tmp", "selftest", "D:\\"):
+            with pytest.raises(ConfigurationError, match="no folder of the host"):
+                selftest_door(load_config(site.config), "hv1", folder, door, site.world.clock, str)
+    assert host.scripts == 0
+
+
+def test_no_other_folder_is_removed_whatever_is_asked(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    with SimulatedHost(site.world, "hv1") as host, host.door() as door:
+        asked = {"folders": [{"id": "a", "path": r"C:\Hyper-V\web"}]}
+        with pytest.raises(ScriptFailed, match="no folder of a self-test"):
+            door.run(REMOVE_FOLDERS, asked).value("a")
+    assert (site.world.root / "hv1" / "web").is_dir()
