@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from clocks import HeldClock
+from hyperv.clusters import SimulatedCluster
 from hyperv.installation import SimulatedHost
 from hyperv.world import World
 from hyperv.world.machines import RUNNING, Machine
@@ -16,8 +18,9 @@ from hyperv.world.world import Fault
 from standby.cli.host import report_lines
 from standby.errors import ConfigurationError, ScriptFailed
 from standby.host.hyperv.answers import Answer
+from standby.host.hyperv.cluster_target import ClusterTarget
 from standby.host.hyperv.door import Door
-from standby.host.hyperv.selftest import STEPS, Report, assumed_lines
+from standby.host.hyperv.selftest import STEPS, Report, Step, assumed_lines
 from standby.host.hyperv.selftest_boot import (
     SECTOR,
     boot_sector,
@@ -48,6 +51,15 @@ SEES = """
 [proxies.here.paths.hv1]
 'C:\\Hyper-V' = "{folder}"
 """
+
+
+def without(*names: str) -> tuple[Step, ...]:
+    """The walk without steps that take long, and that others do not need."""
+    return tuple(step for step in STEPS if step.name not in names)
+
+
+SNAPSHOT_STEPS = without("language", "replica", "merge", "chain")
+CLUSTER_STEPS = without("language", "merge", "chain", "snapshot", "growth")
 
 
 class Guest:
@@ -102,11 +114,10 @@ class Site:
         self.config.write_text(text)
         self.said: list[str] = []
 
-    def run(self) -> Report:
+    def run(self, steps: Sequence[Step] = STEPS) -> Report:
+        config, clock = load_config(self.config), self.world.clock
         with SimulatedHost(self.world, "hv1") as host, host.door() as door:
-            return selftest_door(
-                load_config(self.config), "hv1", FOLDER, door, self.world.clock, self.said.append
-            )
+            return selftest_door(config, "hv1", FOLDER, door, clock, self.said.append, None, steps)
 
     @property
     def left(self) -> list[str]:
@@ -114,6 +125,46 @@ class Site:
         names = [item.name for item in self.world.machines.values() if item is not self.theirs]
         place = self.world.root / "hv1" / "Selftest"
         return names + ([each.name for each in place.iterdir()] if place.is_dir() else [])
+
+
+def ignored(text: str) -> None:
+    """Nobody is told."""
+
+
+VOLUME = r"C:\ClusterStorage\Volume1"
+CLUSTER = """\
+[standby]
+installation = "test"
+
+[hosts.prod]
+kind = "hyperv-cluster"
+address = "prod.example.test"
+credentials = {{ username = "EXAMPLE\\\\backup", password = "env:HV_PASSWORD" }}
+
+[proxies.here.paths.prod]
+'C:\\ClusterStorage\\Volume1' = "{folder}"
+"""
+
+
+class ClusterSite:
+    """A simulated cluster of two nodes, as a configuration has it."""
+
+    def __init__(self, folder: Path, *, has_credssp: bool) -> None:
+        self.world = World(HeldClock(), folder / "world")
+        for host in self.world.add_cluster("prod", ["hv1", "hv2"]):
+            host.has_credssp = has_credssp
+        self.guest = Guest(self.world)
+        self.config = folder / "standby.toml"
+        self.config.write_text(CLUSTER.format(folder=self.world.root / "prod-volume1"))
+
+    def run(self, at: str = VOLUME) -> Report:
+        config, clock = load_config(self.config), self.world.clock
+        with (
+            SimulatedCluster(self.world, "prod") as cluster,
+            contextlib.closing(cluster.door()) as door,
+            cluster.hosts["hv1"].door("prod/hv1", clock) as node,
+        ):
+            return selftest_door(config, "prod", at, node, clock, ignored, door, CLUSTER_STEPS)
 
 
 def differing(report: Report) -> dict[str, list[str]]:
@@ -136,7 +187,7 @@ def test_a_host_that_does_as_published_is_as_expected_and_nothing_is_left(
     site = Site(tmp_path, version)
     report = site.run()
     assert differing(report) == {}, differing(report)
-    assert {step.name for step in report.steps if step.mark is not Mark.OK} == set()
+    assert {step.name for step in report.steps if step.mark is not Mark.OK} == {"cluster"}
     assert site.left == []
     assert site.theirs.checkpoints == []
     assert site.theirs.points == []
@@ -147,9 +198,15 @@ def test_without_a_proxy_that_sees_the_folder_the_rest_is_looked_at(tmp_path: Pa
     report = site.run()
     assert differing(report) == {}
     marks = {step.name: step.mark for step in report.steps}
-    assert marks.pop("boot") is Mark.MISSED
-    assert set(marks.values()) == {Mark.OK}
-    missed = [item for step in report.steps for item in step.findings if item.mark is Mark.MISSED]
+    assert {name for name, mark in marks.items() if mark is Mark.MISSED} == {
+        *("boot", "merge", "chain", "cluster")
+    }
+    missed = [
+        item
+        for step in report.steps
+        for item in step.findings
+        if item.mark is Mark.MISSED and step.name != "cluster"
+    ]
     assert {item.came for item in missed} == {rf"no proxy sees {FOLDER}: see [proxies.NAME.paths]"}
     assert site.left == []
 
@@ -163,7 +220,7 @@ def test_a_tracker_that_hides_writes_is_told(tmp_path: Path) -> None:
                 drive.tracker.hidden = [(SECTOR, SECTOR)]
 
     site.world.hooks.append(lies)
-    report = site.run()
+    report = site.run(SNAPSHOT_STEPS)
     (found,) = differing(report).items()
     assert found == (
         "snapshot",
@@ -175,7 +232,7 @@ def test_a_tracker_that_hides_writes_is_told(tmp_path: Path) -> None:
 def test_a_host_that_cannot_convert_is_told(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.world.faults.append(Fault("ConvertToReferencePoint", code=32775, times=99))
-    report = site.run()
+    report = site.run(SNAPSHOT_STEPS)
     (found,) = differing(report).items()
     assert found[0] == "snapshot"
     assert found[1][0].startswith("the snapshot became a reference point with an RCT id: expected")
@@ -201,7 +258,7 @@ def test_a_frozen_file_that_nobody_may_read_is_told(tmp_path: Path) -> None:
             storage.hold(path, "vm:jealous", shares=())
 
     site.world.hooks.append(holds)
-    report = site.run()
+    report = site.run(SNAPSHOT_STEPS)
     (found,) = differing(report).items()
     assert found[0] == "snapshot"
     assert len(found[1]) == 2
@@ -241,11 +298,9 @@ def test_what_a_killed_test_left_goes_with_the_next_one(tmp_path: Path, scripts:
     with SimulatedHost(site.world, "hv1") as host, host.door() as door:
         dying = cast(Door, DyingDoor(door, scripts))
         with pytest.raises(CutOff):
-            selftest_door(
-                load_config(site.config), "hv1", FOLDER, dying, site.world.clock, site.said.append
-            )
+            selftest_door(load_config(site.config), "hv1", FOLDER, dying, site.world.clock, ignored)
     assert site.left
-    report = site.run()
+    report = site.run(SNAPSHOT_STEPS)
     assert differing(report) == {}
     told = [item.what for item in report.steps[0].findings if item.mark is Mark.TOLD]
     assert told[-1] == "removed the folder"
@@ -253,14 +308,61 @@ def test_what_a_killed_test_left_goes_with_the_next_one(tmp_path: Path, scripts:
     assert site.theirs.host == "hv1"
 
 
+def test_a_cluster_takes_a_role_and_gives_it_back(tmp_path: Path) -> None:
+    site = ClusterSite(tmp_path, has_credssp=True)
+    report = site.run()
+    assert differing(report) == {}, differing(report)
+    assert {step.name for step in report.steps if step.mark is not Mark.OK} == set()
+    assert ("hv1", "Add-ClusterVirtualMachineRole") in site.world.calls
+    assert site.world.machines == {}
+    assert list((site.world.root / "prod-volume1").iterdir()) == []
+
+
+def test_a_cluster_that_takes_no_role_over_this_transport_is_told(tmp_path: Path) -> None:
+    site = ClusterSite(tmp_path, has_credssp=False)
+    report = site.run()
+    assert differing(report) == {}
+    (step,) = [step for step in report.steps if step.name == "cluster"]
+    (missed,) = [item for item in step.findings if item.mark is Mark.MISSED]
+    assert "credssp" in missed.came
+    assert site.world.machines == {}
+
+
+def test_a_role_that_a_killed_test_left_running_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(target: ClusterTarget, machine: str, **more: object) -> None:
+        raise CutOff
+
+    site = ClusterSite(tmp_path, has_credssp=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(ClusterTarget, "stop", ends)
+        with pytest.raises(CutOff):
+            site.run()
+    (role,) = [machine for machine in site.world.machines.values() if machine.is_clustered]
+    assert role.state == RUNNING
+    assert differing(site.run()) == {}
+    assert site.world.machines == {}
+    assert list((site.world.root / "prod-volume1").iterdir()) == []
+
+
+def test_a_folder_of_one_node_keeps_the_cluster_out(tmp_path: Path) -> None:
+    site = ClusterSite(tmp_path, has_credssp=True)
+    report = site.run(FOLDER)
+    (step,) = [step for step in report.steps if step.name == "cluster"]
+    assert step.findings[-1].came == "the folder is on no shared volume of the cluster"
+    assert differing(report) == {}
+    assert site.world.machines == {}
+
+
 def test_every_line_of_assumed_toml_stands_in_the_report_with_what_came_of_it(
     tmp_path: Path,
 ) -> None:
     report = Site(tmp_path).run()
     assert [(line.name, line.step) for line in report.assumed] == assumed_lines()
-    steps = {step.name for step in STEPS}
+    assert {line.step for line in report.assumed} <= {step.name for step in STEPS}
     for line in report.assumed:
-        assert (line.mark is Mark.OK) == (line.step in steps), line
+        assert line.mark is (Mark.MISSED if line.step == "cluster" else Mark.OK), line
 
 
 def test_the_report_names_nothing_of_the_users_but_the_host(tmp_path: Path) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from standby.clock import Clock, new_token
 from standby.errors import ConfigurationError
+from standby.host.hyperv.cluster import ClusterDoor
 from standby.host.hyperv.credentials import Access
 from standby.host.hyperv.door import Door
-from standby.host.hyperv.selftest import Report, run
+from standby.host.hyperv.selftest import STEPS, Report, Step, run
 from standby.host.hyperv.selftest_walk import Walk
 from standby.host.seen_paths import mapped_path, parsed_place
 from standby.server.config import Config
 from standby.server.host_check import maps_of, opened_doors
+from standby.server.hyperv_hosts import hyperv_door
+from standby.server.references import read_reference
 from standby.server.selftest_disks import LocalDisks
 
 TOKEN_LENGTH = 8
@@ -26,13 +30,31 @@ def selftest_host(
     """The walk on the host of that name, or on the first node of the cluster; `say` hears each
     step's name as it begins."""
     with opened_doors(config, name, clock) as doors:
-        return selftest_door(config, name, folder, doors.open[0], clock, say)
+        door = doors.open[0]
+        settings = config.hosts[name].hyperv
+        if settings is None or not settings.is_cluster:
+            return selftest_door(config, name, folder, door, clock, say)
+
+        def read_secret(reference: str, where: str) -> str:
+            return read_reference(reference, where, config.path.parent)
+
+        with contextlib.closing(hyperv_door(name, settings, read_secret, clock)) as cluster:
+            assert isinstance(cluster, ClusterDoor)
+            return selftest_door(config, name, folder, door, clock, say, cluster)
 
 
 def selftest_door(
-    config: Config, name: str, folder: str, door: Door, clock: Clock, say: Callable[[str], None]
+    config: Config,
+    name: str,
+    folder: str,
+    door: Door,
+    clock: Clock,
+    say: Callable[[str], None],
+    cluster: ClusterDoor | None = None,
+    steps: Sequence[Step] = STEPS,
 ) -> Report:
-    """The walk through a door that is open. ConfigurationError where `folder` is no folder of a
+    """The walk through doors that are open: to a host or to one node, and to the cluster that it is
+    a node of. ConfigurationError where `folder` is no folder of a
     Windows machine."""
     place = parsed_place(folder)
     if place is None or not place.is_windows or not place.parts:
@@ -50,9 +72,10 @@ def selftest_door(
             records=Path(records),
             disks=disks,
             missing_disks=missing,
+            cluster=cluster,
             say=say,
         )
-        return run(walk)
+        return run(walk, steps)
 
 
 def seen_disks(config: Config, access: Access, folder: str) -> tuple[LocalDisks | None, str]:

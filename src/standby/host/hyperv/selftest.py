@@ -16,19 +16,24 @@ from functools import cache
 from importlib.resources import files as package_files
 
 from standby.errors import HostCallFailed, ScriptFailed, StandbyError
-from standby.host.hyperv import selftest_snapshots, selftest_vm
+from standby.host.hyperv import (
+    selftest_cluster,
+    selftest_replica,
+    selftest_snapshots,
+    selftest_vm,
+)
 from standby.host.hyperv.doctor import BUILD_MIN
 from standby.host.hyperv.doctor_rows import DOCTOR
 from standby.host.hyperv.files import folded
+from standby.host.hyperv.gathering import Gathering
 from standby.host.hyperv.language import differences, snippets
-from standby.host.hyperv.machines import LIVE, OFF
+from standby.host.hyperv.machines import LIVE
 from standby.host.hyperv.rows import HostRows
 from standby.host.hyperv.selftest_rows import ECHO, ERRORS, LIST_FOLDERS, REMOVE_FOLDERS, Texts
 from standby.host.hyperv.selftest_walk import Finding, Mark, NotLookedAt, Walk, is_of_a_test
 from standby.host.hyperv.snapshots import Snapshots
-from standby.host.hyperv.states import recovery_snapshots
+from standby.host.hyperv.states import Watch, recovery_snapshots
 from standby.host.hyperv.target_plan import noted
-from standby.host.hyperv.target_rows import REMOVE
 
 IDLE_S = 300.0
 REMOVE_PAUSES_S = (2.0, 5.0, 15.0, 60.0)
@@ -175,6 +180,10 @@ STEPS: tuple[Step, ...] = (
     Step("boot", selftest_vm.boot, "a VM starts from a disk that standby wrote on Linux"),
     Step("snapshot", selftest_snapshots.snapshot),
     Step("growth", selftest_snapshots.growth),
+    Step("replica", selftest_replica.replica),
+    Step("merge", selftest_replica.merge, "a chain is merged as RULES 15 says, and started from"),
+    Step("chain", selftest_replica.chain, f"a chain of {selftest_replica.CHAIN} is started from"),
+    Step("cluster", selftest_cluster.cluster),
 )
 """In their order; each works with what those before it left."""
 
@@ -216,13 +225,13 @@ def _one(walk: Walk, step: Step) -> StepReport:
 
 def _clean(walk: Walk) -> None:
     """Remove every VM and folder of a self-test in the walk's folder."""
-    for machine, name in _machines(walk, walk.target.read_rows()):
+    for machine, name in _machines(walk, walk.keeper.read_rows()):
         _remove(walk, machine, name)
         walk.tell("removed the VM", name)
     for path in _folders(walk):
         _remove_folder(walk, path)
         walk.tell("removed the folder", path)
-    left = [name for _, name in _machines(walk, walk.target.read_rows())]
+    left = [name for _, name in _machines(walk, walk.keeper.read_rows())]
     walk.check("VMs of self-tests in the folder", [], left)
     walk.check("folders of self-tests in it", [], _folders(walk))
 
@@ -239,14 +248,16 @@ def _machines(walk: Walk, rows: HostRows) -> list[tuple[str, str]]:
 
 
 def _remove(walk: Walk, machine: str, name: str) -> None:
-    walk.watch.idle(machine, name, IDLE_S)  # one that is merging can be neither stopped nor removed
-    if walk.enabled_state(machine) != OFF:
-        walk.turn_off(machine)
-    snapshots = Snapshots(walk.watch)
-    for item in recovery_snapshots(walk.watch.idle(machine, name, IDLE_S)):
+    """Whatever state it is in; one that is merging can be neither stopped nor removed."""
+    keeper = walk.keeper
+    watch = Watch(Gathering(walk.cluster or walk.door, walk.host), walk.host, walk.clock, 1.0)
+    watch.idle(machine, name, IDLE_S)
+    keeper.stop(machine, timeout_s=0, force=True)
+    snapshots = Snapshots(watch)
+    for item in recovery_snapshots(watch.idle(machine, name, IDLE_S)):
         snapshots.destroy(machine, name, item.instance_id)
-    walk.watch.idle(machine, name, IDLE_S)
-    walk.target.change(REMOVE, machine, {})
+    watch.idle(machine, name, IDLE_S)
+    keeper.remove(machine)
 
 
 def _folders(walk: Walk) -> list[str]:

@@ -15,6 +15,8 @@ from typing import Protocol
 
 from standby.clock import Clock
 from standby.errors import HostError
+from standby.host.hyperv.cluster import ClusterDoor
+from standby.host.hyperv.cluster_target import ClusterTarget
 from standby.host.hyperv.door import Door
 from standby.host.hyperv.files import DiskFile, read_files
 from standby.host.hyperv.gathering import Gathering
@@ -93,6 +95,8 @@ class Walk:
     disks: SeenDisks | None = None
     missing_disks: str = ""
     """Why `disks` is None."""
+    cluster: ClusterDoor | None = None
+    """To all nodes, where `host` is a cluster; `door` is one node's."""
     say: Callable[[str], None] = field(default=lambda text: None)
     findings: list[Finding] = field(default_factory=list)
     """Of the step that runs."""
@@ -117,6 +121,13 @@ class Walk:
         return HyperVTarget(self.host, self.door, self.clock)
 
     @property
+    def keeper(self) -> HyperVTarget:
+        """The host with all nodes, where it is a cluster: what a test left may be on any."""
+        if self.cluster is not None:
+            return ClusterTarget(self.host, self.cluster, self.clock)
+        return self.target
+
+    @property
     def watch(self) -> Watch:
         """Looks at VMs."""
         return Watch(Gathering(self.door, self.host), self.host, self.clock, poll_s=1.0)
@@ -128,8 +139,8 @@ class Walk:
     # --- findings ----------------------------------------------------------------------------
 
     def check(self, what: str, expected: object, came: object) -> bool:
-        """As expected where both are equal."""
-        is_equal = expected == came
+        """As expected where both are equal; a tuple is as good as a list."""
+        is_equal = _plain(expected) == _plain(came)
         mark = Mark.OK if is_equal else Mark.DIFFERS
         self.findings.append(Finding(mark, what, _shown(expected), _shown(came)))
         return is_equal
@@ -183,6 +194,10 @@ class Walk:
 def is_of_a_test(note: str) -> bool:
     """Whether a VM's note says that a self-test made it."""
     return note.startswith(f"{REPLICA_NOTE}selftest/{PREFIX}")
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _shown(value: object) -> str:
