@@ -114,6 +114,31 @@ def test_the_language_of_a_host(run, site: Site) -> None:
     assert json.loads(done.out)["differences"] == []
 
 
+def test_the_walk_of_a_host(run, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("standby.clock.SYSTEM_CLOCK", site.world.clock)
+    walk = (
+        "host",
+        "selftest",
+        "prod",
+        "--folder",
+        "C:\\Hyper-V\\Selftest",
+        "--config",
+        site.config,
+    )
+    done = run(*walk, "--json", expect=3)  # no guest writes in this world
+    told = json.loads(done.out)
+    assert told["host"] == "prod"
+    marks = {
+        step["name"]: {item["mark"] for item in step["findings"]} - {"told"}
+        for step in told["steps"]
+    }
+    assert marks["replica"] == {"ok"}
+    assert "differs" in marks["boot"]
+    assert "snapshot …" in done.err
+    assert {line["mark"] for line in told["assumed"] if line["step"] == "door"} == {"ok"}
+    assert not list((site.world.root / "hv1" / "Selftest").iterdir())
+
+
 def test_a_self_test_says_what_to_try(run, site: Site) -> None:
     done = run("host", "selftest", "prod", "--config", site.config, expect=2)
     assert "--language" in done.err

@@ -47,6 +47,12 @@ class LocalDisks:
             for offset, data in sectors.items():
                 disk.write(offset, data)
 
+    def write(self, path: str, sectors: Mapping[int, bytes]) -> None:
+        """Put these bytes into a disk that is there."""
+        with open_chain(self._path(path), writable=True, sparse=False) as disk:
+            for offset, data in sectors.items():
+                disk.write(offset, data)
+
     def merge(self, base: str, child: str, above: str) -> None:
         """Put `child` into `base`, which `above` then stands on, in the order of RULES 15; `child`
         goes."""

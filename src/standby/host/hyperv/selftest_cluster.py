@@ -37,6 +37,7 @@ def cluster(walk: Walk) -> None:
     machine = kept.id
     role = target.roles.look(machine)
     if role is None:
+        walk.untried |= {"ClusterGroup", "ClusterResource", "ClusterResourceType", "OfflineAction"}
         walk.miss("the VM as a role", "; ".join(kept.warnings) or "the cluster has none for it")
     else:
         watch = Watch(door, walk.host, walk.clock, poll_s=1.0)

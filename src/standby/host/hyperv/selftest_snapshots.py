@@ -4,6 +4,8 @@ known sectors: what is frozen, who may read it, what it becomes, what the tracke
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -13,6 +15,7 @@ from standby.host.hyperv.machines import OFF, RUNNING
 from standby.host.hyperv.reference_points import destroy_points
 from standby.host.hyperv.selftest_boot import SECTOR, count_of, missing_copies
 from standby.host.hyperv.selftest_rows import SHARE_FILES
+from standby.host.hyperv.selftest_vm import PLACE, rested
 from standby.host.hyperv.selftest_walk import BOOT_S, Walk
 from standby.host.hyperv.snapshots import APPLICATION, CRASH, Snapshots, Wanted
 from standby.host.hyperv.source import HyperVSource, SourceRules
@@ -20,64 +23,131 @@ from standby.host.hyperv.states import operation, recovery_snapshots
 from standby.host.hyperv.trust import parse_tracker
 from standby.model.extent import Extent
 from standby.model.machine import Checkpoint, Machine
+from standby.units import MiB
 
 MERGE_S = 120.0
-PLACE = "ide:0:0"
+FREE = 60 * MiB
+"""A place that no guest writes to."""
 PIECE = 4096
 PRODUCTION = 3
 """Shape.checkpoint_type."""
 
 
-def snapshot(walk: Walk) -> None:
-    """Two recovery snapshots of a running VM, and what changed between them."""
-    found = walk.machine()
+@dataclass(slots=True)
+class _Pair:
+    """Two snapshots of the VM, and what is done between them."""
+
+    walk: Walk
+    source: HyperVSource
+    machine: Machine
+    label: str
+    between: Callable[[], None]
+    hides: tuple[int, ...] = ()
+    """Pieces that changed, and that the tracker need not know."""
+
+    def run(self) -> list[Extent] | None:
+        """Freeze, convert, do what is between, freeze, ask what changed, compare with the bytes;
+        the ranges that the tracker told."""
+        walk, source, machine = self.walk, self.source, self.machine
+        first = source.take_checkpoint(machine, f"selftest-{walk.token}-{self.label}-1")
+        then = _frozen(walk, first)
+        source.confirm_checkpoint(first)
+        trackers = source.release_checkpoint(first)
+        tracked = parse_tracker(trackers.get(PLACE, ""))
+        tracker = tracked.ids.get(PLACE, "") if tracked is not None else ""
+        why = tracked.why if tracked is not None else "no tracker id of ours"
+        came = "yes" if tracker else why or "no"
+        walk.check("the snapshot became a reference point with an RCT id", "yes", came)
+        if tracker:
+            walk.tell("an RCT id", tracker)
+        points = [item.instance_id for item in walk.watch.state(machine.id).points]
+        walk.check("reference points of the VM", 1, len(points))
+        _shrinks(walk, machine.id)
+        self.between()
+        second = source.take_checkpoint(machine, f"selftest-{walk.token}-{self.label}-2")
+        now = _frozen(walk, second)
+        ranges = None
+        if tracker:
+            answer = source.changes_since(machine, PLACE, trackers[PLACE], second)
+            if self.hides:
+                walk.tell("the tracker's answer is believed", answer.reason or "yes")
+            else:
+                walk.check("the tracker's answer is believed", "yes", answer.reason or "yes")
+            if answer.ranges is not None:
+                ranges = list(answer.ranges)
+                _compared(walk, ranges, then, now, self.hides)
+        source.confirm_checkpoint(second)
+        later = source.release_checkpoint(second)
+        source.forget_tracker(machine, [trackers[PLACE]] if PLACE in trackers else [])
+        newest = parse_tracker(later.get(PLACE, ""))
+        left = [item.instance_id for item in walk.watch.state(machine.id).points]
+        walk.check(
+            "reference points after the older one was given up",
+            [newest.point] if newest is not None and newest.point else "one",
+            left,
+        )
+        still = destroy_points(walk.watch, machine.id, left)
+        walk.check("reference points that could not be destroyed", [], still)
+        _shrinks(walk, machine.id)
+        return ranges
+
+
+def _source(walk: Walk) -> HyperVSource:
+    rules = SourceRules(is_application=False)
+    return HyperVSource(walk.host, walk.door, walk.records, walk.clock, rules=rules)
+
+
+def _begun(walk: Walk) -> Machine:
+    """The VM, running, its guest at work."""
+    found = rested(walk)
     shape = msgspec.structs.replace(found.shape, checkpoint_type=PRODUCTION)
     walk.target.restore_automatic(found.id, shape)
-    machine = Machine(found.id, found.name, found.folder)
-    source = HyperVSource(
-        walk.host, walk.door, walk.records, walk.clock, rules=SourceRules(is_application=False)
-    )
-    walk.start(found.id)
-    walk.check("the VM runs (EnabledState)", RUNNING, walk.enabled_state(found.id))
+    _started(walk, found.id)
+    return Machine(found.id, found.name, found.folder)
+
+
+def _started(walk: Walk, machine: str) -> None:
+    walk.start(machine)
+    walk.check("the VM runs (EnabledState)", RUNNING, walk.enabled_state(machine))
     if walk.disks is not None:
         walk.clock.sleep(BOOT_S)
-    first = source.take_checkpoint(machine, f"selftest-{walk.token}-1")
-    then = _frozen(walk, first)
-    source.confirm_checkpoint(first)
-    trackers = source.release_checkpoint(first)
-    tracked = parse_tracker(trackers.get(PLACE, ""))
-    tracker = tracked.ids.get(PLACE, "") if tracked is not None else ""
-    why = tracked.why if tracked is not None else "no tracker id of ours"
-    walk.check("the snapshot became a reference point with an RCT id", "yes", why or _yes(tracker))
-    if tracker:
-        walk.tell("an RCT id", tracker)
-    points = [item.instance_id for item in walk.watch.state(found.id).points]
-    walk.check("reference points of the VM", 1, len(points))
-    _shrinks(walk, found.id)
-    walk.clock.sleep(BOOT_S / 3)
-    second = source.take_checkpoint(machine, f"selftest-{walk.token}-2")
-    now = _frozen(walk, second)
-    if tracker:
-        answer = source.changes_since(machine, PLACE, trackers[PLACE], second)
-        walk.check("the tracker's answer is believed", "yes", answer.reason or "yes")
-        if answer.ranges is not None:
-            _compared(walk, list(answer.ranges), then, now)
-    source.confirm_checkpoint(second)
-    later = source.release_checkpoint(second)
-    source.forget_tracker(machine, [trackers[PLACE]] if PLACE in trackers else [])
-    newest = parse_tracker(later.get(PLACE, ""))
-    left = [item.instance_id for item in walk.watch.state(found.id).points]
-    walk.check(
-        "reference points after the older one was given up",
-        [newest.point] if newest is not None and newest.point else "one",
-        left,
-    )
-    still = destroy_points(walk.watch, found.id, left)
-    walk.check("reference points that could not be destroyed", [], still)
-    _shrinks(walk, found.id)
-    walk.turn_off(found.id)
-    walk.check("the VM is off (EnabledState)", OFF, walk.enabled_state(found.id))
+
+
+def snapshot(walk: Walk) -> None:
+    """Two recovery snapshots of a running VM, and what changed between them; of one that is off."""
+    machine = _begun(walk)
+    _Pair(walk, _source(walk), machine, "run", lambda: walk.clock.sleep(BOOT_S / 3)).run()
+    walk.turn_off(machine.id)
+    walk.check("the VM is off (EnabledState)", OFF, walk.enabled_state(machine.id))
     _off(walk, machine)
+
+
+def tracking(walk: Walk) -> None:
+    """Whether the tracker counts on when the VM is off in between; whether it sees what is written
+    to the file of a VM that is off, which nothing published says."""
+    machine = _begun(walk)
+
+    def off_and_on() -> None:
+        walk.turn_off(machine.id)
+        _started(walk, machine.id)
+
+    _Pair(walk, _source(walk), machine, "off", off_and_on).run()
+    disks = walk.needed_disks("what the tracker says of writes while the VM was off")
+    if disks is not None:
+        data = walk.token.encode("ascii").ljust(SECTOR, b".")
+
+        def written_while_off() -> None:
+            walk.turn_off(machine.id)
+            disks.write(walk.disk, {FREE: data})
+            _started(walk, machine.id)
+
+        pair = _Pair(walk, _source(walk), machine, "changed", written_while_off)
+        pair.hides = (FREE,)
+        ranges = pair.run()
+        if ranges is not None:
+            is_told = any(item.offset <= FREE < item.offset + item.length for item in ranges)
+            walk.tell("the tracker sees what is written past Hyper-V while the VM is off", is_told)
+    walk.turn_off(machine.id)
 
 
 def _yes(value: object) -> str:
@@ -108,7 +178,13 @@ def _lacking(content: bytes) -> list[int]:
     return [count for count in missing_copies(content, 1) if count != count_of(content)]
 
 
-def _compared(walk: Walk, ranges: list[Extent], then: bytes | None, now: bytes | None) -> None:
+def _compared(
+    walk: Walk,
+    ranges: list[Extent],
+    then: bytes | None,
+    now: bytes | None,
+    hides: tuple[int, ...],
+) -> None:
     told = sum(item.length for item in ranges)
     walk.tell("bytes that the tracker calls changed", told)
     edges = [edge for item in ranges for edge in (item.offset, item.length)]
@@ -120,7 +196,8 @@ def _compared(walk: Walk, ranges: list[Extent], then: bytes | None, now: bytes |
         at for at in range(0, len(now), PIECE) if now[at : at + PIECE] != then[at : at + PIECE]
     ]
     walk.check("the guest wrote between the two snapshots", "yes", _yes(pieces))
-    hidden = [at for at in pieces if not _is_told(ranges, then, now, at)]
+    known = [at for at in pieces if at not in hides]
+    hidden = [at for at in known if not _is_told(ranges, then, now, at)]
     walk.check("changed pieces of 4 KiB that the tracker did not tell", [], hidden)
     walk.tell("bytes that changed in truth, in pieces of 4 KiB", len(pieces) * PIECE)
 
@@ -178,13 +255,11 @@ def _off(walk: Walk, machine: Machine) -> None:
 
 def growth(walk: Walk) -> None:
     """The file that a VM writes to while a checkpoint is open."""
-    found = walk.machine()
+    found = rested(walk)
     machine = Machine(found.id, found.name, found.folder)
-    source = HyperVSource(
-        walk.host, walk.door, walk.records, walk.clock, rules=SourceRules(is_application=False)
-    )
+    source = _source(walk)
     walk.start(found.id)
-    checkpoint = source.take_checkpoint(machine, f"selftest-{walk.token}-3")
+    checkpoint = source.take_checkpoint(machine, f"selftest-{walk.token}-growth")
     try:
         leaves = source.growth()
     finally:

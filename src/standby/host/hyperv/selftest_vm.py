@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from standby.errors import HostError
 from standby.host.hyperv.files import DIFFERENCING, VHDX, folded
-from standby.host.hyperv.machines import OFF, RUNNING, version_of
+from standby.host.hyperv.machines import OFF, PAUSED, RUNNING, HostMachine, power_of, version_of
 from standby.host.hyperv.selftest_boot import (
     DISK_SIZE,
     SECTOR,
@@ -14,7 +16,7 @@ from standby.host.hyperv.selftest_boot import (
     missing_copies,
 )
 from standby.host.hyperv.selftest_rows import MAKE_FOLDERS, NEW_DISKS
-from standby.host.hyperv.selftest_walk import BOOT_S, Walk
+from standby.host.hyperv.selftest_walk import BOOT_S, NotLookedAt, Walk
 from standby.host.hyperv.shape import (
     AdapterShape,
     ControllerShape,
@@ -22,16 +24,28 @@ from standby.host.hyperv.shape import (
     MemoryShape,
     Shape,
 )
-from standby.host.hyperv.states import operation
+from standby.host.hyperv.snapshots import Snapshots
+from standby.host.hyperv.states import recovery_snapshots
 from standby.host.hyperv.target_plan import DISABLED, NOTHING, Wanted, found_replicas
 from standby.host.hyperv.target_power import COMPRESSED, ENCRYPTED, SPARSE
-from standby.host.hyperv.target_rows import FILE_STATES, VERSIONS
+from standby.host.hyperv.target_rows import CHANGE_STATE, FILE_STATES, VERSIONS
+from standby.model.machine import PowerState
 
 DYNAMIC = 3
 """Msvm_VirtualHardDiskSettingData.Type."""
 TURN_OFF = 2
+PAUSE = 9
+"""Msvm_ComputerSystem.RequestStateChange."""
+_PASS_THROUGH = (
+    "Msvm_ResourceAllocationSettingData.ResourceSubType = Microsoft:Hyper-V:Physical Disk Drive"
+)
+"""A line of assumed.toml: the walk takes no disk of the host's."""
+PLACE = "ide:0:0"
+"""Of the guest's disk: what its firmware starts from."""
+IDLE_S = 300.0
 MEMORY_MIB = 256
 MAC = "00155DFE5E01"
+LEGACY_MAC = "00155DFE5E04"
 IDENTIFIER = "{5e1f7e57-0000-4000-8000-000000000001}"
 
 
@@ -88,7 +102,10 @@ def files(walk: Walk) -> None:
 
 def shape() -> Shape:
     """The VM of the test: the smallest that starts, off every network."""
-    adapter = AdapterShape("selftest", mac=MAC, is_static=True, identifiers=(IDENTIFIER,))
+    adapters = (
+        AdapterShape("selftest", mac=MAC, is_static=True, identifiers=(IDENTIFIER,)),
+        AdapterShape("legacy", mac=LEGACY_MAC, is_static=True, is_legacy=True),
+    )
     return Shape(
         version="",
         generation=1,
@@ -96,8 +113,15 @@ def shape() -> Shape:
         memory=MemoryShape(MEMORY_MIB),
         firmware=FirmwareShape(chassis_asset_tag="standby selftest"),
         controllers=(ControllerShape("ide", 0), ControllerShape("ide", 1)),
-        adapters=(adapter,),
+        adapters=adapters,
         stop_action=TURN_OFF,
+    )
+
+
+def plain_adapter(adapter: AdapterShape) -> AdapterShape:
+    """The adapter, its GUIDs in lower case: what counts is which they are."""
+    return msgspec.structs.replace(
+        adapter, identifiers=tuple(text.lower() for text in adapter.identifiers)
     )
 
 
@@ -106,7 +130,7 @@ def embedded(walk: Walk) -> None:
     if not walk.disk:
         walk.miss("a VM", "it has no disk file")
         return
-    wanted = Wanted(walk.key(1), walk.name, walk.home, shape(), {"ide:0:0": walk.disk})
+    wanted = Wanted(walk.key(1), walk.name, walk.home, shape(), {PLACE: walk.disk})
     kept = walk.target.keep([wanted])[wanted.key]
     if kept.error is not None:
         raise kept.error
@@ -140,23 +164,58 @@ def inventory(walk: Walk) -> None:
     supported = walk.door.run(VERSIONS, {}).value("host").versions
     is_supported = came.version in supported
     walk.check("its configuration version is one that the host runs", True, is_supported)
-    walk.tell("configuration versions", sorted(supported, key=version_of))
-    walk.tell("the VM's", came.version)
-    (adapter,) = came.adapters or (AdapterShape(""),)
-    walk.check("adapter", wanted.adapters[0], adapter)
+    walk.tell("configuration versions that the host runs", sorted(supported, key=version_of))
+    walk.tell("configuration version of a new VM", came.version)
+    there = {item.name: item for item in came.adapters}
+    walk.check("adapters", sorted(item.name for item in wanted.adapters), sorted(there))
+    for adapter in wanted.adapters:
+        if adapter.name in there:
+            one = plain_adapter(there[adapter.name])
+            if adapter.is_legacy:  # the host gave it ids of its own
+                one = msgspec.structs.replace(one, identifiers=())
+            walk.check(f"adapter {adapter.name}", plain_adapter(adapter), one)
     walk.check(
         "controllers", [c.kind for c in wanted.controllers], [c.kind for c in came.controllers]
     )
-    walk.check("places of disks", ["ide:0:0"], [disk.place for disk in found.disks])
+    walk.check("places of disks", [PLACE], [disk.place for disk in found.disks])
     named = [folded(disk.file.path) for disk in found.disks]
     walk.check("file of the disk", [folded(walk.disk)], named)
+    walk.untried.add(_PASS_THROUGH)
     walk.check("what keeps a job from it", [], [str(item) for item in found.refusals])
+    walk.start(found.id)
+    walk.target.change(CHANGE_STATE, found.id, {"wanted": PAUSE})
+    state = walk.enabled_state(found.id)
+    walk.check("a paused VM is known as such", PowerState.PAUSED, power_of(state))
+    walk.tell("EnabledState of a paused VM", state)
+    if state != PAUSED:
+        walk.untried.add(f"Msvm_ComputerSystem.EnabledState = {PAUSED}")
+    walk.turn_off(found.id)
+
+
+def rested(walk: Walk) -> HostMachine:
+    """The VM with the guest, off, without snapshots, on its own disk: whatever a step before did
+    not bring to an end. NotLookedAt where that cannot be."""
+    found = walk.machine()
+    walk.watch.idle(found.id, found.name, IDLE_S)
+    if found.enabled_state != OFF:
+        walk.turn_off(found.id)
+    for item in recovery_snapshots(walk.watch.idle(found.id, found.name, IDLE_S)):
+        Snapshots(walk.watch).destroy(found.id, found.name, item.instance_id)
+    walk.watch.idle(found.id, found.name, IDLE_S)
+    found = walk.machine()
+    files = [folded(file.path) for disk in found.disks for file in disk.chain[:1]]
+    if files != [folded(walk.disk)]:
+        if any(file.endswith(".avhdx") for file in files):
+            raise NotLookedAt(f"the VM stands on {', '.join(files)} since an earlier step")
+        walk.target.attach(found.id, {PLACE: walk.disk})
+    return found
 
 
 def boot(walk: Walk) -> None:
     """The VM starts from a disk that standby wrote, and its guest writes to it."""
     disks = walk.needed_disks("a VM that starts from a disk of standby's")
     if disks is not None:
+        rested(walk)
         booted(walk, "the disk that standby wrote", walk.disk)
 
 
@@ -171,8 +230,7 @@ def booted(walk: Walk, what: str, path: str) -> None:
     walk.check(f"{what}: the VM runs (EnabledState)", RUNNING, walk.enabled_state(machine.id))
     walk.clock.sleep(BOOT_S)
     walk.turn_off(machine.id)
-    while operation(walk.watch.state(machine.id)):
-        walk.clock.sleep(1)
+    walk.watch.idle(machine.id, machine.name, IDLE_S)
     content = disks.content(path)
     count = count_of(content)
     walk.check(f"{what}: its guest has written", True, count > before)

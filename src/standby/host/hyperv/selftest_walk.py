@@ -71,6 +71,9 @@ class SeenDisks(Protocol):
     def child(self, path: str, parent: str, sectors: Mapping[int, bytes]) -> None:
         """A differencing disk over `parent` with these bytes of its own."""
 
+    def write(self, path: str, sectors: Mapping[int, bytes]) -> None:
+        """Put these bytes into a disk that is there."""
+
     def merge(self, base: str, child: str, above: str) -> None:
         """Put `child` into `base`, which `above` then stands on (RULES 15); `child` goes."""
 
@@ -100,6 +103,8 @@ class Walk:
     say: Callable[[str], None] = field(default=lambda text: None)
     findings: list[Finding] = field(default_factory=list)
     """Of the step that runs."""
+    untried: set[str] = field(default_factory=set)
+    """Names of assumed.toml, or what names there begin with, that this walk did not come by."""
     machine_id: str = ""
     """The VM with the guest that writes, once it is made."""
     disk: str = ""
