@@ -16,7 +16,8 @@ from hyperv.world import World
 from hyperv.world.machines import RUNNING, Machine
 from hyperv.world.world import Fault
 from standby.cli.host import report_lines
-from standby.errors import ConfigurationError, ScriptFailed
+from standby.errors import ConfigurationError, HostError, ScriptFailed
+from standby.files import ByteLock
 from standby.host.hyperv.answers import Answer
 from standby.host.hyperv.cluster_target import ClusterTarget
 from standby.host.hyperv.door import Door
@@ -60,8 +61,8 @@ def without(*names: str) -> tuple[Step, ...]:
     return tuple(step for step in STEPS if step.name not in names)
 
 
-SNAPSHOT_STEPS = without("language", "tracking", "replica", "merge", "chain")
-CLUSTER_STEPS = without("language", "merge", "chain", "snapshot", "tracking", "growth")
+SNAPSHOT_STEPS = without("language", "tracking", "replica", "merge", "chain", "orphan")
+CLUSTER_STEPS = without("language", "merge", "chain", "orphan", "snapshot", "tracking", "growth")
 
 
 class Guest:
@@ -208,7 +209,7 @@ def test_without_a_proxy_that_sees_the_folder_the_rest_is_looked_at(tmp_path: Pa
     assert differing(report) == {}
     marks = {step.name: step.mark for step in report.steps}
     assert {name for name, mark in marks.items() if mark is Mark.MISSED} == {
-        *("boot", "merge", "chain", "cluster")
+        *("boot", "merge", "chain", "orphan", "cluster")
     }
     missed = [
         item
@@ -448,6 +449,18 @@ def test_the_report_names_nothing_of_the_users_but_the_host(whole: tuple[Site, R
     for secret in ("backup", "correct horse", "example.test", "127.0.0.1"):
         assert secret not in text
     assert text.startswith("standby ")
+
+
+def test_one_self_test_of_a_host_at_a_time(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    lock = ByteLock(load_config(site.config).state_database.parent / "selftest-hv1.lock")
+    lock.path.parent.mkdir(parents=True, exist_ok=True)
+    assert lock.acquire()
+    with pytest.raises(HostError, match="another self-test"):
+        site.run(SNAPSHOT_STEPS)
+    assert site.world.calls == []
+    lock.release()
+    assert site.run(()).steps[-1].mark is Mark.OK
 
 
 def test_a_folder_that_is_none_of_a_host_is_refused(tmp_path: Path) -> None:

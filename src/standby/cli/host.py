@@ -74,8 +74,7 @@ def selftest(name: str, folder: str | None, language: bool, config: Path, as_jso
     snapshots of one, converts them, asks what changed, attaches, merges and starts disks, and
     removes everything again; your own VMs are not touched. Where a proxy on this machine sees the
     folder, what the host says is compared with the bytes. The report has no address, account or
-    password in it: send it along. What a killed test left goes with the next one in that folder,
-    so run one at a time there.
+    password in it: send it along. What a killed test left goes with the next one in that folder.
 
     With --language: some 300 small scripts on its PowerShell, and where it prints other lines than
     documented; changes nothing.

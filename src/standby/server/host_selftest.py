@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from standby.clock import Clock, new_token
-from standby.errors import ConfigurationError
+from standby.errors import ConfigurationError, HostError
+from standby.files import ByteLock
 from standby.host.hyperv.cluster import ClusterDoor
 from standby.host.hyperv.credentials import Access
 from standby.host.hyperv.door import Door
@@ -62,7 +63,10 @@ def selftest_door(
             "--folder", f"{folder!r} is no folder of the host", r"such as 'D:\Standby-selftest'"
         )
     disks, missing = seen_disks(config, door.access, folder)
-    with tempfile.TemporaryDirectory(prefix="standby-selftest-") as records:
+    with (
+        _alone(config, name),
+        tempfile.TemporaryDirectory(prefix="standby-selftest-") as records,
+    ):
         walk = Walk(
             host=name,
             door=door,
@@ -76,6 +80,19 @@ def selftest_door(
             say=say,
         )
         return run(walk, steps)
+
+
+@contextlib.contextmanager
+def _alone(config: Config, name: str) -> Iterator[None]:
+    """Nobody else tests the host from here meanwhile: each removes what the other makes."""
+    lock = ByteLock(config.state_database.parent / f"selftest-{name}.lock")
+    lock.path.parent.mkdir(parents=True, exist_ok=True)
+    if not lock.acquire():
+        raise HostError(name, "another self-test of it is under way", "Wait for its end")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def seen_disks(config: Config, access: Access, folder: str) -> tuple[LocalDisks | None, str]:

@@ -31,11 +31,9 @@ from standby.host.hyperv.machines import LIVE
 from standby.host.hyperv.rows import HostRows
 from standby.host.hyperv.selftest_rows import ECHO, ERRORS, LIST_FOLDERS, REMOVE_FOLDERS, Texts
 from standby.host.hyperv.selftest_walk import Finding, Mark, NotLookedAt, Walk, is_of_a_test
-from standby.host.hyperv.snapshots import Snapshots
-from standby.host.hyperv.states import Watch, recovery_snapshots
+from standby.host.hyperv.states import Watch
 from standby.host.hyperv.target_plan import noted
 
-IDLE_S = 300.0
 REMOVE_PAUSES_S = (2.0, 5.0, 15.0, 60.0)
 """Between tries to remove a folder: the host lets go of a VM's files a moment after the VM."""
 _NO_NAMESPACE = "0x8004100E"
@@ -212,6 +210,7 @@ STEPS: tuple[Step, ...] = (
         selftest_replica.chain,
         f"a chain of {selftest_replica.CHAIN} files is started from",
     ),
+    Step("orphan", selftest_replica.orphan, "a VM whose disk lacks its parent does not start"),
     Step("cluster", selftest_cluster.cluster),
 )
 """In their order; each works with what those before it left."""
@@ -288,16 +287,9 @@ def _machines(walk: Walk, rows: HostRows) -> list[tuple[str, str]]:
 
 
 def _remove(walk: Walk, machine: str, name: str) -> None:
-    """Whatever state it is in; one that is merging can be neither stopped nor removed."""
-    keeper = walk.keeper
     watch = Watch(Gathering(walk.cluster or walk.door, walk.host), walk.host, walk.clock, 1.0)
-    watch.idle(machine, name, IDLE_S)
-    keeper.stop(machine, timeout_s=0, force=True)
-    snapshots = Snapshots(watch)
-    for item in recovery_snapshots(watch.idle(machine, name, IDLE_S)):
-        snapshots.destroy(machine, name, item.instance_id)
-    watch.idle(machine, name, IDLE_S)
-    keeper.remove(machine)
+    selftest_vm.at_rest(watch, walk.keeper, machine, name)
+    walk.keeper.remove(machine)
 
 
 def _folders(walk: Walk) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from standby.errors import HostCallFailed, ScriptFailed
 from standby.host.hyperv import selftest_vm
 from standby.host.hyperv.files import folded
 from standby.host.hyperv.inventory import read_inventory
@@ -240,6 +241,34 @@ def chain(walk: Walk) -> None:
         below = path
     _from(walk, below, CHAIN, f"a chain of {CHAIN}")
     _marked(walk, disks, below, marks)
+
+
+def orphan(walk: Walk) -> None:
+    """A disk whose parent is another file than the one that it was made over."""
+    disks = walk.needed_disks("a chain that does not hang together")
+    if disks is None:
+        return
+    folder = make_folder(walk, "orphan")
+    base, other, top = (f"{folder}\\{name}.vhdx" for name in ("base", "other", "top"))
+    disks.make(base, DISK_SIZE, {})
+    disks.child(top, base, {})
+    machine = rested(walk).id
+    walk.target.attach(machine, {selftest_vm.PLACE: top})
+    disks.make(other, DISK_SIZE, {})
+    disks.rename(other, base)
+    came = ""
+    try:
+        walk.start(machine)
+    except HostCallFailed as exc:
+        came = exc.problem if isinstance(exc, ScriptFailed) else str(exc)
+    walk.check("the start is refused", True, bool(came))
+    if came:
+        walk.tell("why, in the host's words", came)
+    state = walk.enabled_state(machine)
+    walk.check("the VM is off (EnabledState)", OFF, state)
+    if state != OFF:
+        walk.turn_off(machine)
+    walk.target.attach(machine, {selftest_vm.PLACE: walk.disk})
 
 
 def _from(walk: Walk, path: str, length: int, what: str) -> None:

@@ -25,7 +25,8 @@ from standby.host.hyperv.shape import (
     Shape,
 )
 from standby.host.hyperv.snapshots import Snapshots
-from standby.host.hyperv.states import recovery_snapshots
+from standby.host.hyperv.states import Watch, recovery_snapshots
+from standby.host.hyperv.target import HyperVTarget
 from standby.host.hyperv.target_plan import DISABLED, NOTHING, Wanted, found_replicas
 from standby.host.hyperv.target_power import COMPRESSED, ENCRYPTED, SPARSE
 from standby.host.hyperv.target_rows import CHANGE_STATE, FILE_STATES, VERSIONS
@@ -192,16 +193,21 @@ def inventory(walk: Walk) -> None:
     walk.turn_off(found.id)
 
 
+def at_rest(watch: Watch, target: HyperVTarget, machine: str, name: str) -> None:
+    """Turn a VM of the test off and destroy its recovery snapshots, whatever state it is in. One
+    that is merging can neither be stopped nor removed: that is waited for."""
+    watch.idle(machine, name, IDLE_S)
+    target.stop(machine, timeout_s=0, force=True)
+    for item in recovery_snapshots(watch.idle(machine, name, IDLE_S)):
+        Snapshots(watch).destroy(machine, name, item.instance_id)
+    watch.idle(machine, name, IDLE_S)
+
+
 def rested(walk: Walk) -> HostMachine:
     """The VM with the guest, off, without snapshots, on its own disk: whatever a step before did
     not bring to an end. NotLookedAt where that cannot be."""
     found = walk.machine()
-    walk.watch.idle(found.id, found.name, IDLE_S)
-    if found.enabled_state != OFF:
-        walk.turn_off(found.id)
-    for item in recovery_snapshots(walk.watch.idle(found.id, found.name, IDLE_S)):
-        Snapshots(walk.watch).destroy(found.id, found.name, item.instance_id)
-    walk.watch.idle(found.id, found.name, IDLE_S)
+    at_rest(walk.watch, walk.target, found.id, found.name)
     found = walk.machine()
     files = [folded(file.path) for disk in found.disks for file in disk.chain[:1]]
     if files != [folded(walk.disk)]:
