@@ -1,4 +1,4 @@
-"""The self-test's own guest, on a machine: 126 bytes that count and write."""
+"""The self-test's own guest, on a machine: 128 bytes that count and write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A guest of 126 bytes: the boot sector of the self-test's disk, which writes once a second.
+"""A guest of 128 bytes: the boot sector of the self-test's disk, which writes once a second.
 
 What it writes is known beforehand, so that what a host froze, tracked, merged or started can be
 compared with what it should be. Sector 1 counts; sector 2048 + 128 x (count mod 512) gets a copy.
