@@ -129,6 +129,15 @@ def node_of(host: Host, machine_id: str) -> str:
     return host.node_of(machine_id) if isinstance(host, Clustered) else ""
 
 
+@runtime_checkable
+class OpenFilesClosing(Protocol):
+    """A host whose files movers may keep open when they are gone."""
+
+    def may_be_open(self, checkpoint: Checkpoint) -> None:
+        """Not every mover that read the checkpoint was heard of at its end: the release sees to it
+        that they have its files open no more."""
+
+
 class Grown(Protocol):
     """A file that a VM writes to while its checkpoint is open."""
 

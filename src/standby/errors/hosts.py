@@ -348,6 +348,28 @@ class CheckpointFailed(StandbyError):
 
 
 @dataclass(eq=False)
+class FilesHeldOpen(StandbyError):
+    """A checkpoint cannot be given up while files of it are open. `held` are the files, each with
+    the clients that have it open where they are known."""
+
+    retry: ClassVar[Retry] = Retry.LATER
+    exit_code: ClassVar[int] = 12
+    host: str
+    machine: str
+    held: tuple[str, ...]
+    note: str
+    remedy: str
+
+    def message(self) -> str:
+        note = f" ({self.note})" if self.note else ""
+        return (
+            f"VM {self.machine} on host {self.host}: its checkpoint stays, files of it are held "
+            f"open: {'; '.join(self.held)}{note}. Tried again later; what closes them, "
+            f"{self.remedy}"
+        )
+
+
+@dataclass(eq=False)
 class WrongDisk(StandbyError):
     """A file that a proxy sees is not the disk that the host names."""
 

@@ -29,8 +29,9 @@ from standby.errors import (
     SessionStopped,
     StandbyError,
 )
-from standby.model.machine import Machine
+from standby.model.machine import Checkpoint, Machine
 from standby.model.report import DiskReport, MachineReport
+from standby.ports import OpenFilesClosing
 from standby.road.points import match_disks
 from standby.server.committing import Committing
 from standby.server.context import ProgressCallback, SessionContext, TaskSlots
@@ -113,7 +114,7 @@ class MachineDriver(Preparing, Committing):
             self.report.warnings.append("left to the server that has taken over")
             return
         self._book.end()
-        if self._checkpoint is not None and not self._is_released:
+        if self._checkpoint is not None and not self._is_released and not self._is_held:
             with contextlib.suppress(StandbyError):  # `release_left` tries again, and says so
                 self._release()
         if self._path and self.is_broken:
@@ -220,6 +221,11 @@ class MachineDriver(Preparing, Committing):
         self._book.begin(journey)
         return journey
 
+    def _may_be_open(self, checkpoint: Checkpoint) -> None:
+        """A mover was lost, or the transfer broken off: files may still be open at the host."""
+        if isinstance(self.context.source, OpenFilesClosing):
+            self.context.source.may_be_open(checkpoint)
+
     # --- transfer ----------------------------------------------------------------------------
 
     def _transfer(
@@ -252,10 +258,13 @@ class MachineDriver(Preparing, Committing):
             self._book.tell()
             return roots
         except BaseException:
+            self._may_be_open(journey.checkpoint)
             self._book.drop()
             raise
         finally:
             self.report.warnings.extend(transfer.warnings)
+            if transfer.losses:
+                self._may_be_open(journey.checkpoint)
             for disk in reports.values():
                 lost = "; ".join(dict.fromkeys(transfer.losses.get(disk.place, ())))
                 if lost:

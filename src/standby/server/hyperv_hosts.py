@@ -15,6 +15,7 @@ from standby.server.config import Config, HostConfig
 from standby.server.config_check import excludes_disk, selects
 from standby.server.hyperv_config import HyperVConfig
 from standby.server.references import read_reference
+from standby.server.smb_clients import smb_clients
 
 RECORDS = "hyperv"
 """The folder beside the state database in which what is under way on hosts is recorded."""
@@ -45,6 +46,7 @@ def hyperv_source(
             settings.audit_every,
         ),
         excludes=lambda machine, place: excluded_by_all(config, host.name, machine, place),
+        clients=lambda: smb_clients(config, host),
     )
 
 

@@ -34,6 +34,8 @@ class MachineWork:
         self._checkpoint_started = 0.0
         self._state_files: dict[str, str] | None = None
         self._is_released = False
+        self._is_held = False
+        """Whether the release has waited in vain for files to be closed."""
         self._is_mapped = False
         self._lost_points = 0
         self._sampled: dict[str, int] = {}

@@ -15,6 +15,7 @@ from standby.disk.vhdx import default_block_size
 from standby.errors import (
     CheckpointLimit,
     DiskFull,
+    FilesHeldOpen,
     IllegalTransition,
     ReplicaBusy,
     ReplicaMissing,
@@ -157,7 +158,11 @@ class Preparing(MachineWork):
 
     def _release(self) -> dict[str, str]:
         assert self._checkpoint is not None
-        trackers = self.context.source.release_checkpoint(self._checkpoint)
+        try:
+            trackers = self.context.source.release_checkpoint(self._checkpoint)
+        except FilesHeldOpen:
+            self._is_held = True
+            raise
         self._is_released = True
         if self.context.growth is not None:
             self.context.growth.released(self.machine.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -63,6 +64,9 @@ class Handle:
     writes: bool = False
     shares: frozenset[str] = frozenset({"read", "write", "delete"})
     storage: Storage | None = None
+    client: str = ""
+    """Who has it open through SMB, '' for somebody on the host."""
+    id: int = field(default_factory=itertools.count(1).__next__)
 
     def close(self) -> None:
         """Let it go."""
@@ -194,6 +198,7 @@ class Storage:
         *,
         writes: bool = False,
         shares: Iterable[str] = ("read", "write", "delete"),
+        client: str = "",
     ) -> Handle:
         """Open a file by Windows' rules: each side must share what the other does."""
         wanted = frozenset(shares)
@@ -204,7 +209,9 @@ class Storage:
             other_need = "write" if other.writes else "read"
             if need not in other.shares or other_need not in wanted:
                 raise SharingViolation(path)
-        return self.hold(path, owner, writes=writes, shares=wanted)
+        handle = self.hold(path, owner, writes=writes, shares=wanted)
+        handle.client = client
+        return handle
 
     def hold(
         self, path: Path, owner: str, *, writes: bool = False, shares: Iterable[str] = ()

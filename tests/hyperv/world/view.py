@@ -7,7 +7,7 @@ from typing import Any
 
 from hyperv.dialect.values import Properties
 from hyperv.dialect.world import Call, Cmdlet, DotNetType
-from hyperv.world import account, volumes
+from hyperv.world import account, open_files, volumes
 from hyperv.world.cim import Cim
 from hyperv.world.clusters import Clusters
 from hyperv.world.device_commands import DeviceCommands
@@ -34,6 +34,7 @@ class HostView:
             "Get-CimAssociatedInstance": self.cim.get_associated,
             "Invoke-CimMethod": self.cim.invoke,
             **volumes.cmdlets(self.rows),
+            **open_files.cmdlets(self.rows),
             **Clusters(self.rows).cmdlets(),
             **account.cmdlets(host),
             **VmCommands(self.cim.methods).cmdlets(),

@@ -238,12 +238,13 @@ class World:
         *,
         owner: str = "reader",
         shares: Iterable[str] = ("read", "write", "delete"),
+        client: str = "",
     ) -> Handle:
         """As a reader on a host or through SMB has a file; SharingViolation where a VM or another
         reader forbids it."""
         with self.lock:
             self.settle()
-            return self.storage.open(path, owner, shares=shares)
+            return self.storage.open(path, owner, shares=shares, client=client)
 
     # --- power and moves -----------------------------------------------------------------------
 

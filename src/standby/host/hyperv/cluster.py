@@ -31,6 +31,7 @@ from standby.host.hyperv.cluster_inventory import Merged, is_local, merged
 from standby.host.hyperv.cluster_nodes import Nodes, OpenDoor
 from standby.host.hyperv.cluster_rows import HOMES, ROLES, ClusterView
 from standby.host.hyperv.elsewhere import may_be_elsewhere
+from standby.host.hyperv.open_files import CLOSE_FILES
 from standby.host.hyperv.rows import DISKS, MACHINES, HostRows
 from standby.host.hyperv.verbs import Verb
 
@@ -128,6 +129,8 @@ class ClusterDoor:
             return self._described(verb, request)
         if "machines" in request:
             return self._followed(verb, request)
+        if verb.name == CLOSE_FILES.name:
+            return self._at_shares(verb, request)
         if "replicas" in request:
             return self._new(verb, request)
         return self.nodes.anywhere(verb, request)
@@ -143,6 +146,30 @@ class ClusterDoor:
         for name, answer in self.nodes.each(verb, requests).items():
             if isinstance(answer, HostCallFailed):
                 steps += [Step(one["id"], None, answer) for one in requests[name]["replicas"]]
+            else:
+                steps += answer.steps
+                warnings += answer.warnings
+        return Answer(self.host, verb.name, tuple(steps), tuple(warnings))
+
+    def _at_shares(self, verb: Verb[Value], request: Any) -> Answer[Value]:
+        """Files as their SMB servers know them: any node may serve a shared volume; a node's own
+        files it serves alone, and others may have files of that very name. A file has as many steps
+        as nodes answered about it; a node that does not answer serves nobody."""
+        requests: dict[str, Any] = {}
+        asked = [node.name for node in self.nodes.asked()]
+        for one in request["files"]:
+            home = self.node_of(self._files.machine_of(one["path"]))
+            for name in [home] if home and is_local(one["path"]) else asked:
+                if is_local(one["path"]) and not home:
+                    continue
+                requests.setdefault(name, {**request, "files": []})["files"].append(one)
+        steps: list[Step[Any]] = []
+        warnings: list[str] = []
+        for name, answer in self.nodes.each(verb, requests).items():
+            if isinstance(answer, HostUnreachable):
+                continue
+            if isinstance(answer, HostCallFailed):
+                steps += [Step(one["id"], None, answer) for one in requests[name]["files"]]
             else:
                 steps += answer.steps
                 warnings += answer.warnings

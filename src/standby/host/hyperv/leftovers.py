@@ -37,7 +37,7 @@ def release(watch: Watch, snapshots: Snapshots, records: Records, record: Record
             )
         snapshot = new[0] if new else ""
     released = []
-    if snapshot and snapshots.destroy(record.machine_id, record.machine, snapshot):
+    if snapshot and snapshots.destroy(record.machine_id, record.machine, snapshot, record):
         released.append(f"recovery snapshot {snapshot} of VM {record.machine}")
     if record.phase == CONVERTING:
         released += _release_points(watch, records, record)

@@ -16,6 +16,7 @@ from standby.errors import (
     HostShellLost,
     ScriptFailed,
 )
+from standby.host.hyperv.open_files import Closing
 from standby.host.hyperv.pacing import volumes_of
 from standby.host.hyperv.records import CONVERTING, Record, RecordedDisk
 from standby.host.hyperv.rows import CONVERT, DESTROY_POINTS, Converted, Point
@@ -40,8 +41,9 @@ class Outcome:
     why: str = ""
 
 
-def convert(watch: Watch, record: Record, waits: Waits) -> Outcome:
-    """Convert the record's snapshot. The record's phase says whether it was begun before."""
+def convert(watch: Watch, record: Record, waits: Waits, closing: Closing | None = None) -> Outcome:
+    """Convert the record's snapshot. The record's phase says whether it was begun before. Files
+    that are open are waited for, then closed by `closing`."""
     pauses = list(RETRY_PAUSES_S)
     until = watch.clock.monotonic() + waits.job_s
     while True:
@@ -51,6 +53,8 @@ def convert(watch: Watch, record: Record, waits: Waits) -> Outcome:
             return _adopted(watch, record, "", until)
         except ScriptFailed as exc:
             if is_sharing_violation(exc) and pauses:
+                if closing is not None:
+                    closing.after_violation(record, len(RETRY_PAUSES_S) - len(pauses))
                 watch.clock.sleep(pauses.pop(0))
                 continue
             return Outcome("failed", why=f"the host could not convert the checkpoint: {exc}")

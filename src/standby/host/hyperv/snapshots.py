@@ -20,6 +20,8 @@ from standby.errors import (
     MachineBusy,
     ScriptFailed,
 )
+from standby.host.hyperv.open_files import Closing
+from standby.host.hyperv.records import Record
 from standby.host.hyperv.rows import CREATE, DESTROY, Created, Resource, State
 from standby.host.hyperv.states import (
     Watch,
@@ -93,8 +95,11 @@ def in_progress(host: str, machine: str, machine_id: str, found: list[str]) -> B
 class Snapshots:
     """Makes and gives up recovery snapshots on one host."""
 
-    def __init__(self, watch: Watch, waits: Waits | None = None) -> None:
+    def __init__(
+        self, watch: Watch, waits: Waits | None = None, closing: Closing | None = None
+    ) -> None:
         self._watch = watch
+        self._closing = closing
         self._waits = waits or Waits()
 
     # --- making ------------------------------------------------------------------------------
@@ -199,9 +204,12 @@ class Snapshots:
 
     # --- giving up ---------------------------------------------------------------------------
 
-    def destroy(self, machine_id: str, machine: str, snapshot: str) -> bool:
+    def destroy(
+        self, machine_id: str, machine: str, snapshot: str, record: Record | None = None
+    ) -> bool:
         """Destroy that recovery snapshot and wait for its end; whether it was there. HostError
-        where its files stay open, or the id is that of something else."""
+        where the id is that of something else; FilesHeldOpen (HostCallFailed without the `record`)
+        where its files stay open."""
         until = self._watch.clock.monotonic() + self._waits.job_s
         pauses = list(RETRY_PAUSES_S)
         while True:
@@ -211,8 +219,14 @@ class Snapshots:
                 }
                 answer = self._watch.door.run(DESTROY, request).value(machine_id)
             except HostCallFailed as exc:
-                if not is_sharing_violation(exc) or not pauses:
+                if not is_sharing_violation(exc):
                     raise
+                if not pauses:
+                    if self._closing is None or record is None:
+                        raise
+                    raise self._closing.why_held(record) from exc
+                if self._closing is not None and record is not None:
+                    self._closing.after_violation(record, len(RETRY_PAUSES_S) - len(pauses))
                 self._watch.clock.sleep(pauses.pop(0))
                 continue
             if answer.state == "refused":

@@ -58,6 +58,7 @@ from standby.host.hyperv.inventory import (
 )
 from standby.host.hyperv.leftovers import LeafGrowth, unmerged
 from standby.host.hyperv.machines import RUNNING, HostDisk, HostMachine, power_of
+from standby.host.hyperv.open_files import Clients, Closing
 from standby.host.hyperv.pacing import volumes_of
 from standby.host.hyperv.records import (
     CONVERTING,
@@ -138,7 +139,9 @@ class HyperVSource:
         *,
         rules: SourceRules | None = None,
         excludes: Excludes = excludes_nothing,
+        clients: Clients = tuple,
     ) -> None:
+        """`clients` are the names and addresses that this host's proxies have as SMB clients."""
         self.name = name
         self.records = Records(name, folder)
         self._door = Gathering(door, name)
@@ -146,9 +149,11 @@ class HyperVSource:
         self._rules = rules or SourceRules()
         self._excludes = excludes
         self._watch = Watch(self._door, name, clock)
-        self._snapshots = Snapshots(self._watch, self._rules.waits)
+        self._closing = Closing(self._watch, clients)
+        self._snapshots = Snapshots(self._watch, self._rules.waits, self._closing)
         self._seen: HostInventory | None = None
         self._answers = Answers()
+        self._doubted: set[str] = set()
         self._lock = threading.Lock()
 
     def node_of(self, machine_id: str) -> str:
@@ -336,14 +341,22 @@ class HyperVSource:
     def _record(self, checkpoint: Checkpoint) -> Record | None:
         return self.records.of_snapshot(checkpoint.id)
 
+    def may_be_open(self, checkpoint: Checkpoint) -> None:
+        """See ports.OpenFilesClosing."""
+        self._doubted.add(checkpoint.id)
+
     def release_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """Convert what was confirmed, give up what was not. The same ids when asked again."""
+        """Convert what was confirmed, give up what was not. The same ids when asked again.
+        FilesHeldOpen while files of the checkpoint stay open, and could not be closed."""
         self._answers.drop(checkpoint.id)
         record = self._record(checkpoint)
         if record is None:
             return {}
         if record.phase == RELEASED:
             return dict(record.trackers)
+        if checkpoint.id in self._doubted:
+            self._closing.settle(record)
+            self._doubted.discard(checkpoint.id)
         if record.phase not in (READ, CONVERTING):
             self._give_up(record)
             return {}
@@ -352,14 +365,14 @@ class HyperVSource:
     def _converted(self, record: Record) -> dict[str, str]:
         begun = record
         record = self.records.save(msgspec.structs.replace(record, phase=CONVERTING))
-        outcome = convert(self._watch, begun, self._rules.waits)
+        outcome = convert(self._watch, begun, self._rules.waits, self._closing)
         if outcome.state == "gone":
             self.records.drop(record.intent)
             raise SourceChanged(
                 record.machine, record.snapshot, "somebody removed the recovery snapshot meanwhile"
             )
         if outcome.state == "failed":
-            self._snapshots.destroy(record.machine_id, record.machine, record.snapshot)
+            self._snapshots.destroy(record.machine_id, record.machine, record.snapshot, record)
         trackers = trackers_of(record, outcome)
         point = outcome.point.instance_id if outcome.point else ""
         # One that is still being converted stays as it is: the next start finds what comes of it.
@@ -372,7 +385,7 @@ class HyperVSource:
 
     def _give_up(self, record: Record) -> None:
         if record.snapshot:
-            self._snapshots.destroy(record.machine_id, record.machine, record.snapshot)
+            self._snapshots.destroy(record.machine_id, record.machine, record.snapshot, record)
         self.records.drop(record.intent)
 
     def release_intent(self, intent_id: str) -> list[str]:
